@@ -1,0 +1,212 @@
+# Huiyin: from a QQ group's history to a model that talks like one of its members. `make help` lists what there is.
+# The Makefile knows the files, the scripts know the work, the settings in config/ know the choices.
+
+# Make 4.3 is the first whose $(file <...) and .SHELLFLAGS behave as used here.
+ifneq (,$(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)))
+$(error GNU Make $(MAKE_VERSION) is too old: 4.3 or newer is needed (Debian 11, Ubuntu 22.04; on macOS: brew install make, then gmake))
+endif
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+
+# ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
+CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
+SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db or *.csv
+KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
+TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
+RUN_IN ?= docker# docker or host
+GPU ?= 0# index of the card, or none
+PYTHON ?= python3# the Python which makes .venv
+
+config = $(or $(wildcard config/$(CONFIG)/$1),config/$1)
+TARGET_FILE := $(call config,target.txt)
+D := data/$(CONFIG)
+T = $(D)/$(TARGET)
+
+# ---- Checks that must come before any work
+shell-quote = '$(subst ','\'',$1)'
+matches = $(shell [[ $(call shell-quote,$1) =~ $2 ]] && echo yes)
+NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
+
+ifneq ($(words $(CURDIR)),1)
+$(error the path of this repository has blanks: $(CURDIR); move it to one without)
+endif
+ifneq ($(words $(SOURCE)),1)
+$(error SOURCE has blanks: $(SOURCE); rename the file or its folder, or link to it from data/raw/)
+endif
+ifeq (,$(call matches,$(CONFIG),$(NAMES)))
+$(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
+endif
+ifeq (,$(filter docker host,$(RUN_IN)))
+$(error RUN_IN=$(RUN_IN): say docker or host)
+endif
+ifneq (,$(filter pair gen train export all samples clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifeq (,$(TARGET))
+$(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
+endif
+# strip has taken a \r away already, so the file itself is looked at
+ifneq (,$(shell grep -s $$'^\xEF\xBB\xBF\|\r' $(if $(filter file,$(origin TARGET)),$(TARGET_FILE),/dev/null)))
+$(error $(TARGET_FILE) has a byte order mark or Windows line ends; write it anew: echo 10001 > $(TARGET_FILE))
+endif
+ifeq (,$(call matches,$(TARGET),$(NAMES)))
+$(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `make members` lists them)
+endif
+endif
+
+# ---- Where a script runs
+ifeq ($(RUN_IN),docker)
+ifneq (,$(filter decrypt parse combine pair gen train export all members,$(MAKECMDGOALS)))
+$(error the containers are not there yet: add RUN_IN=host)
+endif
+endif
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+# A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
+# A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
+.venv/base: requirements/base.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venv/train: requirements/train.txt | .venv/base
+	.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	cp -r requirements/torchaudio .venv/lib/python3*/site-packages/
+	@touch $@
+
+.venv/dev: requirements/dev.txt | .venv/base
+	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# ---- The stages. The one target of each is its receipt.json, which its script writes last.
+decrypted := $(D)/decrypted
+parsed := $(D)/parsed
+combined := $(D)/combined
+paired = $(T)/paired
+generated = $(T)/generated
+trained = $(T)/trained
+exported = $(T)/exported
+
+decrypt: $(if $(filter %.db,$(SOURCE)),$(decrypted)/receipt.json,nothing-to-decrypt)## read an encrypted QQNT database
+parse: $(parsed)/receipt.json## messages out of protobuf bodies
+combine: $(combined)/receipt.json## bursts of messages become turns
+pair: $(paired)/receipt.json## which turn does each turn of TARGET answer?
+gen: $(generated)/receipt.json## write missing halves; the dataset
+train: $(trained)/receipt.json## LoRA with LLaMA-Factory
+export: $(exported)/receipt.json## merge; a model for Ollama
+all: export## everything up to export
+
+# What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
+$(D)/source: $(if $(filter-out $(file <$(D)/source),$(SOURCE)),FORCE)
+	@mkdir -p $(@D) && chmod 700 data $(@D)
+	@echo '$(SOURCE)' > $@
+FORCE:
+
+ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
+$(SOURCE): | data/demo/sample/receipt.json
+else
+$(SOURCE):
+	$(error $@: no such file; put your nt_msg.db there (see "your own data" in README.md) or say SOURCE=...)
+endif
+
+sample: data/demo/sample/receipt.json## the invented history of the demo
+data/demo/sample/receipt.json: scripts/sample.py | .venv/base
+	$(RUN) python $< --out $(@D)
+
+# Settings that name data/tiny/ work with the tiny random model, which is then made first.
+tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
+data/tiny/receipt.json: scripts/tiny.py | .venv/base
+	$(RUN) python $< --out $(@D)
+
+beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
+$(decrypted)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call config,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
+	$(RUN) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
+
+nothing-to-decrypt:
+	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
+
+messages := $(if $(filter %.db,$(SOURCE)),$(decrypted)/nt_msg.db,$(SOURCE))
+$(parsed)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(decrypted)/receipt.json,$(SOURCE)) $(D)/source $(call config,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
+	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
+
+$(combined)/receipt.json: $(parsed)/receipt.json $(call config,combine.yaml) scripts/combine.py | .venv/base
+	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
+
+llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
+answers := data/answers.db
+# The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
+$(paired)/receipt.json: $(combined)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
+
+# gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
+$(generated)/receipt.json: $(paired)/receipt.json $(call config,gen.yaml) $(call config,llm.yaml) $(call config,prompts/gen.md) $(call config,prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/gen.py $(<D) --turns $(combined)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
+
+$(trained)/receipt.json: $(generated)/receipt.json $(call config,train.yaml) | .venv/train $(call tiny,train.yaml)
+	$(RUN) python scripts/train.py $(<D) --config $(call config,train.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(@D)
+
+$(exported)/receipt.json: $(trained)/receipt.json $(call config,export.yaml) scripts/export.py | .venv/train
+	$(RUN) python scripts/export.py $(<D) --generated $(generated) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
+
+# ---- Around the stages
+members: $(combined)/receipt.json## who is there, to choose TARGET from
+	@$(RUN) python scripts/members.py $(parsed)/messages.parquet $(combined)/turns.parquet
+
+samples: $(generated)/receipt.json## ten random rows of the dataset, with their origin
+	@$(RUN) python scripts/samples.py $(generated)
+
+DEMO := CONFIG=demo RUN_IN=host GPU=none
+demo:## the whole road on an invented history, on the host, without a card
+	@$(MAKE) sample all $(DEMO)
+	@$(MAKE) summary $(DEMO)
+
+summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
+	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(folder.$(stage)))
+
+STAGES := decrypt parse combine pair gen train export
+folder.decrypt = $(decrypted)
+folder.parse = $(parsed)
+folder.combine = $(combined)
+folder.pair = $(paired)
+folder.gen = $(generated)
+folder.train = $(trained)
+folder.export = $(exported)
+
+status:## which stages are done
+	@for stage in $(STAGES); do \
+		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
+	done
+
+# That stage and the later ones; the journal of answers stays.
+from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
+$(STAGES:%=clean-%): clean-%:
+	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(folder.$(stage)))
+
+forget-answers:## throw the journal of LLM answers away
+	rm -f $(answers) $(answers)-wal $(answers)-shm
+
+# ---- For developers
+test: .venv/train .venv/dev## all tests
+	.venv/bin/pytest
+
+lint: .venv/dev## style
+	.venv/bin/ruff check
+
+golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
+	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
+
+proto: .venv/dev## compile scripts/qq/qqnt.proto
+	.venv/bin/python -m grpc_tools.protoc -Iscripts/qq --python_out=scripts/qq scripts/qq/qqnt.proto
+
+help:## this list
+	@echo "Variables (make VARIABLE=value ...):"
+	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$($(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
+	@echo "Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
+
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden proto help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -1,0 +1,35 @@
+"""Foreseeable mistakes, told in one line."""
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+class Mistake(Exception):
+    """What is wrong, where, and what to do: one line for the reader, exit status 1, no traceback."""
+
+
+def run(main):
+    """Call `main`; what the user can mend becomes one line on stderr, anything else stays a traceback."""
+    os.umask(0o077)  # whatever is made from a history is for its owner only
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs when Make is stopped
+    try:
+        main()
+    except Mistake as mistake:
+        fail(" ".join(str(mistake).split()))
+    except KeyboardInterrupt:
+        fail("interrupted; what is done is kept, start again to go on", 130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            fail(f"{error.filename or 'disk'}: no space left; free some and start again")
+        if isinstance(error, PermissionError) and error.filename:
+            fail(f"{error.filename}: permission denied; make it readable and writable for you")
+        raise
+
+
+def fail(line, status=1):
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,42 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Progress:
+    """Count `total` units of work (None: unknown); `bytes=True` shows them as sizes.
+
+        with Progress("parse", total, "rows") as progress:
+            progress.add(1000)
+    """
+
+    def __init__(self, name, total, unit, bytes=False):
+        self.name, self.total, self.unit = name, total, unit
+        scale = {"unit_scale": True, "unit_divisor": 1024} if bytes else {}
+        self.bar = tqdm(total=total, desc=name, unit=unit if bytes else f" {unit}", leave=False, disable=None, **scale)
+        self.done, self.started = 0, time.monotonic()
+        self.next_line = self.started + SECONDS_BETWEEN_LINES
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def set_total(self, total):
+        self.total = self.bar.total = total
+
+    def add(self, count=1):
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.bar.disable and now >= self.next_line:
+            self.next_line = now + SECONDS_BETWEEN_LINES
+            rate = self.done / (now - self.started)
+            of = f" of {self.total:,}, {(self.total - self.done) / rate / 60:.0f} min left" if self.total else ""
+            print(f"{self.name}: {self.done:,}{of}, {rate:,.1f} {self.unit}/s", file=sys.stderr, flush=True)

@@ -1,0 +1,47 @@
+"""llama-server (the engine inside Ollama) in our own process, from a GGUF file: nothing to install, nothing to start."""
+
+from pathlib import Path
+
+import xllamacpp
+
+from common.errors import Mistake
+from common.stage import sha256
+from llm.backend import Unavailable, Unusable
+
+
+class Embedded:
+    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each."""
+
+    def __init__(self, model, num_ctx, parallel):
+        if not Path(model).is_file():
+            raise Mistake(f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml")
+        self.model = model
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_ctx = num_ctx * parallel  # shared out evenly among the slots
+        params.n_parallel = parallel
+        params.warmup = False
+        params.verbosity = -1
+        try:
+            self.server = xllamacpp.Server(params)
+        except RuntimeError:
+            raise Mistake(f"{model}: llama.cpp cannot load it; is it a whole GGUF model?") from None
+
+    def identity(self):
+        return f"sha256:{sha256(self.model)}"
+
+    def chat(self, messages, schema, temperature, seed, max_tokens):
+        """Return the answer's text, bound by the JSON schema `schema` (None: free text)."""
+        bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        answer = self.server.handle_chat_completions({
+            "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
+            **({} if schema is None else {"response_format": bound}),
+        })
+        if error := answer.get("error"):
+            if error["code"] < 500:
+                raise Mistake(f"{self.model} refuses the question: {error['message']}")
+            raise Unavailable(error["message"])
+        choice = answer["choices"][0]
+        if choice["finish_reason"] != "stop":
+            raise Unusable(f"the answer was broken off: {choice['finish_reason']}")
+        return choice["message"]["content"]

@@ -1,0 +1,35 @@
+"""The journal: every accepted answer, so that no question is asked twice, whatever happens to the run."""
+
+import hashlib
+import json
+import sqlite3
+import threading
+
+
+class Journal:
+    """`answers.db`: a SQLite table from the digest of a question to the answer's text. Safe for use by threads."""
+
+    def __init__(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
+        self.database.execute("PRAGMA journal_mode = WAL")  # one short write per answer, and it survives a kill
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+        self.lock = threading.Lock()
+
+    def get(self, key):
+        with self.lock:
+            row = self.database.execute("SELECT answer FROM answers WHERE key = ?", [key]).fetchone()
+        return row[0] if row else None
+
+    def put(self, key, answer):
+        with self.lock:
+            self.database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [key, answer])
+
+    def close(self):
+        self.database.close()
+
+
+def digest(*parts):
+    """sha256 of the parts as canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

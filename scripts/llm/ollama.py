@@ -1,0 +1,101 @@
+"""Ollama over its own API (docs/api.md there): ask, unload, create a model."""
+
+import json
+import time
+
+import requests
+
+from common.errors import Mistake
+from common.stage import sha256
+from llm.backend import CONNECT_SECONDS, Unusable, post, session_for
+
+UNLOAD_SECONDS = 120
+
+
+class Ollama:
+    """The model `model` on the Ollama server at `url`."""
+
+    def __init__(self, url, model, num_ctx, read_seconds, allow_remote=False):
+        self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
+        self.session = session_for(url, allow_remote)
+
+    def identity(self):
+        """The digest of the model; a `Mistake` if the server or the model is not there."""
+        digest = self.models().get(tagged(self.model))
+        if digest is None:
+            raise Mistake(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
+        return digest
+
+    def models(self):
+        """{name: digest} of the models the server has."""
+        try:
+            answer = self.session.get(f"{self.url}/api/tags", timeout=(CONNECT_SECONDS, self.read_seconds))
+            answer.raise_for_status()
+            return {model["name"]: model["digest"] for model in answer.json()["models"]}
+        except (requests.RequestException, KeyError, TypeError):
+            raise Mistake(f"no Ollama answers at {self.url}; start it (ollama serve), "
+                          "or set url or backend in llm.yaml") from None
+
+    def chat(self, messages, schema, temperature, seed, max_tokens, may_be_cut=False):
+        """Return the answer's text, bound by the JSON schema `schema` (None: free text).
+
+        Everything is sent in every request: another num_ctx from one to the next reloads the model, and the
+        defaults would cut long prompts in silence.
+        """
+        answer = post(self.session, f"{self.url}/api/chat", {
+            "model": self.model, "messages": messages, "stream": False, "think": False, "truncate": False,
+            "shift": False, "keep_alive": "30m", **({} if schema is None else {"format": schema}),
+            "options": {"num_ctx": self.num_ctx, "num_predict": max_tokens, "temperature": temperature, "seed": seed},
+        }, self.read_seconds)
+        # Ollama says 200 for answers it broke off, too
+        reasons = ["stop", "length"] if may_be_cut else ["stop"]
+        if not answer.get("done") or answer.get("done_reason") not in reasons:
+            raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
+        message = answer.get("message", {})
+        if message.get("thinking") or "<think>" in message.get("content", ""):
+            raise Unusable("the model thinks aloud although think is false")
+        return message.get("content", "")
+
+    def unload(self):
+        """Free the card: ask Ollama to drop its models and wait until it has (200 alone does not mean that)."""
+        deadline = time.monotonic() + UNLOAD_SECONDS
+        for name in self.loaded():
+            post(self.session, f"{self.url}/api/generate", {"model": name, "keep_alive": 0}, self.read_seconds)
+        while self.loaded():
+            if time.monotonic() > deadline:
+                raise Mistake(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
+            time.sleep(0.5)
+
+    def loaded(self):
+        answer = self.session.get(f"{self.url}/api/ps", timeout=(CONNECT_SECONDS, self.read_seconds))
+        return [model["name"] for model in answer.json()["models"]]
+
+    def create(self, files, template, system, parameters):
+        """Create the model from `files` ({name: path}) and return its digest; the stream is read to its last line."""
+        digests = {}
+        for name, path in files.items():
+            digests[name] = f"sha256:{sha256(path)}"
+            blob = f"{self.url}/api/blobs/{digests[name]}"
+            if self.session.head(blob, timeout=(CONNECT_SECONDS, self.read_seconds)).status_code == 200:
+                continue
+            with open(path, "rb") as file:
+                sent = self.session.post(blob, data=file, timeout=(CONNECT_SECONDS, self.read_seconds))
+            if sent.status_code not in (200, 201):
+                raise Mistake(f"Ollama at {self.url} does not take {path}: "
+                              f"status {sent.status_code}, {sent.text.strip()}")
+        body = {"model": self.model, "files": digests, "template": template, "system": system, "parameters": parameters}
+        status = None
+        with self.session.post(f"{self.url}/api/create", json=body, stream=True,
+                               timeout=(CONNECT_SECONDS, self.read_seconds)) as answer:
+            for line in filter(None, answer.iter_lines()):
+                event = json.loads(line)
+                if "error" in event:  # comes on a 200, too
+                    raise Mistake(f"Ollama at {self.url} cannot create {self.model}: {event['error']}")
+                status = event.get("status")
+        if status != "success":
+            raise Mistake(f"Ollama at {self.url} stopped creating {self.model} after: {status}")
+        return self.identity()
+
+
+def tagged(name):
+    return name if ":" in name else f"{name}:latest"
