@@ -102,15 +102,14 @@ all: export## everything up to export
 
 # What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
 $(D)/source: $(if $(filter-out $(file <$(D)/source),$(SOURCE)),FORCE)
-	@mkdir -p $(@D) && chmod 700 data $(@D)
-	@echo '$(SOURCE)' > $@
+	@umask 077; mkdir -p $(@D); chmod 700 data; echo $(call shell-quote,$(SOURCE)) > $@
 FORCE:
 
 ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
 $(SOURCE): | data/demo/sample/receipt.json
 else
 $(SOURCE):
-	$(error $@: no such file; put your nt_msg.db there (see "your own data" in README.md) or say SOURCE=...)
+	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or say SOURCE=...)
 endif
 
 sample: data/demo/sample/receipt.json## the invented history of the demo

@@ -1,8 +1,8 @@
 """Write the missing half of unpaired turns, and make the dataset.
 
     python scripts/gen.py data/default/10001/paired --turns data/default/combined/turns.parquet \\
-        --config config/gen.yaml --prompt config/prompts/gen.md --persona config/prompts/persona.md --llm config/llm.yaml \\
-        --answers data/answers.db --out data/default/10001/generated
+        --config config/gen.yaml --prompt config/prompts/gen.md --persona config/prompts/persona.md \\
+        --llm config/llm.yaml --answers data/answers.db --out data/default/10001/generated
 
 Writes alpaca.json, alpaca_eval.json, dataset_info.json (as LLaMA-Factory reads them), system.txt and sources.jsonl.
 """

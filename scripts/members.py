@@ -23,7 +23,8 @@ def members(messages, turns):
         with_text=(pl.col("fragments").list.len() > 0).mean(),
         first=pl.col("time").min(), last=pl.col("time").max())
     of_turns = turns.group_by(member).agg(
-        turns=pl.len(), quotes=pl.col("reply_to_turn").count(), median_characters=pl.col("text").str.len_chars().median())
+        turns=pl.len(), quotes=pl.col("reply_to_turn").count(),
+        median_characters=pl.col("text").str.len_chars().median())
     return (
         counted.join(of_turns, on=member, how="left").with_columns(pl.col("turns", "quotes").fill_null(0))
         .sort("group_id", "turns", "messages", "user_id", descending=[False, True, True, False])

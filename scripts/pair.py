@@ -21,6 +21,7 @@ from llm.client import Client, Question, llm_arguments, open_backend, read_llm_s
 from llm.prompts import one_line, read_prompt
 
 ANSWER_TOKENS = 32
+NONE = "none"  # the model's word for "answers nobody"
 NAME_CHARACTERS = 30
 
 
@@ -132,7 +133,7 @@ def question_about(case, prompt, settings, temperature):
         seconds = int((turn["time"] - other["time"]).total_seconds())
         text = one_line(other["text"], settings.characters_shown)
         lines.append(f"{label} {one_line(other['nickname'], NAME_CHARACTERS)}（{seconds}秒前）：{text}")
-    choices = [*range(1, number + 1), "none"]
+    choices = [*map(str, range(1, number + 1)), NONE]
 
     def accept(answer):
         if answer.get("answers") not in choices:
@@ -151,10 +152,12 @@ def ask_about(cases, prompt, settings, llm, args):
     client = Client(open_backend(llm, args.ollama_url), llm.parallel, args.answers)
     questions = [question_about(case, prompt, settings, llm.pair_temperature) for case in cases]
     for case, answer in zip(cases, client.ask_all("pair", questions), strict=True):
-        if isinstance(answer, int):
-            case.answered(case.candidates[answer - 1], "llm")
+        if answer is None:
+            case.reason = "failed"
+        elif answer == NONE:
+            case.reason = "none"
         else:
-            case.reason = answer or "failed"
+            case.answered(case.candidates[int(answer) - 1], "llm")
     client.close()
     return {"model": client.model, **client.counts}
 

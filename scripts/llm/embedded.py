@@ -1,4 +1,4 @@
-"""llama-server (the engine inside Ollama) in our own process, from a GGUF file: nothing to install, nothing to start."""
+"""llama-server (the engine inside Ollama) in our own process, from a GGUF file: nothing to start first."""
 
 from pathlib import Path
 
@@ -33,10 +33,13 @@ class Embedded:
     def chat(self, messages, schema, temperature, seed, max_tokens):
         """Return the answer's text, bound by the JSON schema `schema` (None: free text)."""
         bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        answer = self.server.handle_chat_completions({
-            "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
-            **({} if schema is None else {"response_format": bound}),
-        })
+        try:
+            answer = self.server.handle_chat_completions({
+                "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
+                **({} if schema is None else {"response_format": bound}),
+            })
+        except RuntimeError as error:  # what the model wrote is no UTF-8, for one
+            raise Unusable(str(error)) from None
         if error := answer.get("error"):
             if error["code"] < 500:
                 raise Mistake(f"{self.model} refuses the question: {error['message']}")

@@ -1,0 +1,92 @@
+"""The documents say what the code does."""
+
+import dataclasses
+import importlib
+import re
+
+import polars as pl
+import pytest
+import yaml
+
+from helpers import ROOT
+
+CONFIG = ROOT / "config"
+READMES = ["README.md", "README.zh-CN.md"]
+SETTINGS = {"decrypt": "decrypt", "parse": "parse", "combine": "combine", "llm": "llm.client", "pair": "pair",
+            "gen": "gen", "export": "export"}
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def targets():
+    return re.findall(r"^([a-z-]+):.*## ", text("Makefile"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_is_in_its_file_with_its_default_and_a_comment(name):
+    settings = importlib.import_module(SETTINGS[name]).Settings
+    lines = text(f"config/{name}.yaml").splitlines()
+    assert "preset: default" in lines
+    defaults, shown = settings(), {}
+    for place, line in enumerate(lines):
+        match = re.fullmatch(r"# (\w+): ?(.*)", line)
+        if match and hasattr(defaults, match[1]):
+            shown[match[1]] = match[2]
+            assert lines[place - 1].startswith("# "), f"{match[1]} has no comment"
+    fields = [field.name for field in dataclasses.fields(settings)]
+    assert [field for field in fields if field not in shown] == []
+    for field in fields:
+        assert (yaml.load(shown[field], yaml.BaseLoader) or "") == plain(getattr(defaults, field)), field
+
+
+def plain(value):
+    """The value as YAML's BaseLoader reads it."""
+    if value is None or value == []:
+        return ""
+    return value if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_training_settings_are_explained():
+    _, *paragraphs = text("config/train.yaml").split("\n\n")
+    assert [paragraph for paragraph in paragraphs if not paragraph.startswith("# ")] == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_each_target_is_in_the_readme(name):
+    readme = text(name)
+    assert [target for target in targets() if f"`{target}`" not in readme] == []
+    assert "make demo" in readme and "make test" in readme
+
+
+def test_ci_calls_the_command_of_the_readme():
+    assert text(".ci/run").splitlines()[-1] == "make test"
+    assert "- run: .ci/run" in text(".github/workflows/ci.yaml")
+    assert "\nmake test " in text("README.md")
+
+
+def test_each_field_is_explained(demo):
+    explained = set(re.findall(r"`([a-z_]+)`", text("data/README.md")))
+    data = demo[0] / "data/demo"
+    columns = [name for file in ("parsed/messages.parquet", "combined/turns.parquet")
+               for name in pl.read_parquet_schema(data / file)]
+    for name in ("10002/paired/pairs.jsonl", "10002/paired/unpaired.jsonl", "10002/generated/sources.jsonl"):
+        columns += re.findall(r'"(\w+)": ', (data / name).read_text(encoding="utf-8").splitlines()[0])
+    assert sorted(set(columns) - explained) == []
+
+
+def test_each_reason_for_dropping_is_explained():
+    explained = text("data/README.md")
+    reasons = set()
+    for script in (ROOT / "scripts").rglob("*.py"):
+        code = script.read_text(encoding="utf-8")
+        reasons |= set(re.findall(r'dropped\["(\w+)"\]', code)) | set(re.findall(r'case\.reason = "(\w+)"', code))
+    assert {"older", "empty", "failed", "quotes_outside"} <= reasons
+    assert sorted(reason for reason in reasons if f"`{reason}`" not in explained) == []
+
+
+def test_no_file_of_the_project_names_a_setting_by_a_word_yaml_would_turn_into_a_boolean():
+    for path in CONFIG.rglob("*.yaml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not re.match(r"(# )?\w+: (on|off|yes|no)$", line), f"{path}: {line}"

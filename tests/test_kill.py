@@ -1,0 +1,78 @@
+"""Kill the pipeline while it talks to the language model: nothing is lost, nothing is asked twice, nothing differs."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers import CLEAN, copy_project, make, shutil
+
+RUN = ["gen", "CONFIG=kill", "RUN_IN=host", "TARGET=10002", "SOURCE=data/raw/nt_msg.db", "KEY=data/raw/key.txt"]
+
+
+@pytest.fixture
+def project(demo, tmp_path, ollama):
+    """A project whose `kill` settings ask the test server, one question at a time."""
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/demo/sample", project / "data/raw")
+    settings = project / "config/kill"
+    settings.mkdir()
+    (settings / "llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\n")
+    (settings / "pair.yaml").write_text("newest: 25\nquotes_first: false\nstop_at_own_turn: true\n")
+    assert make(project, "combine", *RUN[1:]).returncode == 0
+    return project
+
+
+def results(project):
+    folder = project / "data/kill/10002"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "receipt.json"}
+
+
+def start_over(project, ollama):
+    shutil.rmtree(project / "data/kill/10002", ignore_errors=True)
+    for file in (project / "data").glob("answers.db*"):
+        file.unlink()
+    ollama.requests.clear()
+
+
+def questions(ollama):
+    return [str(request.body) for request in ollama.requests if request.path == "/api/chat"]
+
+
+def run_until_killed(project, ollama, answers):
+    """Run until `answers` questions are answered; the next one kills the whole process group with SIGKILL."""
+    running = subprocess.Popen(["make", *RUN], cwd=project, env=CLEAN, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def kill(k, body):
+        if len(questions(ollama)) == answers + 1:
+            os.killpg(running.pid, signal.SIGKILL)
+
+    ollama.before_chat = kill
+    output, _ = running.communicate()
+    ollama.before_chat = lambda k, body: None
+    assert running.returncode == -signal.SIGKILL, output
+
+
+def test_killed_after_any_answer_the_end_is_the_same(project, ollama):
+    undisturbed = make(project, *RUN)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected, asked = results(project), questions(ollama)
+    of_pair = json.loads((project / "data/kill/10002/paired/receipt.json").read_text(encoding="utf-8"))["llm"]["asked"]
+    assert of_pair > 6 and len(asked) > of_pair + 4
+    assert {Path(name).name for name in expected} >= {"pairs.jsonl", "unpaired.jsonl", "alpaca.json"}
+
+    for answers in [0, 1, 5, of_pair - 1, of_pair, of_pair + 3]:
+        start_over(project, ollama)
+        run_until_killed(project, ollama, answers)
+        stage = "paired" if answers < of_pair else "generated"
+        assert not (project / f"data/kill/10002/{stage}/receipt.json").exists()
+        again = make(project, *RUN)
+        assert again.returncode == 0, again.stderr
+        assert results(project) == expected
+        # the question that met its end unanswered comes twice, no other does
+        assert questions(ollama) == [*asked[:answers + 1], *asked[answers:]]

@@ -1,0 +1,290 @@
+"""The Makefile: what a newcomer types, what is redone when, and what mistakes say. Every run is a real one."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from helpers import ROOT, copy_project, make
+
+STAGES = ["decrypt", "parse", "combine", "pair", "gen", "train", "export"]
+DEMO = ["CONFIG=demo", "RUN_IN=host", "GPU=none"]
+
+
+def stages_run(output):
+    return re.findall(r"python scripts/(\w+)\.py", output)
+
+
+def folder(project, stage):
+    results = {"decrypt": "decrypted", "parse": "parsed", "combine": "combined", "pair": "10002/paired",
+               "gen": "10002/generated", "train": "10002/trained", "export": "10002/exported"}
+    return project / "data/demo" / results[stage]
+
+
+def ledger(project, stage):
+    return json.loads((folder(project, stage) / "receipt.json").read_text(encoding="utf-8"))["ledger"]
+
+
+def snapshot(path):
+    files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def test_demo_walks_the_whole_road(demo):
+    project, output = demo
+    assert stages_run(output) == ["sample", "decrypt", "parse", "combine", "tiny", "pair", "gen", "train", "export"]
+    table = output[output.index("Asked the merged model"):]
+    assert "gibberish" in table
+    for stage in STAGES:
+        found = ledger(project, stage)
+        assert found["read"] > 0
+        assert found["read"] == found["written"] + found.get("merged", 0) + sum(found["dropped"].values())
+        assert re.search(rf"^{stage} +{found['read']:,} +{found['written']:,} ", table, re.MULTILINE)
+
+
+def test_every_stage_reads_what_the_one_before_wrote(demo):
+    project, _ = demo
+    assert ledger(project, "decrypt")["written"] == ledger(project, "parse")["read"]
+    assert ledger(project, "parse")["written"] == ledger(project, "combine")["read"]
+    assert ledger(project, "pair")["written"] == ledger(project, "gen")["read"]
+    assert ledger(project, "gen")["written"] == ledger(project, "train")["read"]
+
+
+def test_the_files_of_the_contract_are_there_and_nobody_elses(demo):
+    project, _ = demo
+    names = ["answers.db", "demo/source", "demo/decrypted/nt_msg.db", "demo/parsed/messages.parquet",
+             "demo/parsed/messages.csv", "demo/combined/turns.parquet", "demo/10002/paired/pairs.jsonl",
+             "demo/10002/paired/unpaired.jsonl", "demo/10002/generated/alpaca.json",
+             "demo/10002/generated/alpaca_eval.json", "demo/10002/generated/dataset_info.json",
+             "demo/10002/trained/adapter/adapter_model.safetensors", "demo/10002/trained/training_loss.png",
+             "demo/10002/exported/merged/model.safetensors", "demo/10002/exported/Modelfile"]
+    assert [name for name in names if not (project / "data" / name).is_file()] == []
+    assert list((project / "data/demo/combined").glob("turns.*.json"))
+    made = [path for path in (project / "data").rglob("*") if path.name != "README.md"]
+    assert [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077 and path.is_dir()] == []
+    assert stat.S_IMODE((project / "data").stat().st_mode) == 0o700
+    assert [path for path in made if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    assert [path for path in made if path.name.endswith(".part")] == []
+
+
+def test_the_model_is_asked_with_the_system_text_it_was_trained_with(demo):
+    project, _ = demo
+    rows = json.loads((folder(project, "gen") / "alpaca.json").read_text(encoding="utf-8"))
+    modelfile = (folder(project, "export") / "Modelfile").read_text(encoding="utf-8")
+    assert {row["system"] for row in rows} == {re.search(r'SYSTEM """(.*?)"""', modelfile, re.DOTALL)[1]}
+    assert "rope_theta" in json.loads((folder(project, "export") / "merged/config.json").read_text(encoding="utf-8"))
+
+
+def test_a_second_demo_does_nothing(demo):
+    project, _ = demo
+    again = make(project, "demo")
+    assert again.returncode == 0
+    assert stages_run(again.stdout) == []
+    assert make(project, "--question", "all", *DEMO).returncode == 0
+
+
+@pytest.mark.parametrize(("setting", "redone"), [
+    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("pair.yaml", STAGES[3:]),
+    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("gen.yaml", STAGES[4:]),
+    ("prompts/persona.md", STAGES[4:]), ("demo/train.yaml", STAGES[5:]), ("export.yaml", STAGES[6:]),
+])
+def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, redone):
+    project, _ = demo
+    file = project / "config" / setting
+    before = file.stat()
+    os.utime(file)
+    try:
+        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == redone
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_another_source_redoes_everything_whatever_its_date(demo):
+    project, _ = demo
+    other = project / "data/raw/other.db"
+    other.parent.mkdir(exist_ok=True)
+    shutil.copy2(project / "data/demo/sample/nt_msg.db", other)
+    os.utime(other, (0, 0))
+    planned = make(project, "--dry-run", "all", "SOURCE=data/raw/other.db", *DEMO)
+    assert stages_run(planned.stdout) == STAGES
+
+
+def test_another_target_costs_only_pair_and_later(demo):
+    project, _ = demo
+    assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == STAGES[3:]
+
+
+def test_a_failing_stage_leaves_the_earlier_result(demo):
+    project, _ = demo
+    before = snapshot(folder(project, "combine"))
+    settings = project / "config/demo/combine.yaml"
+    settings.write_text("merge: rule\nmax_gap_secs: 60\n")
+    try:
+        failed = make(project, "combine", *DEMO)
+        assert failed.returncode == 2
+        assert ("combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
+                "max_gap_seconds, max_others_between, notices, markers") in failed.stderr.splitlines()
+        assert snapshot(folder(project, "combine")) == before
+        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
+    finally:
+        settings.unlink()
+
+
+def test_clean_takes_a_stage_and_the_later_ones_but_never_the_answers(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/demo", project / "data/demo")
+    (project / "data/answers.db").touch()
+    assert make(project, "clean-pair", *DEMO).returncode == 0
+    left = [stage for stage in STAGES if folder(project, stage).exists()]
+    assert left == STAGES[:3]
+    assert (project / "data/answers.db").exists()
+
+
+def test_help_lists_every_target_and_the_present_values():
+    shown = make(ROOT).stdout
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE):
+        assert re.search(rf"^  {target} ", shown, re.MULTILINE)
+    assert re.search(r"^  RUN_IN +docker ", shown, re.MULTILINE)
+    assert shown.index("  decrypt ") < shown.index("  parse ") < shown.index("  export ")
+
+
+def test_status_says_what_is_done(demo):
+    project, _ = demo
+    assert make(project, "status", *DEMO).stdout.splitlines() == [f"{stage}: done" for stage in STAGES]
+
+
+def test_a_csv_needs_no_decrypting(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")
+    done = make(project, "decrypt", "combine", "SOURCE=chat.csv", "RUN_IN=host")
+    assert done.returncode == 0, done.stderr
+    assert "decrypt: chat.csv is no database, there is nothing to decrypt" in done.stdout.splitlines()
+    assert stages_run(done.stdout) == ["parse", "combine"]
+
+
+# ---- One line each
+
+
+@pytest.fixture
+def project(tmp_path):
+    return copy_project(tmp_path)
+
+
+def complaint(done):
+    """The one line on stderr; Make's own closing line about the failed recipe does not count."""
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"make: \*\*\* \[", line)]
+    assert len(lines) == 1, done.stderr
+    return re.sub(r"^Makefile:\d+: \*\*\* (.*)\.  Stop\.$", r"\1", lines[0])
+
+
+def test_old_make(project):
+    line = complaint(make(project, "MAKE_VERSION=4.2.1"))
+    assert line.startswith("GNU Make 4.2.1 is too old: 4.3 or newer is needed")
+
+
+def fake_python(project, body):
+    program = project / "python-fake"
+    program.write_text(f"#!/bin/bash\n{body}\n")
+    program.chmod(0o755)
+    (project / ".venv").unlink()
+    return f"PYTHON={program}"
+
+
+def test_old_python(project):
+    old = fake_python(project, '[[ "$1" == -V ]] && echo "Python 3.9.2" && exit 0\nexit 1')
+    line = complaint(make(project, "sample", "RUN_IN=host", old))
+    assert line.startswith("Python 3.11 or newer is needed, ")
+    assert line.endswith("is Python 3.9.2: install one and say PYTHON=python3.12")
+
+
+def test_no_venv_module(project):
+    bare = fake_python(project, '[[ "$*" == *ensurepip* ]] && exit 1\nexit 0')
+    assert complaint(make(project, "sample", "RUN_IN=host", bare)) == (
+        "Python's venv module is missing: sudo apt install python3-venv")
+
+
+def test_blanks_in_the_path(tmp_path):
+    (tmp_path / "my chats").mkdir()
+    project = copy_project(tmp_path / "my chats")
+    assert complaint(make(project, "help")) == (
+        f"the path of this repository has blanks: {project}; move it to one without")
+
+
+def test_blanks_in_source(project):
+    assert complaint(make(project, "parse", "RUN_IN=host", "SOURCE=my chat.db")) == (
+        "SOURCE has blanks: my chat.db; rename the file or its folder, or link to it from data/raw/")
+
+
+def test_no_target(project):
+    assert complaint(make(project, "all", "RUN_IN=host")) == (
+        "no TARGET: write the QQ number of the member to learn from into config/target.txt, or say TARGET=...; "
+        "`make members` lists who is there")
+
+
+@pytest.mark.parametrize("written", [b"\xef\xbb\xbf10001\n", b"10001\r\n"])
+def test_target_file_from_notepad(project, written):
+    (project / "config/target.txt").write_bytes(written)
+    assert complaint(make(project, "pair", "RUN_IN=host")) == (
+        "config/target.txt has a byte order mark or Windows line ends; write it anew: echo 10001 > config/target.txt")
+
+
+@pytest.mark.parametrize("target", ["a/b", "..", "小明", "1 2", "$(touch gone)", "a';touch gone;'"])
+def test_odd_target(project, target):
+    line = complaint(make(project, "pair", "RUN_IN=host", f"TARGET={target.replace('$', '$$')}"))
+    assert line == f"TARGET={target}: a user id has only letters, digits and _ . - in it; `make members` lists them"
+    assert not (project / "gone").exists()
+
+
+def test_no_database(project):
+    assert complaint(make(project, "parse", "RUN_IN=host")) == (
+        "data/raw/nt_msg.db: no such file; put your nt_msg.db there (see 'Your own data' in README.md) "
+        "or say SOURCE=...")
+
+
+def test_a_target_nobody_has(demo):
+    assert complaint(make(demo[0], "pair", "TARGET=4040404", *DEMO)) == (
+        "pair.py: nobody with the id 4040404 has said anything here; `make members` lists who is there, "
+        "put one of those ids into config/target.txt")
+
+
+def test_wrong_key(demo, tmp_path):
+    wrong = tmp_path / "key.txt"
+    wrong.write_text("0123456789abcdef\n")
+    line = complaint(make(demo[0], "decrypt", f"KEY={wrong}", *DEMO))
+    assert "wrong key" in line
+    assert "0123456789abcdef" not in line
+
+
+def test_wrong_word_for_run_in(project):
+    assert complaint(make(project, "parse", "RUN_IN=here")) == "RUN_IN=here: say docker or host"
+
+
+def test_members_lists_who_is_there(demo):
+    shown = make(demo[0], "members", *DEMO).stdout
+    assert re.search(r"^  10002 ", shown, re.MULTILINE)
+
+
+def test_samples_shows_rows_with_their_origin(demo):
+    shown = make(demo[0], "samples", *DEMO)
+    assert shown.returncode == 0, shown.stderr
+    assert len(re.findall(r"^--- row \d+, turns \[\d+\], (quote|llm|written)$", shown.stdout, re.MULTILINE)) == 10
+
+
+def test_no_secret_reaches_the_log(demo):
+    key = (demo[0] / "data/demo/sample/key.txt").read_text(encoding="utf-8").strip()
+    assert key not in demo[1]
+    receipts = [path.read_text(encoding="utf-8") for path in (demo[0] / "data").rglob("receipt.json")]
+    assert not any(key in text for text in receipts)
+
+
+def test_nothing_of_ours_is_in_git(demo):
+    subprocess.run(["git", "init", "-q"], cwd=demo[0], check=True)
+    status = ["git", "status", "--porcelain", "-uall"]
+    listed = subprocess.run(status, cwd=demo[0], capture_output=True, encoding="utf-8").stdout
+    assert [line for line in listed.splitlines() if "data/" in line and "data/README.md" not in line] == []

@@ -1,0 +1,174 @@
+"""The stand-in for Ollama keeps what Ollama's documentation promises."""
+
+import hashlib
+import json
+
+import pytest
+import requests
+
+from ollama_server import OllamaServer, Refusal
+from tiny import write_hugging_face
+
+MODEL = "qwen2.5:14b"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answers": {"enum": ["1", "2", "none"]}, "why": {"type": "string", "maxLength": 20}},
+    "required": ["answers", "why"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def server(gguf):
+    with OllamaServer(gguf, [MODEL]) as server:
+        yield server
+
+
+def post(server, path, **body):
+    return requests.post(server.url + path, json=body)
+
+
+def chat(server, text="在吗？", model=MODEL, stream=False, options=None, **more):
+    options = {"num_predict": 200, "seed": 1, "temperature": 0.8, **(options or {})}
+    messages = [{"role": "user", "content": text}]
+    return post(server, "/api/chat", model=model, messages=messages, stream=stream, options=options, **more)
+
+
+def upload(server, content):
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert requests.post(f"{server.url}/api/blobs/{digest}", data=content).status_code in (200, 201)
+    return digest
+
+
+def statuses(answer):
+    return [event.get("status") or event for event in map(json.loads, answer.iter_lines())]
+
+
+def test_the_server_introduces_itself(server):
+    assert requests.get(server.url).text == "Ollama is running"
+    assert requests.head(server.url).status_code == 200
+    assert requests.get(server.url + "/api/version").json().keys() == {"version"}
+    [model] = requests.get(server.url + "/api/tags").json()["models"]
+    assert model["name"] == MODEL and len(model["digest"]) == 64
+    assert post(server, "/api/show", model=MODEL).json()["model_info"]["qwen2.context_length"] == 32768
+
+
+def test_answers_keep_to_the_schema_and_repeat(server):
+    def answers():
+        return [chat(server, f"{number} 谁答谁？", format=SCHEMA).json() for number in range(20)]
+
+    first, again = answers(), answers()
+    for answer in first:
+        assert (answer["done"], answer["done_reason"]) == (True, "stop")
+        content = json.loads(answer["message"]["content"])
+        assert content.keys() == {"answers", "why"} and content["answers"] in ("1", "2", "none")
+        assert answer["prompt_eval_count"] > 0 and answer["eval_count"] > 0 and answer["total_duration"] > 0
+    assert [answer["message"] for answer in first] == [answer["message"] for answer in again]
+    assert len(server.requests) == 40 and server.requests[0].body["format"] == SCHEMA
+    assert server.loads == [(MODEL, 4096)]
+
+
+def test_free_text_ends_by_itself_and_streams_the_same(server):
+    whole = chat(server).json()
+    assert whole["done_reason"] == "stop" and whole["message"]["content"]
+    events = [json.loads(line) for line in chat(server, stream=True).iter_lines()]
+    assert "".join(event["message"]["content"] for event in events) == whole["message"]["content"]
+    assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
+    generated = post(server, "/api/generate", model=MODEL, prompt="在吗？", stream=False).json()
+    assert generated["response"] and generated["done"]
+
+
+def test_a_cut_answer_says_so(server):
+    answer = chat(server, format=SCHEMA, options={"num_predict": 3}).json()
+    assert (answer["done_reason"], answer["eval_count"]) == ("length", 3)
+
+
+@pytest.mark.parametrize("status, words, change", [
+    (404, "model 'nobody' not found", {"model": "nobody"}),
+    (400, "does not support thinking", {"think": True}),
+    (400, "invalid format", {"format": 3}),
+    (400, "$ref", {"format": {"$ref": "#/nowhere"}}),
+    (400, "context size (100 tokens)", {"text": "长" * 200, "options": {"num_ctx": 100}}),
+    (400, "context size (32768 tokens)", {"text": "长" * 40000, "options": {"num_ctx": 32768}}),
+])
+def test_what_is_refused(server, status, words, change):
+    answer = chat(server, **change)
+    assert answer.status_code == status and words in answer.json()["error"]
+
+
+def test_requests_that_are_no_json(server):
+    for content in ("{", "", "[]"):
+        answer = requests.post(server.url + "/api/chat", data=content)
+        assert answer.status_code == 400 and answer.json()["error"]
+    assert requests.get(server.url + "/api/nothing").status_code == 404
+    assert [request.body for request in server.requests] == [None, None, [], None]
+
+
+def test_load_and_unload(server):
+    def loaded():
+        return [(model["name"], model["context_length"]) for model in
+                requests.get(server.url + "/api/ps").json()["models"]]
+
+    assert loaded() == []
+    assert post(server, "/api/generate", model=MODEL, stream=False).json()["done_reason"] == "load"
+    assert loaded() == [(MODEL, 4096)]
+    chat(server, options={"num_ctx": 2048})
+    assert loaded() == [(MODEL, 2048)]
+    assert post(server, "/api/generate", model=MODEL, keep_alive=0).json()["done_reason"] == "unload"
+    assert loaded() == []
+    chat(server, keep_alive="0s")
+    assert loaded() == []
+
+
+def test_create(server, tmp_path):
+    folder = write_hugging_face(tmp_path / "model")
+    files = {file.name: upload(server, file.read_bytes()) for file in folder.iterdir()}
+    digest = files["config.json"]
+    assert server.blobs[digest] == (folder / "config.json").read_bytes()
+    assert requests.head(f"{server.url}/api/blobs/{digest}").status_code == 200
+    assert requests.head(f"{server.url}/api/blobs/sha256:{'0' * 64}").status_code == 404
+    assert requests.post(f"{server.url}/api/blobs/sha256:{'0' * 64}", data=b"x").json() == {"error": "digest mismatch"}
+
+    answer = post(server, "/api/create", model="huiyin-1", files=files, system="你是群友", quantize="q8_0",
+                  template="{{ .Prompt }}", parameters={"num_ctx": 2048, "stop": ["<|im_end|>"]})
+    assert statuses(answer)[-1] == "success"
+    assert server.created["huiyin-1:latest"]["config"]["rope_theta"] == 1_000_000
+    assert post(server, "/api/show", model="huiyin-1").json()["system"] == "你是群友"
+    plain, made = chat(server).json(), chat(server, model="huiyin-1").json()
+    assert made["prompt_eval_count"] > plain["prompt_eval_count"], "the system text is asked with"
+    assert server.loaded["huiyin-1:latest"] == 2048
+
+    assert requests.delete(server.url + "/api/delete", json={"model": "huiyin-1"}).status_code == 200
+    assert chat(server, model="huiyin-1").status_code == 404
+
+
+def test_what_cannot_be_created(server):
+    qwen3 = upload(server, b'{"architectures": ["Qwen3ForCausalLM"]}')
+    weights = upload(server, b"weights")
+    for files, words in [
+        ({"config.json": qwen3, "model.safetensors": weights}, 'unsupported architecture "Qwen3ForCausalLM"'),
+        ({"config.json": qwen3}, "no safetensors"),
+        ({"model.safetensors": weights}, "config.json"),
+        ({"model.safetensors": f"sha256:{'0' * 64}"}, "not found"),
+        ({}, "neither"),
+    ]:
+        answer = post(server, "/api/create", model="new", files=files)
+        assert answer.status_code == 200 and words in statuses(answer)[-1]["error"]
+        assert post(server, "/api/create", model="new", files=files, stream=False).status_code >= 400
+    assert server.created == {}
+
+
+def test_pull(server):
+    assert statuses(post(server, "/api/pull", model="other:1b"))[-1] == "success"
+    assert chat(server, model="other:1b").status_code == 200
+
+
+def test_the_hook_before_each_chat(server):
+    def busy_once(k, body):
+        seen.append((k, body["messages"][0]["content"]))
+        if k == 2:
+            raise Refusal(503, "server busy")
+
+    seen, server.before_chat = [], busy_once
+    assert [chat(server, text).status_code for text in "一二三"] == [200, 503, 200]
+    assert seen == [(1, "一"), (2, "二"), (3, "三")]

@@ -1,0 +1,59 @@
+"""Stages write whole results or none."""
+
+import json
+
+import pytest
+
+from common.stage import Stage
+
+
+def write(folder, names, fail=None):
+    with Stage("test", folder) as stage:
+        for name in names:
+            stage.output(name).write_text(f"{names}")
+        stage.ledger.read = stage.ledger.written = len(names)
+        if fail:
+            raise fail
+
+
+def files(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_failure_leaves_the_earlier_result_and_no_parts(tmp_path):
+    write(tmp_path, ["a", "b"])
+    before = files(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, ["a", "c"], KeyboardInterrupt())
+    assert files(tmp_path) == before
+
+
+def test_files_that_are_no_longer_made_go(tmp_path):
+    write(tmp_path, ["a", "b"])
+    write(tmp_path, ["a", "c"])
+    assert set(files(tmp_path)) == {"a", "c", "receipt.json"}
+
+
+def test_a_stage_whose_numbers_do_not_balance_fails(tmp_path):
+    with pytest.raises(AssertionError, match="does not balance"), Stage("test", tmp_path) as stage:
+        stage.ledger.read, stage.ledger.written = 3, 1
+        stage.ledger.dropped["empty"] = 1
+    assert not (tmp_path / "receipt.json").exists()
+
+
+def test_parts_of_a_killed_run_are_cleared_away(tmp_path):
+    (tmp_path / ".a.part").write_text("half")
+    (tmp_path / ".folder.part").mkdir()
+    write(tmp_path, ["b"])
+    assert set(files(tmp_path)) == {"b", "receipt.json"}
+
+
+def test_the_receipt_names_what_was_read_and_made(tmp_path):
+    (tmp_path / "in").write_text("x")
+    with Stage("test", tmp_path / "out", packages=["pyyaml"]) as stage:
+        stage.input(tmp_path / "in")
+        stage.output("a").write_text("x")
+    receipt = json.loads((tmp_path / "out/receipt.json").read_text())
+    [digest] = receipt["inputs"].values()
+    assert receipt["outputs"] == {"a": digest}
+    assert set(receipt["versions"]) == {"python", "pyyaml"}
