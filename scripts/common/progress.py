@@ -38,5 +38,6 @@ class Progress:
         if self.bar.disable and now >= self.next_line:
             self.next_line = now + SECONDS_BETWEEN_LINES
             rate = self.done / (now - self.started)
-            of = f" of {self.total:,}, {tqdm.format_interval((self.total - self.done) / rate)} left" if self.total else ""
+            left = tqdm.format_interval((self.total - self.done) / rate) if self.total and rate else None
+            of = f" of {self.total:,}, {left} left" if left else ""
             print(f"{self.name}: {self.done:,}{of}, {rate:,.1f} {self.unit}/s", file=sys.stderr, flush=True)
