@@ -21,6 +21,9 @@ def run(main):
         fail(" ".join(str(mistake).split()))
     except KeyboardInterrupt:
         fail("interrupted; what is done is kept, start again to go on", 130)
+    except BrokenPipeError:  # `make members | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             fail(f"{error.filename or 'disk'}: no space left; free some and start again")
