@@ -57,7 +57,7 @@ endif
 
 # ---- Where a script runs
 ifeq ($(RUN_IN),docker)
-ifneq (,$(filter decrypt parse combine pair gen train export all members,$(MAKECMDGOALS)))
+ifneq (,$(filter decrypt parse combine pair gen train export all members samples,$(MAKECMDGOALS)))
 $(error the containers are not there yet: add RUN_IN=host)
 endif
 endif
@@ -83,27 +83,26 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 	@touch $@
 
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
-decrypted := $(D)/decrypted
-parsed := $(D)/parsed
-combined := $(D)/combined
-paired = $(T)/paired
-generated = $(T)/generated
-trained = $(T)/trained
-exported = $(T)/exported
+result.decrypt := $(D)/decrypted
+result.parse := $(D)/parsed
+result.combine := $(D)/combined
+result.pair = $(T)/paired
+result.gen = $(T)/generated
+result.train = $(T)/trained
+result.export = $(T)/exported
 
-decrypt: $(if $(filter %.db,$(SOURCE)),$(decrypted)/receipt.json,nothing-to-decrypt)## read an encrypted QQNT database
-parse: $(parsed)/receipt.json## messages out of protobuf bodies
-combine: $(combined)/receipt.json## bursts of messages become turns
-pair: $(paired)/receipt.json## which turn does each turn of TARGET answer?
-gen: $(generated)/receipt.json## write missing halves; the dataset
-train: $(trained)/receipt.json## LoRA with LLaMA-Factory
-export: $(exported)/receipt.json## merge; a model for Ollama
+decrypt: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,nothing-to-decrypt)## read an encrypted QQNT database
+parse: $(result.parse)/receipt.json## messages out of protobuf bodies
+combine: $(result.combine)/receipt.json## bursts of messages become turns
+pair: $(result.pair)/receipt.json## which turn does each turn of TARGET answer?
+gen: $(result.gen)/receipt.json## write missing halves; the dataset
+train: $(result.train)/receipt.json## LoRA with LLaMA-Factory
+export: $(result.export)/receipt.json## merge; a model for Ollama
 all: export## everything up to export
 
 # What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
 $(D)/source: $(if $(filter-out $(file <$(D)/source),$(SOURCE)),FORCE)
 	@umask 077; mkdir -p $(@D); chmod 700 data; echo $(call shell-quote,$(SOURCE)) > $@
-FORCE:
 
 ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
 $(SOURCE): | data/demo/sample/receipt.json
@@ -122,41 +121,41 @@ data/tiny/receipt.json: scripts/tiny.py | .venv/base
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
-$(decrypted)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call config,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
+$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call config,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
 	$(RUN) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
-messages := $(if $(filter %.db,$(SOURCE)),$(decrypted)/nt_msg.db,$(SOURCE))
-$(parsed)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(decrypted)/receipt.json,$(SOURCE)) $(D)/source $(call config,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
+messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
+$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call config,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
 	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
 
-$(combined)/receipt.json: $(parsed)/receipt.json $(call config,combine.yaml) scripts/combine.py | .venv/base
+$(result.combine)/receipt.json: $(result.parse)/receipt.json $(call config,combine.yaml) scripts/combine.py | .venv/base
 	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
 
 llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(paired)/receipt.json: $(combined)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
 	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
-$(generated)/receipt.json: $(paired)/receipt.json $(call config,gen.yaml) $(call config,llm.yaml) $(call config,prompts/gen.md) $(call config,prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
-	$(RUN) python scripts/gen.py $(<D) --turns $(combined)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call config,gen.yaml) $(call config,llm.yaml) $(call config,prompts/gen.md) $(call config,prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-$(trained)/receipt.json: $(generated)/receipt.json $(call config,train.yaml) | .venv/train $(call tiny,train.yaml)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call config,train.yaml) | .venv/train $(call tiny,train.yaml)
 	$(RUN) python scripts/train.py $(<D) --config $(call config,train.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(@D)
 
-$(exported)/receipt.json: $(trained)/receipt.json $(call config,export.yaml) scripts/export.py | .venv/train
-	$(RUN) python scripts/export.py $(<D) --generated $(generated) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
+$(result.export)/receipt.json: $(result.train)/receipt.json $(call config,export.yaml) scripts/export.py | .venv/train
+	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
-members: $(combined)/receipt.json## who is there, to choose TARGET from
-	@$(RUN) python scripts/members.py $(parsed)/messages.parquet $(combined)/turns.parquet
+members: $(result.combine)/receipt.json## who is there, to choose TARGET from
+	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet
 
-samples: $(generated)/receipt.json## ten random rows of the dataset, with their origin
-	@$(RUN) python scripts/samples.py $(generated)
+samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
+	@$(RUN) python scripts/samples.py $(result.gen)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
@@ -164,16 +163,9 @@ demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) summary $(DEMO)
 
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
-	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(folder.$(stage)))
+	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 
 STAGES := decrypt parse combine pair gen train export
-folder.decrypt = $(decrypted)
-folder.parse = $(parsed)
-folder.combine = $(combined)
-folder.pair = $(paired)
-folder.gen = $(generated)
-folder.train = $(trained)
-folder.export = $(exported)
 
 status:## which stages are done
 	@for stage in $(STAGES); do \
@@ -183,7 +175,7 @@ status:## which stages are done
 # That stage and the later ones; the journal of answers stays.
 from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
-	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(folder.$(stage)))
+	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(result.$(stage)))
 
 forget-answers:## throw the journal of LLM answers away
 	rm -f $(answers) $(answers)-wal $(answers)-shm
@@ -198,9 +190,6 @@ lint: .venv/dev## style
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
 
-proto: .venv/dev## compile scripts/qq/qqnt.proto
-	.venv/bin/python -m grpc_tools.protoc -Iscripts/qq --python_out=scripts/qq scripts/qq/qqnt.proto
-
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
 	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$($(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
@@ -208,4 +197,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden proto help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
