@@ -10,6 +10,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+.NOTPARALLEL: # the stages share one card and one model
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
@@ -21,6 +22,9 @@ GPU ?= 0# index of the card, or none
 PYTHON ?= python3# the Python which makes .venv
 
 config = $(or $(wildcard config/$(CONFIG)/$1),config/$1)
+# What the settings of stage $1 are: the files $2. Where the receipt names others, they are to be read anew whatever
+# their dates: a file in config/CONFIG/ has come or gone.
+settings = $(foreach file,$(foreach name,$2,$(call config,$(name))),$(file) $(if $(findstring "$(file)",$(file <$(result.$1)/receipt.json)),,FORCE))
 TARGET_FILE := $(call config,target.txt)
 D := data/$(CONFIG)
 T = $(D)/$(TARGET)
@@ -33,8 +37,8 @@ NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 ifneq ($(words $(CURDIR)),1)
 $(error the path of this repository has blanks: $(CURDIR); move it to one without)
 endif
-ifneq ($(words $(SOURCE)),1)
-$(error SOURCE has blanks: $(SOURCE); rename the file or its folder, or link to it from data/raw/)
+ifneq (,$(shell printf %s $(call shell-quote,$(SOURCE)$(KEY)) | LC_ALL=C grep -P '[^\w./,@+=\x80-\xff-]'))
+$(error SOURCE or KEY has blanks or odd characters: $(SOURCE) $(KEY); rename the file or link to it from data/raw/ (C:\x is /mnt/c/x in WSL))
 endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
 $(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
@@ -56,12 +60,9 @@ endif
 endif
 
 # ---- Where a script runs
-ifeq ($(RUN_IN),docker)
-ifneq (,$(filter decrypt parse combine pair gen train export all members samples,$(MAKECMDGOALS)))
-$(error the containers are not there yet: add RUN_IN=host)
-endif
-endif
-RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+RUN.host := env -u QQ_DB_KEY PATH="$(CURDIR)/.venv/bin:$$PATH"
+RUN.docker = $(error the containers are not there yet: add RUN_IN=host)
+RUN = $(RUN.$(RUN_IN))
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
@@ -108,7 +109,7 @@ ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
 $(SOURCE): | data/demo/sample/receipt.json
 else
 $(SOURCE):
-	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or say SOURCE=...)
+	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
 endif
 
 sample: data/demo/sample/receipt.json## the invented history of the demo
@@ -121,33 +122,33 @@ data/tiny/receipt.json: scripts/tiny.py | .venv/base
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
-$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call config,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
-	$(RUN) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
+$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
+	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
 messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
-$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call config,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
+$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
 	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
 
-$(result.combine)/receipt.json: $(result.parse)/receipt.json $(call config,combine.yaml) scripts/combine.py | .venv/base
+$(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | .venv/base
 	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
 
 llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
 	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
-$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call config,gen.yaml) $(call config,llm.yaml) $(call config,prompts/gen.md) $(call config,prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
 	$(RUN) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-$(result.train)/receipt.json: $(result.gen)/receipt.json $(call config,train.yaml) | .venv/train $(call tiny,train.yaml)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml) | .venv/train $(call tiny,train.yaml)
 	$(RUN) python scripts/train.py $(<D) --config $(call config,train.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(@D)
 
-$(result.export)/receipt.json: $(result.train)/receipt.json $(call config,export.yaml) scripts/export.py | .venv/train
+$(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | .venv/train
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
@@ -168,7 +169,7 @@ summary: | .venv/base## what each stage read, wrote and dropped, and what the mo
 STAGES := decrypt parse combine pair gen train export
 
 status:## which stages are done
-	@for stage in $(STAGES); do \
+	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 

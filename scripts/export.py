@@ -102,14 +102,19 @@ def ask_merged(folder, system, question):
     return tokenizer.decode(answer[0, prompt.shape[1]:], skip_special_tokens=True)
 
 
-def create_in_ollama(ollama, merged, template, system, parameters, earlier):
-    """Create the Ollama model and return its digest; one of that name which we did not make stays as it is."""
+def create_in_ollama(ollama, merged, template, system, parameters, ours):
+    """Create the Ollama model and return its digest; one of that name which we did not make stays as it is.
+
+    The file `ours` holds the digest of the one we made: a run may end between creating the model and its receipt.
+    """
     present = ollama.models().get(tagged(ollama.model))
-    if present and present != earlier.get("ollama", {}).get("digest"):
+    if present and not (ours.exists() and ours.read_text() == present):
         raise Mistake(f"Ollama already has a model {ollama.model} which this pipeline did not make; "
                       f"rename it (ollama cp) and remove it: ollama rm {ollama.model}")
     files = {file.name: file for file in sorted(merged.iterdir()) if file.suffix in (".safetensors", ".json")}
-    return ollama.create(files, template, system, parameters)
+    digest = ollama.create(files, template, system, parameters)
+    ours.write_text(digest)
+    return digest
 
 
 def main():
@@ -139,7 +144,7 @@ def main():
 
         if llm.backend == "ollama":
             ollama = open_ollama(llm, args.ollama_url, args.name, settings.num_ctx)
-            digest = create_in_ollama(ollama, written, template, system, parameters, stage.earlier)
+            digest = create_in_ollama(ollama, written, template, system, parameters, args.out / ".created")
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             question = [{"role": "user", "content": settings.question}]
             asked = "the Ollama model"

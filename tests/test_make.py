@@ -155,7 +155,9 @@ def test_help_lists_every_target_and_the_present_values():
 
 def test_status_says_what_is_done(demo):
     project, _ = demo
-    assert make(project, "status", *DEMO).stdout.splitlines() == [f"{stage}: done" for stage in STAGES]
+    for run_in in ("host", "docker"):
+        shown = make(project, "status", "CONFIG=demo", f"RUN_IN={run_in}").stdout
+        assert shown.splitlines() == [f"{stage}: done" for stage in STAGES]
 
 
 def test_a_csv_needs_no_decrypting(demo, tmp_path):
@@ -216,9 +218,44 @@ def test_blanks_in_the_path(tmp_path):
         f"the path of this repository has blanks: {project}; move it to one without")
 
 
-def test_blanks_in_source(project):
-    assert complaint(make(project, "parse", "RUN_IN=host", "SOURCE=my chat.db")) == (
-        "SOURCE has blanks: my chat.db; rename the file or its folder, or link to it from data/raw/")
+@pytest.mark.parametrize("source", ["my chat.db", "chat(1).csv", "ch'at.csv", "C:/chat.db", "C:\\chat.db", "a;b.db"])
+def test_odd_source(project, source):
+    assert complaint(make(project, "parse", "RUN_IN=host", f"SOURCE={source}")) == (
+        f"SOURCE or KEY has blanks or odd characters: {source} data/raw/key.txt; rename the file or link to it from "
+        "data/raw/ (C:\\x is /mnt/c/x in WSL)")
+
+
+def test_a_source_with_a_chinese_name(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "聊天记录.csv")
+    assert make(project, "combine", "SOURCE=聊天记录.csv", "RUN_IN=host").returncode == 0
+
+
+def test_without_containers_it_says_so(project):
+    assert complaint(make(project, "sample", "RUN_IN=docker")) == "the containers are not there yet: add RUN_IN=host"
+
+
+def test_only_decrypt_sees_the_key(project):
+    for script in ("sample", "decrypt"):
+        (project / f"scripts/{script}.py").write_text("import os; print('key is', repr(os.environ.get('QQ_DB_KEY')))")
+    key = "a'b\"c$d #e\\"
+    shown = make(project, "decrypt", *DEMO, env={"QQ_DB_KEY": key})
+    seen = [line for line in shown.stdout.splitlines() if line.startswith("key is")]
+    assert seen == ["key is None", f"key is {key!r}"]
+
+
+def test_an_override_that_goes_is_noticed_whatever_the_dates(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/demo", project / "data/demo")
+    override = project / "config/demo/combine.yaml"
+    override.write_text("merge: none\n")
+    assert make(project, "combine", *DEMO).returncode == 0
+    override.unlink()
+    assert stages_run(make(project, "--dry-run", "combine", *DEMO).stdout) == ["combine"]
+    assert make(project, "combine", *DEMO).returncode == 0
+    override.write_text("merge: none\n")
+    os.utime(override, (0, 0))
+    assert stages_run(make(project, "--dry-run", "combine", *DEMO).stdout) == ["combine"]
 
 
 def test_no_target(project):
@@ -244,7 +281,7 @@ def test_odd_target(project, target):
 def test_no_database(project):
     assert complaint(make(project, "parse", "RUN_IN=host")) == (
         "data/raw/nt_msg.db: no such file; put your nt_msg.db there (see 'Your own data' in README.md) "
-        "or say SOURCE=...")
+        "or name another file with SOURCE=")
 
 
 def test_a_target_nobody_has(demo):

@@ -24,11 +24,12 @@ def run(main):
     except BrokenPipeError:  # `make members | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            fail(f"{error.filename or 'disk'}: no space left; free some and start again")
-        if isinstance(error, PermissionError) and error.filename:
-            fail(f"{error.filename}: permission denied; make it readable and writable for you")
+    except Exception as error:
+        words = str(error).lower()  # libraries raise errors of their own about a full disk
+        if any(sign in words for sign in ("no space left", "disk is full", "disk quota exceeded")):
+            fail(f"{getattr(error, 'filename', None) or 'the disk'}: no space left; free some and start again")
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
         raise
 
 

@@ -9,6 +9,10 @@ import yaml
 
 from common.errors import Mistake
 
+# Numbers with a least value: `window: AtLeast1`
+AtLeast0 = typing.Annotated[int, 0]
+AtLeast1 = typing.Annotated[int, 1]
+
 
 def read_settings(path, cls):
     """Return a `cls` filled from the YAML file at `path`.
@@ -19,10 +23,10 @@ def read_settings(path, cls):
     """
     given = read_mapping(path)
     presets = getattr(cls, "PRESETS", {"default": {}})
-    preset = given.pop("preset", "default")
+    preset = convert(given.pop("preset", "default"), str, f"{path}: preset")
     if preset not in presets:
         raise Mistake(f"{path}: no preset {preset!r}; there are: {', '.join(presets)}")
-    known = typing.get_type_hints(cls)
+    known = typing.get_type_hints(cls, include_extras=True)
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in given:
         if name not in fields:
@@ -54,6 +58,11 @@ def convert(value, kind, where):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:  # X | None
         return None if value in ("", "null", "~") else convert(value, arguments[0], where)
+    if origin is typing.Annotated:
+        number = convert(value, arguments[0], where)
+        if not number >= arguments[1]:
+            raise Mistake(f"{where}: must be at least {arguments[1]}, not {value}")
+        return number
     if origin is list:
         if not isinstance(value, list):
             raise Mistake(f"{where}: must be a list such as [a, b], not {value!r}")

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -60,9 +62,10 @@ class Stage:
         self.earlier = read_receipt(self.out)
 
     def __enter__(self):
-        self.started = time.monotonic()
+        self.started, self.started_at = time.monotonic(), time.time()
         self.out.mkdir(parents=True, exist_ok=True)
         self.out.chmod(0o700)
+        self._lock()
         self._remove_parts()
         return self
 
@@ -88,22 +91,33 @@ class Stage:
             print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
         else:
             self._remove_parts()
+        os.close(self.folder)
+
+    def _lock(self):
+        """Two runs in one folder would take each other's parts away. The lock goes with the process."""
+        self.folder = os.open(self.out, os.O_RDONLY)
+        try:
+            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
 
     def _commit(self):
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
-        for name in self.outputs:
-            replace(self.out / f".{name}.part", self.out / name)
-        for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
-            remove(self.out / name)
         versions = {"python": platform.python_version(), **{name: version(name) for name in self.packages}}
         self.receipt = {
             "stage": self.name, "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.started, 3), "ledger": self.ledger.as_dict(),
             "inputs": self.inputs, "settings": self.settings, "outputs": outputs, "versions": versions, **self.receipt,
         }
-        part = self.out / ".receipt.json.part"
-        part.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.out / "receipt.json")
+        receipt = self.out / ".receipt.json.part"
+        receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
+        os.utime(receipt, (self.started_at, self.started_at))
+        for name in self.outputs:
+            replace(self.out / f".{name}.part", self.out / name)
+        for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
+            remove(self.out / name)
+        receipt.replace(self.out / "receipt.json")
 
     def _remove_parts(self):
         for part in self.out.glob(".*.part"):
@@ -121,10 +135,10 @@ def arguments(doc, *names, **options):
 
 
 def read_receipt(folder):
-    """Return the receipt in `folder`, or {} where there is none."""
+    """Return the receipt in `folder`, or {} where there is none that can be read."""
     try:
         return json.loads((Path(folder) / "receipt.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -156,7 +170,7 @@ def as_plain(settings):
 
 
 def need(path, what):
-    """Return `path` if it exists; otherwise a `Mistake` says `what` makes it."""
-    if not Path(path).exists():
+    """Return `path` if there is such a file; otherwise a `Mistake` says `what` makes it."""
+    if not Path(path).is_file():
         raise Mistake(f"{path}: no such file; {what}")
     return Path(path)
