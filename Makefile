@@ -46,7 +46,7 @@ endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
-ifneq (,$(filter pair gen train export all samples clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifneq (,$(filter pair gen preflight train export all samples clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -145,8 +145,12 @@ $(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
 	$(RUN) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml) | .venv/train $(call tiny,train.yaml)
-	$(RUN) python scripts/train.py $(<D) --config $(call config,train.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(@D)
+training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(result.train)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | .venv/train $(call tiny,train.yaml)
+	$(RUN) $(training)
+
+preflight: $(result.gen)/receipt.json | .venv/train $(call tiny,train.yaml)## does the training fit the card? Says so and stops
+	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | .venv/train
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
@@ -198,4 +202,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all preflight sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -19,9 +19,9 @@ import yaml
 from common.errors import Mistake, run
 from common.settings import read_mapping, read_settings
 from common.stage import Stage, arguments, need
-from llamafactory_cli import environment, run_program
 from llm.client import llm_arguments, open_ollama, read_llm_settings
 from llm.ollama import tagged
+from training.llamafactory import answer, environment, run_program
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 QUESTION_TOKENS = 60
@@ -89,19 +89,6 @@ def modelfile(template, system, parameters):
     return "\n".join(lines) + "\n"
 
 
-def ask_merged(folder, system, question):
-    """Load the merged model once and return its reply to `question`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # takes seconds, and only this needs it
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-    answer = model.generate(prompt, attention_mask=prompt.new_ones(prompt.shape), max_new_tokens=QUESTION_TOKENS,
-                            do_sample=False)
-    return tokenizer.decode(answer[0, prompt.shape[1]:], skip_special_tokens=True)
-
-
 def create_in_ollama(ollama, merged, template, system, parameters, ours):
     """Create the Ollama model and return its digest; one of that name which we did not make stays as it is.
 
@@ -151,7 +138,9 @@ def main():
             reply = ollama.chat(question, None, settings.temperature, 0, QUESTION_TOKENS, may_be_cut=True)
         else:
             asked = "the merged model, loaded once"
-            reply = ask_merged(written, system, settings.question)
+            row = {"system": system, "history": [], "instruction": settings.question}
+            values = {"model_name_or_path": str(written)}
+            [reply] = answer(values, None, [row], work, environment("none", args.cache, work))
         stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}
         merged = stage.output("merged")
         written.rename(merged)

@@ -13,7 +13,7 @@ from helpers import ROOT
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
 SETTINGS = {"decrypt": "decrypt", "parse": "parse", "combine": "combine", "llm": "llm.client", "pair": "pair",
-            "gen": "gen", "export": "export"}
+            "gen": "gen", "export": "export", "preflight": "training.plan"}
 
 
 def text(name):

@@ -1,12 +1,17 @@
 """train: what it refuses, and that the settings we ship are settings LLaMA-Factory knows."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 
-from helpers import ROOT, run_script
+from helpers import CLEAN, ROOT, run_script
 
 
 class Training:
@@ -18,15 +23,20 @@ class Training:
         self.settings = yaml.safe_load((ROOT / "config/train.yaml").read_text(encoding="utf-8"))
         self.settings["model_name_or_path"] = str(self.tiny)
 
-    def run(self, gpu="none"):
+    def run(self, *more, gpu="none", env=None):
+        return run_script("train", *self.arguments(gpu), *more, env=env)
+
+    def arguments(self, gpu="none"):
         (self.path / "train.yaml").write_text(yaml.safe_dump(self.settings))
-        return run_script("train", self.path / "generated", "--config", self.path / "train.yaml", "--gpu", gpu,
-                          "--cache", self.path / "cache", "--llm", "config/llm.yaml", "--out", self.path / "trained")
+        return ["--preflight", "config/preflight.yaml", "--llm", "config/demo/llm.yaml", "--gpu", gpu, "--config",
+                self.path / "train.yaml", "--cache", self.path / "cache", "--out", self.path / "trained",
+                self.path / "generated"]
 
     def complaint(self, **options):
         done = self.run(**options)
         assert done.returncode == 1
-        [line] = done.stderr.splitlines()
+        line = done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
         return line.removeprefix("train.py: ").replace(f"{self.path}/", "")
 
 
@@ -39,7 +49,11 @@ def test_the_shipped_settings_are_known_to_llamafactory(training):
     done = training.run()
     assert done.returncode == 0, done.stderr
     receipt = json.loads((training.path / "trained/receipt.json").read_text(encoding="utf-8"))
-    assert receipt["results"]["eval_loss"] > 0
+    results = receipt["results"]
+    assert results["eval_loss"] < results["base_eval_loss"]
+    assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
+    assert [(attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) for attempt in receipt["attempts"]] == [
+        ("fp32", 2, 0)]
     assert receipt["base_model"]["sha256"]["model.safetensors"]
     assert {path.name for path in (training.path / "trained/adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors"}
@@ -88,4 +102,73 @@ def test_an_empty_dataset(training):
 def test_no_such_card(training, gpu):
     line = training.complaint(gpu=gpu)
     assert line.startswith(f"GPU={gpu}, but ")
-    assert "GPU=none to train on the processor" in line or "`nvidia-smi` lists them" in line
+    assert line.endswith("say GPU=none to train on the processor")
+
+
+def test_a_dry_run_says_whether_it_fits_and_stops(training):
+    done = training.run("--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["found", "rows", "chosen", "cutoff", "predicted"]
+    assert not (training.path / "trained").exists()
+
+
+def test_no_folder_of_a_base_model(training):
+    training.settings["model_name_or_path"] = "./nowhere"
+    assert training.complaint() == (
+        "model_name_or_path ./nowhere: no such folder, and no name on the hub (owner/model); mend train.yaml")
+
+
+def test_the_hub_cannot_be_reached(training):
+    training.settings["model_name_or_path"] = "Qwen/Qwen2.5-1.5B-Instruct"
+    assert training.complaint(env={"HF_ENDPOINT": "http://127.0.0.1:9"}) == (
+        "the base model Qwen/Qwen2.5-1.5B-Instruct is not in cache/huggingface and the hub cannot be reached; "
+        "go online, set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml")
+
+
+def test_a_learning_rate_that_explodes_is_stopped(training):
+    training.settings |= {"learning_rate": 1.0e25, "max_grad_norm": 1.0e30, "logging_steps": 1, "warmup_ratio": 0.0}
+    line = training.complaint()
+    assert line.startswith("the loss is nan at step ")
+    assert "in fp32; lower learning_rate in train.yaml" in line
+    assert not (training.path / "trained/receipt.json").exists()
+
+
+def test_a_loss_that_does_not_fall_is_warned_of_once(training):
+    training.settings |= {"learning_rate": 0.0, "logging_steps": 10, "per_device_train_batch_size": 1,
+                          "gradient_accumulation_steps": 1, "max_steps": 80, "lora_rank": 1}
+    done = training.run()
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if "the loss has not fallen in " in line]) == 1
+
+
+def test_killed_at_any_step_it_ends_with_the_same_adapter(training):
+    (training.path / "generated/alpaca_eval.json").write_text("[]\n")
+    training.settings |= {"max_steps": 18, "save_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 4,
+                          "gradient_accumulation_steps": 1, "learning_rate": 5.0e-3}
+    assert training.run().returncode == 0
+    trained = training.path / "trained"
+    expected = (trained / "adapter/adapter_model.safetensors").read_bytes()
+    shutil.rmtree(trained)
+    log = trained / ".run/trainer_log.jsonl"
+    for step in (2, 9, 17):
+        program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
+        running = subprocess.Popen(program, cwd=ROOT, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
+            time.sleep(0.01)  # waits for the step, however long that takes
+        running.kill()  # LLaMA-Factory, its child, ends with it
+        running.communicate()
+        assert not (trained / "receipt.json").exists()
+    done = training.run()
+    assert done.returncode == 0, done.stderr
+    assert (trained / "adapter/adapter_model.safetensors").read_bytes() == expected
+
+
+def test_two_processes_train_together(training):
+    training.settings |= {"max_steps": 2, "ddp_backend": "gloo"}
+    done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    used = json.loads((training.path / "trained/train.yaml").read_text(encoding="utf-8"))
+    assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
+    log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
+    assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log

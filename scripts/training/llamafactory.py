@@ -1,7 +1,9 @@
-"""LLaMA-Factory as a program: what train.py and export.py share about running it."""
+"""LLaMA-Factory as a program: how train.py and export.py run it."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,12 @@ from pathlib import Path
 from common.errors import Mistake
 
 POLL_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's own name for it
+
+
+class OutOfMemory(Mistake):
+    """The card's memory did not do; fewer rows at a time may."""
 
 
 def environment(gpu, cache, run_folder):
@@ -23,8 +31,19 @@ def environment(gpu, cache, run_folder):
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu,
         "HF_HUB_CACHE": str(cache.absolute() / "huggingface"), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_CACHE": str(run_folder.absolute() / "datasets"),
+        "RECORD_VRAM": "1", "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
         "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"), "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1",
     }
+
+
+def world_size():
+    """How many processes train together, by the variables of LLaMA-Factory's own launcher, torchrun."""
+    return int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1)
+
+
+def end_with_parent():
+    """Called in the child: Linux shall kill it when we are killed, or it would train on beside our next run."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_program(command, values, folder, variables, watch=lambda: None):
@@ -40,7 +59,7 @@ def run_program(command, values, folder, variables, watch=lambda: None):
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
         child = subprocess.Popen([program, command, settings], env=variables, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=errors)
+                                 stdout=subprocess.DEVNULL, stderr=errors, preexec_fn=end_with_parent)
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS)
@@ -51,5 +70,24 @@ def run_program(command, values, folder, variables, watch=lambda: None):
     watch()
     if child.returncode != 0:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if any(OUT_OF_MEMORY in line for line in said):
+            raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; all it said is in {log}")
         reason = said[-1] if said else f"exit status {child.returncode}"
         raise Mistake(f"llamafactory-cli {command} failed: {reason}; all it said is in {log}")
+
+
+def answer(values, adapter, rows, folder, variables):
+    """Return the replies of the model with `adapter` (None: as it is) to the last words of each of `rows`, greedily.
+
+    It runs in a process of its own, which gives the card back when it ends.
+    """
+    question, replies = folder / "questions.json", folder / "replies.json"
+    content = {"model": values["model_name_or_path"], "adapter": adapter and str(adapter), "rows": rows}
+    question.write_text(json.dumps(content), encoding="utf-8")
+    program = Path(__file__).parent / "answer.py"
+    with open(folder / "answer.log", "w", encoding="utf-8") as errors:
+        ended = subprocess.run([sys.executable, program, question, replies], env=variables, stdout=subprocess.DEVNULL,
+                               stderr=errors, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        raise Mistake(f"the trained model cannot be asked; what it said is in {folder}/answer.log")
+    return json.loads(replies.read_text(encoding="utf-8"))
