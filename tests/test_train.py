@@ -1,9 +1,7 @@
 """train: what it refuses, and that the settings we ship are settings LLaMA-Factory knows."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
