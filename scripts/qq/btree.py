@@ -1,8 +1,8 @@
 """SQLite's tables page by page: which pages hold the rows of a table, and a new database made of just these.
 
-Rows are never looked into: the leaves of a table are copied as they are, in the order of their keys, and new inner pages
-are put above them. So the cost is that of the pages, and damage stays where it is: a leaf that is not sound takes its
-own rows along, nothing else. Format: SQLite's "Database File Format" (b-tree pages, the schema layer, the freelist).
+Rows are never looked into: the leaves of a table are copied as they are, in the order of their keys, and new inner
+pages are put above them. So the cost is that of the pages, and damage stays where it is: a leaf that is not sound takes
+its own rows along, nothing else. Format: SQLite's "Database File Format" (b-tree pages, schema layer, freelist).
 """
 
 import sqlite3

@@ -1,8 +1,8 @@
 """The pages of a QQNT database as they lie on disk: each read, authenticated and decrypted on its own.
 
 The file is only ever read, and nothing is copied: QQ's header is skipped, and where the write-ahead log beside the
-file (`-wal`, it holds the newest messages) has a newer version of a page, that one is taken. Formats: SQLite's "Database
-File Format" for the log; for the encryption see `qq.cipher`.
+file (`-wal`, it holds the newest messages) has a newer version of a page, that one is taken. Formats: SQLite's
+"Database File Format" for the log; for the encryption see `qq.cipher`.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Pages:
         self.missing = max(0, self.count - self.in_file - int((self.logged > self.in_file).sum()))
 
     def stated(self):
-        """Return the number of pages in the header; 0 where it was not kept up to date, as by old versions of SQLite."""
+        """Return the number of pages in the header; 0 where old versions of SQLite did not keep it up to date."""
         return int.from_bytes(self.header[28:32], "big") if self.header[24:28] == self.header[92:96] else 0
 
     @property

@@ -9,9 +9,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.errors import Mistake
-from qq.btree import BATCH, LEAF, NO_PAGES, cells, children, four, look_at_leaves, make_first, make_inner, make_leaf
-from qq.btree import plain_create as create_plainly
-from qq.btree import two, walk
+from qq.btree import (
+    BATCH,
+    LEAF,
+    NO_PAGES,
+    cells,
+    children,
+    four,
+    look_at_leaves,
+    make_first,
+    make_inner,
+    make_leaf,
+    plain_create,
+    two,
+    walk,
+)
 from qq.pages import Pages
 from qq.workers import workers
 
@@ -40,8 +52,8 @@ class Table:
 
 def take_tables(source, cipher, key, wanted, target, progress, refuse):
     """Write those of the tables `wanted` which the database `source` has into a new plain database `target`; return
-    {name: Table} and how many pages came from its log. Where something is damaged, `refuse(what)` is called first, which
-    may raise."""
+    {name: Table} and how many pages are in its log. Where something is damaged, `refuse(what)` is called, which may
+    raise."""
     pages = Pages(source, cipher, key)
     if pages.missing:
         refuse(f"truncated: {pages.count - pages.missing:,} of {pages.count:,} pages are there", truncated=True)
@@ -50,7 +62,7 @@ def take_tables(source, cipher, key, wanted, target, progress, refuse):
     for kind, name, _, root, sql in schema:
         if kind == "table" and name in wanted:
             try:
-                tables[name], trees[name] = Table(create_plainly(name, sql)), walk(pages, root)
+                tables[name], trees[name] = Table(plain_create(name, sql)), walk(pages, root)
             except ValueError as error:
                 raise Mistake(f"{source}: {name} is not kept as tables usually are ({error})") from None
     leaves = sum(len(tree.leaves) for tree in trees.values())
@@ -202,7 +214,7 @@ def copy_tree(writer, table, tree, share_out, progress):
                 continue
             target, place = place, place + 1
             lower, upper, count = int(first[row]), int(last[row]), int(rows[row])
-            if highest is not None and lower <= highest or upper < lower:
+            if (highest is not None and lower <= highest) or upper < lower:
                 table.loose.append(number)
                 writer.free.append(target)
                 continue
