@@ -27,6 +27,7 @@ from qq.sample_talk import EXCHANGES, NASTY, OPENERS, REMARKS, SLOTS, TARGET_REM
 
 KEY = "h8#K'q2\"x;Z%7\\mP"  # 16 printable characters, the awkward ones among them
 START = 1_660_471_938  # 2022-08-14T10:12:18Z
+LIVELY = START + 3 * 365 * 86_400  # from then on little silence, or seven million messages would end after 2038
 ODD_EVERY = 20  # in each group every so often comes one of ODDITIES, in turn
 BATCH = 5_000
 
@@ -139,7 +140,8 @@ class Room:
         threads, oddities, until_odd = [], cycle(ODDITIES), ODD_EVERY
         while True:
             if not threads:
-                self.clock += 120 + int(self.rng.expovariate(1 / 2400))
+                idle = 2400 if self.clock < LIVELY else 60
+                self.clock += 120 + int(self.rng.expovariate(1 / idle))
             if not threads or (len(threads) < 3 and self.rng.random() < 0.08):
                 threads.append(self.thread())
             thread = self.rng.choice(threads)
