@@ -105,7 +105,12 @@ def extract(stage, source, key, wanted, plain, settings, config):
     before = state(source)
     with ThreadPoolExecutor(1) as beside, Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
         digest = beside.submit(sha256, source)
-        tables, logged = take_tables(source, cipher, key, wanted, plain, progress, refuse)
+        try:
+            tables, logged = take_tables(source, cipher, key, wanted, plain, progress, refuse)
+        except OSError as error:
+            if error.filename is None:  # a page of the result could not be written
+                error.filename = str(stage.out)
+            raise
         stage.input(source, digest.result())
     if wal.exists():
         stage.input(wal)

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Literal
@@ -20,9 +21,10 @@ import polars as pl
 from common.errors import Mistake, run
 from common.progress import Progress
 from common.settings import read_settings
-from common.stage import Stage, arguments, need
+from common.stage import Stage, arguments, need, sha256
 from qq.browser import json_chunks
 from qq.history import CHUNK, list_column, read_export, read_history
+from qq.workers import cores
 
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
@@ -59,7 +61,10 @@ def main():
         stage.use(args.config, settings)
         bad_lines = 0
         if args.source.suffix == ".db":
-            rows, found = read_history(stage.input(args.source), settings.placeholders)
+            with ThreadPoolExecutor(1) as beside:
+                digest = beside.submit(sha256, args.source)
+                rows, found = read_history(args.source, settings.placeholders)
+                stage.input(args.source, digest.result())
         elif args.source.suffix in (".json", ".jsonl", ".csv"):
             with Hashed(args.source) as file:
                 if args.source.suffix == ".csv":
@@ -161,12 +166,16 @@ def to_messages(rows):
 
 
 def write_csv(messages, path):
-    with open(path, "wb") as file:
-        for part in messages.iter_slices(CHUNK):
-            part.select(
-                "group_id", pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), "nickname", "user_id",
-                literals(part["fragments"]),
-            ).write_csv(file, include_header=False)  # fmt: skip
+    with open(path, "wb") as file, ThreadPoolExecutor(cores()) as pool:
+        for lines in pool.map(csv_lines, messages.iter_slices(CHUNK)):
+            file.write(lines)
+
+
+def csv_lines(messages):
+    """Return the lines of some messages, in bytes."""
+    time = pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    columns = messages.select("group_id", time, "nickname", "user_id", literals(messages["fragments"]))
+    return columns.write_csv(include_header=False).encode()
 
 
 def literals(fragments):

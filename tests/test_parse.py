@@ -429,7 +429,8 @@ def test_a_csv_that_is_not_utf_8(tmp_path):
 def test_sources_that_are_none(tmp_path):
     out = tmp_path / "out"
     missing = tmp_path / "nt_msg.db"
-    assert_refused(parse(missing, out), out, f"{missing}: no such file; give a decrypted nt_msg.db, its export to JSON, or a CSV")
+    line = f"{missing}: no such file; give a decrypted nt_msg.db, its export to JSON, or a CSV"
+    assert_refused(parse(missing, out), out, line)
     other = write(tmp_path / "chat.txt", "hello")
     line = f"{other}: not a kind of history known here; it must be *.db (QQNT), *.json or *.csv"
     assert_refused(parse(other, out), out, line)

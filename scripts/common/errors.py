@@ -25,7 +25,7 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EFBIG):  # FAT32 takes no file beyond 4 GB
             fail(f"{error.filename or 'disk'}: no space left; free some and start again")
         if isinstance(error, PermissionError) and error.filename:
             fail(f"{error.filename}: permission denied; make it readable and writable for you")

@@ -46,18 +46,18 @@ class BodyReader:
         except DecodeError:
             self.undecodable += 1
             elements = whole_elements(body)
-        fragments, kinds, mentions, quote = [], [], [], None
+        fragments, kinds, mentions, quote, decode = [], [], [], None, self.decode
         for element in elements:
             number = element.kind
             if number == TEXT:
-                fragments.append(self.decode(element.text))
+                fragments.append(decode(element.text))
                 if element.at_kind or element.at_uid:
                     number = AT
                     mentions.append(mentioned(element))
             elif number == REPLY:
                 quote = quote or element
             elif number in self.placeholders:
-                fragments.append(self.decode(placeholder(self.placeholders[number], element)))
+                fragments.append(decode(placeholder(self.placeholders[number], element)))
             kinds.append(number)
         return Content(fragments, kinds, mentions, quote)
 

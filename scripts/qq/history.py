@@ -5,6 +5,7 @@ tables beside the rows, which hold its number there; so seven million rows fit, 
 a name is worked out once.
 """
 
+import gc
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -20,6 +21,7 @@ from qq.body import BodyReader, kind_name
 from qq.workers import cores, workers
 
 CHUNK = 25_000
+BYTES_A_TASK = 8 << 20  # of a database; less is not worth another process
 MESSAGES = "group_msg_table"
 NUMBERS = {
     "message_id": 40001, "seq": 40003, "outer": 40011, "outer_subtype": 40012, "origin": 40013, "time": 40050,
@@ -82,13 +84,12 @@ def read_history(path, placeholders):
                 ),
                 read_table(connection, "profile_info_v6", {"uid": 1000, "number": 1002, "profile_name": 20002}),
             ]  # fmt: skip
-            ranges = list(ranges_of(connection))
-        with (
-            Progress("parse", sum(count for *_, count in ranges), "rows") as progress,
-            workers(open_worker, path, select(known), placeholders, tasks=len(ranges)) as share_out,
-        ):
-            chunks = watched(share_out(read_range, [(low, high) for low, high, _ in ranges]), progress)
-            return to_history(chunks, *tables)
+            tasks = path.stat().st_size // BYTES_A_TASK
+            with workers(open_worker, path, select(known), placeholders, tasks=tasks) as share_out:
+                ranges = list(ranges_of(connection))  # while the workers start
+                with Progress("parse", sum(count for *_, count in ranges), "rows") as progress:
+                    chunks = watched(share_out(read_range, [(low, high) for low, high, _ in ranges]), progress)
+                    return to_history(chunks, *tables)
     except sqlite3.DatabaseError as error:
         raise Mistake(f"{path}: cannot be read ({error}); if it is encrypted, decrypt it first") from None
 
@@ -153,6 +154,7 @@ def select(known):
 
 
 def open_worker(path, query, placeholders):
+    gc.disable()  # nothing here makes cycles, and looking for them among all these tuples takes a tenth of the time
     global CONNECTION, QUERY, PLACEHOLDERS
     CONNECTION, QUERY, PLACEHOLDERS = path and open_database(path), query, placeholders
 
@@ -171,9 +173,9 @@ def to_chunk(rows, placeholders):
      names, bodies) = zip(*rows, strict=True)  # fmt: skip
     places, people, labels, patterns = Numbered(), Numbered(), Numbered(), Numbered()
     reader, fragments, quotes, mentions = BodyReader(placeholders), [], [], []
-    kinds, reads = [], reader.read
+    kinds, read = [], reader.read
     for row, body in enumerate(bodies):
-        content = reads(body) if body else NOTHING
+        content = read(body) if body else NOTHING
         fragments.append(content[0])
         kinds.append(patterns[tuple(content[1])])
         if content[2]:

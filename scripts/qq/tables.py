@@ -85,8 +85,8 @@ def take_tables(source, cipher, key, wanted, target, progress, refuse):
 
 
 def check_space(target, needed):
-    free = shutil.disk_usage(target.parent).free
-    if free < needed + KEEP_FREE:
+    free, needed = shutil.disk_usage(target.parent).free, needed + KEEP_FREE
+    if free < needed:
         raise Mistake(f"{target.parent}: {needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free; free some")
 
 
