@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import random
 import shutil
 import sqlite3
@@ -433,7 +432,8 @@ def test_permission_denied(source, tmp_path, closed):
     path.chmod(0)
     for folder in (tmp_path, *tmp_path.parents[:2], source.parent, out):
         folder.chmod(0o777)
-    code = ("import os, sys\nsys.path.insert(0, 'scripts')\nsys.argv = sys.argv[1:]\nimport decrypt, encodings.utf_8_sig\n"
+    code = ("import encodings.utf_8_sig, os, sys\nsys.path.insert(0, 'scripts')\nsys.argv = sys.argv[1:]\n"
+            "import decrypt\n"
             "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
             "decrypt.run(decrypt.main)\n")
     done = run_code(code, source, out)
