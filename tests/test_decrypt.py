@@ -427,10 +427,9 @@ def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, m
 @pytest.mark.parametrize("closed", ["nt_msg.db", "key.txt"])
 def test_permission_denied(source, tmp_path, closed):
     out = tmp_path / "out"
-    out.mkdir()
     path = source.with_name(closed)
     path.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2], source.parent, out):
+    for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
         folder.chmod(0o777)
     code = ("import encodings.utf_8_sig, os, sys\nsys.path.insert(0, 'scripts')\nsys.argv = sys.argv[1:]\n"
             "import decrypt\n"
