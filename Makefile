@@ -14,7 +14,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
-SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db or *.csv
+SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db, *.json or *.csv
 KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
 RUN_IN ?= docker# docker or host
@@ -184,12 +184,12 @@ forget-answers:## throw the journal of LLM answers away
 # ---- For developers
 test: .venv/train .venv/dev## all tests
 	.venv/bin/pytest
-
 lint: .venv/dev## style
 	.venv/bin/ruff check
-
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
+bench-history: | .venv/base## decrypt and parse a million rows, beside the least that could be done
+	$(RUN) python bench/history.py 1000000 data/bench/history
 
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
@@ -198,4 +198,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench-history help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -25,9 +25,9 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        words = str(error).lower()  # libraries raise errors of their own about a full disk
-        if any(sign in words for sign in ("no space left", "disk is full", "disk quota exceeded")):
-            fail(f"{getattr(error, 'filename', None) or 'the disk'}: no space left; free some and start again")
+        words = str(error).lower()  # libraries raise errors of their own about a full disk; FAT32 takes nothing over 4 GB
+        if any(sign in words for sign in ("no space left", "disk is full", "disk quota exceeded", "file too large")):
+            fail(f"{getattr(error, 'filename', None) or 'disk'}: no space left; free some and start again")
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
         raise
