@@ -102,16 +102,24 @@ def with_text(messages, with_fragment, names, settings):
         .filter(pl.col("text").list.len() > 0)
         .explode("text", "kind")
         .filter(pl.col("kind") != "at")  # in QQNT a mention is a fragment of its own
+        .with_row_index("row")
+        .with_columns(pl.col("text").str.strip_chars(WHITE_SPACE))
     )
-    fragments, typed = without_typed_mentions(fragments, names)
-    fragments = without_special_texts(fragments, settings.special_texts)
+    # few texts hold anything to take out: only these are looked at closely
+    odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]))
+    odd, typed = without_typed_mentions(odd, names)
+    odd = without_special_texts(odd, settings.special_texts)
+    fragments = (
+        fragments.join(odd.select("row", "special", rest="text"), on="row", how="left", maintain_order="left")
+        .with_columns(text=pl.coalesce("rest", "text"))
+    )
     special = fragments.drop_nulls("special").group_by("position").agg(pl.col("special").first())
     texts = (
         fragments.filter(pl.col("text") != "").set_sorted("position")
         .group_by("position", maintain_order=True).agg("text").with_columns(pl.col("text").list.join(COMMA))
     )
     # what stood around a special text leaves no comma at an end and no two in a row
-    tidy = pl.col("text").str.replace_all(r"，[\s，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
+    tidy = pl.col("text").str.replace_all(f"，[{WHITE_SPACE}，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
     texts = (
         texts.join(special, on="position", how="left", maintain_order="left")
         .with_columns(text=pl.when(pl.col("special").is_null()).then("text").otherwise(tidy))
@@ -138,7 +146,8 @@ def without_special_texts(fragments, special_texts):
     text, blank = pl.col("text"), pl.lit("")
     # the longest first: of two that begin at the same place the one named first is taken
     brackets = sorted((e for e in special_texts if e.startswith("[") and e.endswith("]")), key=len, reverse=True)
-    notices = {entry: rf"^(\[[^\[\]]*\])?{re.escape(entry)}。?$" for entry in special_texts if entry not in brackets}
+    notices = {entry: rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$"
+               for entry in special_texts if entry not in brackets}
     found = [
         pl.when(text.str.contains(notices.get(entry, entry), literal=entry in brackets)).then(pl.lit(entry))
         for entry in special_texts
@@ -146,7 +155,8 @@ def without_special_texts(fragments, special_texts):
     fragments = (
         fragments.with_columns(text.str.strip_chars(WHITE_SPACE))
         .with_columns(special=pl.coalesce(*found, pl.lit(None, pl.String)))
-        .with_columns(text.str.replace_many(brackets, [""], leftmost=True).str.strip_chars(WHITE_SPACE))
+        .with_columns(text.str.replace_many(pl.lit(brackets, pl.List(pl.String)), [""], leftmost=True))
+        .with_columns(text.str.strip_chars(WHITE_SPACE))
     )
     for notice in notices.values():
         fragments = fragments.with_columns(text=pl.when(text.str.contains(notice)).then(blank).otherwise(text))
@@ -170,7 +180,6 @@ def without_typed_mentions(fragments, names):
 
     Returns the fragments and a frame `position`, `typed` with the ids so mentioned.
     """
-    fragments = fragments.with_row_index("row")
     texts, mentions = {}, {}
     with_at = fragments.filter(pl.col("seq").is_null(), pl.col("text").str.contains("@", literal=True))
     for row, position, group, text in with_at.select("row", "position", "group_id", "text").iter_rows():
@@ -182,7 +191,7 @@ def without_typed_mentions(fragments, names):
     typed = pl.DataFrame({"position": mentions.keys(), "typed": mentions.values()},
                          {"position": pl.UInt32, "typed": pl.List(pl.String)})
     fragments = fragments.join(changed, on="row", how="left", maintain_order="left")
-    return fragments.with_columns(text=pl.coalesce("changed", "text")).drop("row", "changed"), typed
+    return fragments.with_columns(text=pl.coalesce("changed", "text")).drop("changed"), typed
 
 
 def without_mentions(text, names):
@@ -229,15 +238,17 @@ def turns_of(said, settings):
         .with_columns(before=before)
         .with_columns(first=pl.when(~goes_on.fill_null(False)).then("place"))
         .with_columns(pl.col("first").forward_fill().over("group_id", "user_id"))
+        .sort("first", maintain_order=True)  # rows side by side are quicker to group
         .group_by("first", maintain_order=True)
         .agg(
             pl.col("position", "group_id", "user_id").first(), pl.col("nickname").last(),
             time=pl.col("time").dt.timestamp("ms").sum().floordiv(pl.len()).cast(pl.Datetime("ms", "UTC")),
             first_time=pl.col("time").first(), last_time=pl.col("time").last(),
-            text=pl.col("text").str.join(COMMA), message_ids=pl.col("message_id"),
+            text=pl.col("text"), message_ids=pl.col("message_id"),
             mentions=pl.col("mentions").list.explode(keep_nulls=False, empty_as_null=False).unique(maintain_order=True),
             quoted=pl.col("reply_to").filter(quotes),  # null for a message that is not in the history
         )
+        .with_columns(pl.col("text").list.join(COMMA))
         .sort("group_id", "time", "position")
     )
 
