@@ -33,13 +33,13 @@ WORD = re.compile("[A-Za-z0-9]")
 class Settings:
     merge: Literal["rule", "none"] = "rule"
     max_gap_seconds: int = 60
-    max_others_between: int = 2
+    max_others_between: int = 1
     quotes_start_a_turn: bool = True
     special_texts: list[str] = field(default_factory=lambda: [
         "请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包",
         "[图片]", "[表情]", "[动画表情]", "[语音]", "[视频]", "[文件]", "[聊天记录]"])
 
-    PRESETS: ClassVar = {"default": {}, "seed": {"quotes_start_a_turn": False}}
+    PRESETS: ClassVar = {"default": {}, "seed": {"max_others_between": 2, "quotes_start_a_turn": False}}
 
 
 def combine(path, settings, ledger):
