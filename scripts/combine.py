@@ -127,13 +127,10 @@ def with_text(messages, with_fragment, names, settings):
     )
     empty = messages.select("position").join(texts, on="position", how="anti").join(special, on="position", how="left")
     dropped = empty["special"].fill_null("empty").value_counts()
-    said = (
-        messages.drop("fragments", "kinds", "seq")
-        .join(texts, on="position", maintain_order="left")
-        .join(typed, on="position", how="left", maintain_order="left")
-        .with_columns(mentions=pl.concat_list("mentions", pl.col("typed").fill_null([])))
-        .drop("typed")
-    )
+    said = messages.drop("fragments", "kinds", "seq").join(texts, on="position", maintain_order="left")
+    if not typed.is_empty():
+        said = said.join(typed, on="position", how="left", maintain_order="left").with_columns(
+            mentions=pl.concat_list("mentions", pl.col("typed").fill_null([]))).drop("typed")
     return said, dict(dropped.iter_rows())
 
 
