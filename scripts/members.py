@@ -63,11 +63,11 @@ def table(found):
     """Yield the lines for the terminal."""
     for (group,), rows in found.group_by("group_id", maintain_order=True):
         yield f"group {group}"
-        yield (f"  {'TARGET':<14}{fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
+        yield (f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
                f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict")
         for row in rows.head(SHOWN).iter_rows(named=True):
             length = "-" if row["median_length"] is None else f"{row['median_length']:.0f}"
-            yield (f"  {row['user_id'] or '(unknown)':<14}{fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
+            yield (f"  {row['user_id'] or '(unknown)':<14} {fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
                    f"{row['turns']:>10,}{row['different_turns']:>10,}{row['quotes_given']:>8,}"
                    f"{row['quotes_received']:>8,}{length:>8}{row['active_months']:>8}{row['share_of_text']:>7.0%}"
                    f"  {row['verdict']}")
