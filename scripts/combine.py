@@ -120,10 +120,11 @@ def with_text(messages, with_fragment, names, settings):
     )
     # what stood around a special text leaves no comma at an end and no two in a row
     tidy = pl.col("text").str.replace_all(f"，[{WHITE_SPACE}，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
+    torn = texts.join(special, on="position", how="semi").select("position", tidy=tidy)
     texts = (
-        texts.join(special, on="position", how="left", maintain_order="left")
-        .with_columns(text=pl.when(pl.col("special").is_null()).then("text").otherwise(tidy))
-        .filter(pl.col("text") != "").drop("special")
+        texts.join(torn, on="position", how="left", maintain_order="left")
+        .select("position", text=pl.coalesce("tidy", "text"))
+        .filter(pl.col("text") != "")
     )
     empty = messages.select("position").join(texts, on="position", how="anti").join(special, on="position", how="left")
     dropped = empty["special"].fill_null("empty").value_counts()
