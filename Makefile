@@ -116,7 +116,7 @@ sample: data/demo/sample/receipt.json## the invented history of the demo
 data/demo/sample/receipt.json: scripts/sample.py | .venv/base
 	$(RUN) python $< --out $(@D)
 
-# Settings that name data/tiny/ work with the tiny random model, which is then made first.
+# Settings that name data/tiny/ work with the tiny random model, made first.
 tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
 data/tiny/receipt.json: scripts/tiny.py | .venv/base
 	$(RUN) python $< --out $(@D)
@@ -124,7 +124,6 @@ data/tiny/receipt.json: scripts/tiny.py | .venv/base
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
 $(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
-
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
@@ -152,22 +151,20 @@ $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,expo
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
-members: $(result.combine)/receipt.json## who is there, to choose TARGET from
-	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet
+members: $(result.combine)/receipt.json## who is there, and of whom there is enough to learn from
+	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
 
 samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
 	@$(RUN) python scripts/samples.py $(result.gen)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
-	@$(MAKE) sample all $(DEMO)
-	@$(MAKE) summary $(DEMO)
+	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
 
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 
 STAGES := decrypt parse combine pair gen train export
-
 status:## which stages are done
 	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
@@ -186,6 +183,10 @@ test: .venv/train .venv/dev## all tests
 	.venv/bin/pytest
 lint: .venv/dev## style
 	.venv/bin/ruff check
+
+bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
+	.venv/bin/python bench/combine.py .cache/bench
+
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
 bench-history: | .venv/base## decrypt and parse a million rows, beside the least that could be done
@@ -198,4 +199,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench-history help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench-history bench-combine help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -52,7 +52,7 @@ def compare(case, found):
 
 
 def ledger_of(folder):
-    return json.dumps(json.loads((folder / "receipt.json").read_text(encoding="utf-8"))["ledger"]) + "\n"
+    return to_lines([json.loads((folder / "receipt.json").read_text(encoding="utf-8"))["ledger"]])
 
 
 def messages(rows):

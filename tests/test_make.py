@@ -118,6 +118,17 @@ def test_another_target_costs_only_pair_and_later(demo):
     assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == STAGES[3:]
 
 
+def test_members_come_from_the_stages_all_targets_share(demo):
+    project, _ = demo
+    done = make(project, "members", *DEMO)
+    assert done.returncode == 0, done.stderr
+    assert stages_run(make(project, "--dry-run", "members", *DEMO).stdout) == ["members"]
+    assert "  10002          老陈" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Put the TARGET of your choice into config/target.txt."
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (project / "data/demo/members").iterdir()}
+    assert made == {"members.parquet": 0o600, "receipt.json": 0o600}
+
+
 def test_a_failing_stage_leaves_the_earlier_result(demo):
     project, _ = demo
     before = snapshot(folder(project, "combine"))
@@ -127,7 +138,7 @@ def test_a_failing_stage_leaves_the_earlier_result(demo):
         failed = make(project, "combine", *DEMO)
         assert failed.returncode == 2
         assert ("combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
-                "max_gap_seconds, max_others_between, notices, markers") in failed.stderr.splitlines()
+                "max_gap_seconds, max_others_between, quotes_start_a_turn, special_texts") in failed.stderr.splitlines()
         assert snapshot(folder(project, "combine")) == before
         assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
     finally:
