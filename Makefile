@@ -137,8 +137,8 @@ $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call config,combi
 llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
-	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call config,pair.yaml) $(call config,llm.yaml) $(call config,prompts/pair.md) $(call config,prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.py) | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call config,gen.yaml) $(call config,llm.yaml) $(call config,prompts/gen.md) $(call config,prompts/persona.md) | .venv/base $(call tiny,llm.yaml)

@@ -67,8 +67,9 @@ def main(source, target):
                 parents = [answered["message_ids"][-1] if answered else None, *turn["message_ids"]]
                 for message, parent in zip(turn["message_ids"], parents, strict=False):
                     log, line = ids[message]
-                    parent = None if parent is None else ids[parent][1]
-                    file.write(json.dumps({"log_id": log, "line_no": line, "parent": parent, "conf": confidence}) + "\n")
+                    row = {"log_id": log, "line_no": line, "parent": None if parent is None else ids[parent][1],
+                           "conf": confidence}
+                    file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
