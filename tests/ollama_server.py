@@ -59,6 +59,7 @@ class OllamaServer:
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_ctx, params.n_parallel = CONTEXT * parallel, parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # tiny: more only wait for each other
         params.warmup, params.verbosity = False, -1
         self.llama = xllamacpp.Server(params)
         self.models = {tagged(name): digest_of(name.encode()) for name in models}

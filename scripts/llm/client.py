@@ -38,6 +38,7 @@ class Settings:
     model: str = "qwen2.5:14b"
     num_ctx: int = 4096
     parallel: int = 4
+    threads: int = 0
     pair_temperature: float = 0.0
     gen_temperature: float = 0.8
     read_timeout_seconds: float = 120.0
@@ -94,7 +95,7 @@ def open_pool(settings, ollama_url):
     if settings.backend == "embedded":
         from llm.embedded import Embedded  # loads llama.cpp, which the other backends do without
 
-        return Pool([Embedded(settings.model, settings.num_ctx, settings.parallel)])
+        return Pool([Embedded(settings.model, settings.num_ctx, settings.parallel, settings.threads)])
     if settings.backend == "openai" and settings.url == "auto":
         raise Mistake("llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
     kind = OpenAI if settings.backend == "openai" else Ollama

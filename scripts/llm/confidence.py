@@ -14,23 +14,29 @@ def confidence_of(answer, choices):
     if not choices or not answer.logprobs:
         return None
     [chosen] = json.loads(answer.text).values()
-    start = answer.text.rindex(json.dumps(chosen))
-    allowed = [answer.text[:start] + json.dumps(choice) + answer.text[start + len(json.dumps(chosen)):]
-               for choice in choices]
-    confidence, written = 1.0, ""
+    before, _, after = answer.text.rpartition(json.dumps(chosen))
+    # servers take a fence (```json) off the answer, but not off the tokens
+    frame = b"".join(map(spelling, answer.logprobs)).partition(answer.text.encode())[0]
+    allowed = [frame + (before + json.dumps(choice) + after).encode() for choice in choices]
+    confidence, written = 1.0, b""
     for token in answer.logprobs:
-        possible = [text for text in allowed if text.startswith(written)]
+        possible = [whole for whole in allowed if whole.startswith(written)]
         if len(possible) < 2:
             break
-        listed = {other["token"]: other["logprob"] for other in token.get("top_logprobs") or []}
+        listed = {spelling(other): other["logprob"] for other in token.get("top_logprobs") or []}
         least = min([*listed.values(), token["logprob"]])
-        listed[token["token"]] = token["logprob"]
+        listed[spelling(token)] = token["logprob"]
         fitting = {text: logprob for text, logprob in listed.items()
                    if text and any(whole.startswith(written + text) for whole in possible)}
-        seen = {text[0] for text in fitting}
-        unseen = {whole[len(written)] for whole in possible if len(whole) > len(written)} - seen
-        total = sum(math.exp(logprob) for logprob in fitting.values()) + len(unseen) * math.exp(least)
-        if token["token"] in fitting and total > 0:
+        next_bytes = {whole[len(written)] for whole in possible if len(whole) > len(written)}
+        unlisted = next_bytes - {text[0] for text in fitting}
+        total = sum(map(math.exp, fitting.values())) + len(unlisted) * math.exp(least)
+        if spelling(token) in fitting and total > 0:
             confidence *= math.exp(token["logprob"]) / total
-        written += token["token"]
+        written += spelling(token)
     return round(confidence, 4)
+
+
+def spelling(token):
+    """The bytes of a token; as text some have none, being parts of a character."""
+    return bytes(token["bytes"]) if token.get("bytes") is not None else token["token"].encode()

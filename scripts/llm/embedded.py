@@ -10,9 +10,9 @@ from llm.backend import TooLong, Unavailable, Unusable, chat_completion, read_co
 
 
 class Embedded:
-    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each."""
+    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; `threads` 0: as llama.cpp likes."""
 
-    def __init__(self, model, num_ctx, parallel):
+    def __init__(self, model, num_ctx, parallel, threads=0):
         if not Path(model).is_file():
             raise Mistake(f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
                           "and without any model pair.yaml can say use_llm: false")
@@ -21,6 +21,8 @@ class Embedded:
         params.model.path = str(model)
         params.n_ctx = num_ctx * parallel  # shared out evenly among the slots
         params.n_parallel = parallel
+        if threads:
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.warmup = False
         params.verbosity = -1
         try:

@@ -14,7 +14,7 @@ from llm.prompts import as_typed, one_line
 NONE = "none"  # the model's word for "answers nobody"
 NAME_CHARACTERS = 30
 TOKENS_PER_CHARACTER = 3  # a byte-level vocabulary writes a Chinese character in up to 3 tokens
-FRAME_TOKENS = 16  # braces, keys and quotes around one item of an answer
+FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 CHANGED_SHARE = 0.1  # characters that a merged reply may add, and lose
 COPIED_FROM, COPIED_SHARE = 4, 0.5  # a run of the reply from so many characters on, and longer than this share of it
 FOREIGN_FROM, FOREIGN_SHARE = 10, 0.05  # letters; see `foreign`
