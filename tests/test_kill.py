@@ -20,7 +20,8 @@ def project(demo, tmp_path, ollama):
     shutil.copytree(demo[0] / "data/demo/sample", project / "data/raw")
     settings = project / "config/kill"
     settings.mkdir()
-    (settings / "llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\n")
+    (settings / "llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\n"
+                                       "max_failed_share: 1\n")
     (settings / "pair.yaml").write_text("newest: 25\nquotes_first: false\nstop_at_own_turn: true\n")
     assert make(project, "combine", *RUN[1:]).returncode == 0
     return project
@@ -40,7 +41,8 @@ def start_over(project, ollama):
 
 
 def questions(ollama):
-    return [str(request.body) for request in ollama.requests if request.path == "/api/chat"]
+    return [str(request.body) for request in ollama.requests
+            if request.path == "/api/chat" and request.body["messages"]]
 
 
 def run_until_killed(project, ollama, answers):

@@ -10,7 +10,7 @@ from llm.backend import TooLong, Unavailable, Unusable, chat_completion, read_co
 
 
 class Embedded:
-    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; `threads` 0: as llama.cpp likes."""
+    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; `threads` 0: one a core."""
 
     def __init__(self, model, num_ctx, parallel, threads=0):
         if not Path(model).is_file():
