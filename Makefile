@@ -161,10 +161,8 @@ DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) sample all $(DEMO)
 	@$(MAKE) summary $(DEMO)
-
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
-
 STAGES := decrypt parse combine pair gen train export
 
 status:## which stages are done
@@ -186,9 +184,11 @@ test: .venv/train .venv/dev## all tests
 
 lint: .venv/dev## style
 	.venv/bin/ruff check
-
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
+
+bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
+	.venv/bin/python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
@@ -197,4 +197,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench-replies help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -37,7 +37,7 @@ def test_every_request_says_all_that_matters(folder):
         choices = body.pop("format")["properties"]["answers"]["enum"]
         assert choices in (["1", "2", "none"], ["1", "2", "3", "none"])
         assert body == {"model": "qwen2.5:14b", "stream": False, "think": False, "truncate": False, "shift": False,
-                        "keep_alive": "30m", "logprobs": True, "top_logprobs": 20}
+                        "keep_alive": "30m", "logprobs": True, "top_logprobs": 12}
     assert len(folder.ollama.loads) == 1
 
 

@@ -11,7 +11,7 @@ import requests
 from common.errors import Mistake
 
 CONNECT_SECONDS = 5
-TOP_LOGPROBS = 20  # as many as the protocols allow: the likeliest tokens at each place, for the confidence
+TOP_LOGPROBS = 12  # the likeliest tokens at each place, for the confidence: 10 candidates, none, and one more
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
 BUSY = {408, 429}  # statuses below 500 that pass
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 
 def confidence_of(answer, choices):
@@ -19,7 +20,11 @@ def confidence_of(answer, choices):
     frame = b"".join(map(spelling, answer.logprobs)).partition(answer.text.encode())[0]
     allowed = [frame + (before + json.dumps(choice) + after).encode() for choice in choices]
     confidence, written = 1.0, b""
+    shared = len(os.path.commonprefix(allowed))
     for token in answer.logprobs:
+        if len(written) + len(spelling(token)) <= shared:  # nothing to choose yet
+            written += spelling(token)
+            continue
         possible = [whole for whole in allowed if whole.startswith(written)]
         if len(possible) < 2:
             break
