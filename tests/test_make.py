@@ -88,8 +88,8 @@ def test_a_second_demo_does_nothing(demo):
 
 
 @pytest.mark.parametrize(("setting", "redone"), [
-    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("pair.yaml", STAGES[3:]),
-    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("gen.yaml", STAGES[4:]),
+    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("demo/pair.yaml", STAGES[3:]),
+    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("demo/gen.yaml", STAGES[4:]),
     ("prompts/persona.md", STAGES[4:]), ("demo/train.yaml", STAGES[5:]), ("export.yaml", STAGES[6:]),
 ])
 def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, redone):

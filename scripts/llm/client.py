@@ -301,7 +301,7 @@ def size(question):
     return len(question.system) + len(question.user) + question.max_tokens
 
 
-backing_off = tenacity.wait_exponential_jitter(initial=0.5, max=20, jitter=0.5)
+backing_off = tenacity.wait_exponential_jitter(multiplier=0.5, max=20, jitter=0.5)
 
 
 def patience(state):

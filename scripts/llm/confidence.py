@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 
 def confidence_of(answer, choices):
@@ -20,7 +19,8 @@ def confidence_of(answer, choices):
     frame = b"".join(map(spelling, answer.logprobs)).partition(answer.text.encode())[0]
     allowed = [frame + (before + json.dumps(choice) + after).encode() for choice in choices]
     confidence, written = 1.0, b""
-    shared = len(os.path.commonprefix(allowed))
+    pairs = enumerate(zip(min(allowed), max(allowed), strict=False))
+    shared = next((place for place, (one, other) in pairs if one != other), 0)
     for token in answer.logprobs:
         if len(written) + len(spelling(token)) <= shared:  # nothing to choose yet
             written += spelling(token)
