@@ -137,8 +137,8 @@ $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,com
 llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
-	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.py) | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
@@ -163,7 +163,6 @@ demo:## the whole road on an invented history, on the host, without a card
 
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
-
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done
 	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \
@@ -183,14 +182,15 @@ test: .venv/train .venv/dev## all tests
 	.venv/bin/pytest
 lint: .venv/dev## style
 	.venv/bin/ruff check
-
-bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
-	.venv/bin/python bench/combine.py .cache/bench
-
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
-bench-history: | .venv/base## decrypt and parse a million rows, beside the least that could be done
+bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
+bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
 	$(RUN) python bench/history.py 1000000 data/bench/history
+bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
+	$(RUN) python bench/combine.py data/bench/combine
+bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
+	$(RUN) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
@@ -199,4 +199,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench-history bench-combine help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all sample members samples demo summary status test lint golden bench bench-history bench-combine bench-replies help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -101,8 +101,8 @@ def turns(rows):
 def test_pair_without_a_model(case, tmp_path):
     turns(read_lines(case / "turns.jsonl")).write_parquet(tmp_path / "turns.parquet")
     done = run_script("pair", tmp_path / "turns.parquet", "--target", "me", "--config", case / "pair.yaml",
-                      "--prompt", "config/prompts/pair.md", "--llm", "config/llm.yaml",
-                      "--answers", tmp_path / "answers.db", "--out", tmp_path / "out")
+                      "--prompt", "config/prompts/pair.md", "--merge-prompt", "config/prompts/merge.md",
+                      "--llm", "config/llm.yaml", "--answers", tmp_path / "answers.db", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     lines = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
     compare(case, {"ledger.json": ledger_of(tmp_path / "out"), **lines})
