@@ -167,6 +167,8 @@ def to_messages(rows):
 
 def write_csv(messages, path):
     with open(path, "wb") as file, ThreadPoolExecutor(cores()) as pool:
+        if messages["group_id"].head(1).str.starts_with("\ufeff").any():
+            file.write("\ufeff".encode())  # the first of a file is taken away in reading
         for lines in pool.map(csv_lines, messages.iter_slices(CHUNK)):
             file.write(lines)
 

@@ -367,6 +367,16 @@ def test_what_was_lost_is_said(source, tmp_path):
     assert receipt(out)["ledger"] == {"read": MESSAGES, "written": MESSAGES - lost, "dropped": {"damaged": lost}}
 
 
+def test_the_page_that_sqlite_locks_stays_empty(large, tmp_path, monkeypatch):
+    monkeypatch.setattr("qq.tables.LOCK_BYTE", 100 * 4096)  # instead of a file of more than 1 GiB
+    target = tmp_path / "plain.db"
+    with Progress("test", None, "B") as progress:
+        tables, _ = take_tables(large, detect(large, KEY), KEY, ["group_msg_table"], target, progress, None)
+    assert query(target, "PRAGMA integrity_check") == [("*** in database main ***\nPage 101 is never used",)]
+    assert query(target, "SELECT count(*) FROM group_msg_table") == [(tables["group_msg_table"].rows,)]
+    assert target.read_bytes()[100 * 4096 : 101 * 4096] == bytes(4096)
+
+
 def test_salvage_never_and_always(source, tmp_path):
     _, tree, count = rows_by_page(source)
     config, bad = tmp_path / "decrypt.yaml", int(tree.leaves[3])
@@ -428,6 +438,8 @@ def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, m
 def test_permission_denied(source, tmp_path, closed):
     out = tmp_path / "out"
     path = source.with_name(closed)
+    for other in source.parent.iterdir():
+        other.chmod(0o644)
     path.chmod(0)
     for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
         folder.chmod(0o777)

@@ -30,6 +30,7 @@ from qq.workers import workers
 INDEX_TYPES = (2, 10)
 GROUP_CHAT = "[40010] = 2"  # tells a row of a group from one of a private chat, which has the same columns
 KEEP_FREE = 16 << 20  # bytes
+LOCK_BYTE = 1 << 30  # SQLite keeps nothing on the page that holds it
 
 
 @dataclass
@@ -154,6 +155,11 @@ class Writer:
         self.file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def reserve(self, count):
+        """Return the first of `count` pages in a row."""
+        lock = LOCK_BYTE // self.size + 1
+        if self.next <= lock < self.next + count:
+            self.free += range(self.next, lock)
+            self.next = lock + 1
         place, self.next = self.next, self.next + count
         return place
 
@@ -205,6 +211,7 @@ def copy_tree(writer, table, tree, share_out, progress):
     for batch, place, (good, rows, first, last, spilling) in zip(
         batches, places, share_out(copy_leaves, zip(batches, places, strict=True)), strict=True
     ):
+        end = place + len(batch)
         for row, number in enumerate(batch.tolist()):
             open_hole |= before in gaps
             before += 1
@@ -231,7 +238,7 @@ def copy_tree(writer, table, tree, share_out, progress):
             counts.append(count)
             lasts.append(upper)
             highest = upper
-        writer.free += range(place, places[0] + before)  # room of those that were not sound
+        writer.free += range(place, end)  # room of those that were not sound
         progress.add(len(batch) * writer.size)
     if open_hole or before in gaps:
         table.holes.append((highest, None))
