@@ -1,8 +1,7 @@
 """Take personal data out of texts: what can be told by its form, and the numbers of people and groups of this history.
 
-python-stdnum knows the checksums, phonenumbers (Google's libphonenumber) which numbers are telephones in China. The
-libraries that find whole kinds of personal data (Presidio, scrubadub, datafog) were left aside: they know no Chinese
-ID cards, and find the rest with a language model for English, or need one of gigabytes.
+python-stdnum knows the checksums, phonenumbers (Google's libphonenumber) which numbers are telephones in China: two
+small libraries for what has a fixed form. Frameworks for personal data at large (Presidio and others) were not tried.
 """
 
 import re
