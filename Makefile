@@ -14,7 +14,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
-SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db or *.csv
+SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db, *.json or *.csv
 KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
 RUN_IN ?= docker# docker or host
@@ -116,7 +116,7 @@ sample: data/demo/sample/receipt.json## the invented history of the demo
 data/demo/sample/receipt.json: scripts/sample.py | .venv/base
 	$(RUN) python $< --out $(@D)
 
-# Settings that name data/tiny/ work with the tiny random model, which is then made first.
+# Settings that name data/tiny/ work with the tiny random model, made first.
 tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
 data/tiny/receipt.json: scripts/tiny.py | .venv/base
 	$(RUN) python $< --out $(@D)
@@ -124,7 +124,6 @@ data/tiny/receipt.json: scripts/tiny.py | .venv/base
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
 $(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
-
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
@@ -138,8 +137,8 @@ $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,com
 llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md) scripts/pair.py | .venv/base $(call tiny,llm.yaml)
-	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) $(llm) --answers $(answers) --out $(@D)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.py) | .venv/base $(call tiny,llm.yaml)
+	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
@@ -156,22 +155,19 @@ $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,expo
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
-members: $(result.combine)/receipt.json## who is there, to choose TARGET from
-	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet
+members: $(result.combine)/receipt.json## who is there, and of whom there is enough to learn from
+	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
 
 samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
 	@$(RUN) python scripts/samples.py $(result.gen)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
-	@$(MAKE) sample all $(DEMO)
-	@$(MAKE) summary $(DEMO)
+	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
 
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
-
 STAGES := decrypt parse combine pair gen train export
-
 status:## which stages are done
 	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
@@ -188,12 +184,17 @@ forget-answers:## throw the journal of LLM answers away
 # ---- For developers
 test: .venv/train .venv/dev## all tests
 	.venv/bin/pytest
-
 lint: .venv/dev## style
 	.venv/bin/ruff check
-
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
+bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
+bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
+	$(RUN) python bench/history.py 1000000 data/bench/history
+bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
+	$(RUN) python bench/combine.py data/bench/combine
+bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
+	$(RUN) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
@@ -202,4 +203,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all preflight sample members samples demo summary status test lint golden help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all preflight sample members samples demo summary status test lint golden bench bench-history bench-combine bench-replies help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

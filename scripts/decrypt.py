@@ -3,38 +3,35 @@
     python scripts/decrypt.py data/demo/sample/nt_msg.db --key data/demo/sample/key.txt \\
         --config config/decrypt.yaml --out data/demo/decrypted
 
-A key in the environment variable QQ_DB_KEY wins over the key file. The source is only ever read: SQLCipher works on
-a copy without QQ's header, which is removed at the end.
+A key in the environment variable QQ_DB_KEY wins over the key file. The source is only ever read, and only once: the
+pages of the wanted tables are decrypted straight into the result, the others never.
 """
 
-import errno
-import hashlib
 import os
-import shutil
 import sqlite3
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-
-import sqlcipher3
+from typing import Literal
 
 from common.errors import Mistake, run
 from common.progress import Progress
 from common.settings import read_settings
-from common.stage import Stage, arguments, need
-from qq.cipher import detect, is_plain
+from common.stage import Stage, arguments, need, sha256
+from qq.cipher import PAGE_SIZE, detect, is_plain
+from qq.tables import take_tables
 
 MESSAGES = "group_msg_table"
 TABLES = [MESSAGES, "nt_uid_mapping_table"]
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
 
-BLOCK = 1 << 20
-STEPS_BETWEEN_LOOKS = 200_000  # of SQLite's virtual machine; some hundredths of a second
-
 
 @dataclass
 class Settings:
     companions: bool = True
+    salvage: Literal["auto", "never", "always"] = "auto"
 
 
 def main():
@@ -44,25 +41,31 @@ def main():
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
 
-    with Stage("decrypt", args.out, packages=["sqlcipher3"]) as stage:
+    with Stage("decrypt", args.out, packages=["cryptography", "numpy"]) as stage:
         stage.use(args.config, settings)
         plain = stage.output("nt_msg.db")
         key = read_key(args.key, args.source)
-        tables = extract(stage, args.source, key, TABLES, plain)
+        tables = extract(stage, args.source, key, TABLES, plain, settings, args.config)
         if MESSAGES not in tables:
             raise Mistake(f"{args.source}: no {MESSAGES} in it; give the nt_msg.db of the account")
+        rows = {name: table.rows for name, table in tables.items()}
         left_out = {}
         for name, wanted in COMPANIONS.items() if settings.companions else ():
             companion = args.source.with_name(name)
             try:
                 if companion.exists():
-                    tables |= extract(stage, companion, key, wanted, plain)
+                    rows |= add_companion(stage, companion, key, wanted, plain, settings, args.config)
             except Mistake as mistake:  # they only add names; the messages are worth having without them
                 left_out[name] = str(mistake)
                 print(f"decrypt: {name} left out: {mistake}", flush=True)
-        stage.receipt |= {"tables": tables, "companions_left_out": left_out}
-        stage.ledger.read = tables[MESSAGES]
-        stage.ledger.written = count_rows(plain, MESSAGES)
+        stage.receipt |= {"tables": rows, "companions_left_out": left_out}
+        stage.receipt["damage"] = damage(args.source, tables, plain)
+        stage.ledger.written = tables[MESSAGES].rows
+        if lost := tables[MESSAGES].lost_rows:
+            stage.ledger.dropped["damaged"] = lost
+        stage.ledger.read = stage.ledger.written + lost
+        if not stage.ledger.written:
+            raise Mistake(f"{args.source}: no group messages in it; is it the account, and the device, that has them?")
 
 
 def read_key(path, source):
@@ -71,7 +74,7 @@ def read_key(path, source):
         return key
     if path is None or not path.exists():
         with open(source, "rb") as file:
-            if is_plain(file.read(BLOCK)):
+            if is_plain(file.read(PAGE_SIZE)):
                 return None
         raise Mistake(f"{path or '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY")
     try:
@@ -84,79 +87,81 @@ def read_key(path, source):
     return key
 
 
-def extract(stage, source, key, wanted, plain):
-    """Copy those of the tables `wanted` that `source` has into the database `plain`; return {table: rows}."""
+def extract(stage, source, key, wanted, plain, settings, config):
+    """Write those of the tables `wanted` that `source` has into the new database `plain`; return {name: Table}."""
     cipher = detect(source, key)
-    with working_copy(stage, source, cipher.offset) as copy:
-        try:
-            with closing(sqlcipher3.connect(str(copy), isolation_level=None)) as connection:
-                for statement in cipher.pragmas(key):
-                    connection.execute(statement)
-                return copy_tables(connection, wanted, plain, source.stat().st_size)
-        except sqlcipher3.DatabaseError as error:
-            if "is full" in str(error):
-                raise OSError(errno.ENOSPC, "no space left", str(stage.out)) from None
-            raise Mistake(f"{source}: damaged or cut short ({error}); copy it again with QQ closed") from None
-
-
-@contextmanager
-def working_copy(stage, source, offset):
-    """Copy `source` from `offset` on and the `-wal` beside it, which holds the newest messages; both are inputs."""
-    journal = source.with_name(source.name + "-journal")
+    journal, wal = (source.with_name(source.name + end) for end in ("-journal", "-wal"))
     if journal.exists() and journal.stat().st_size:
         raise Mistake(f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file")
-    wal = source.with_name(source.name + "-wal")
-    folder = stage.out / ".work.part"
-    folder.mkdir()
-    try:
-        stage.input(source, copy_file(source, folder / "copy.db", offset))
-        if wal.exists():  # it has no header of QQ's
-            stage.input(wal, copy_file(wal, folder / "copy.db-wal"))
-        yield folder / "copy.db"
-    finally:
-        shutil.rmtree(folder)
+
+    def refuse(what, truncated=False):
+        again = f"{source}: {what}; copy it again with QQ closed, or set `salvage: "
+        if truncated and settings.salvage != "always":
+            raise Mistake(f"{again}always` in {config} to take what is there")
+        if settings.salvage == "never":
+            raise Mistake(f"{again}auto` in {config} to take what is sound")
+        print(f"decrypt: {source}: {what}; taking what is sound", flush=True)
+
+    before = state(source)
+    with ThreadPoolExecutor(1) as beside, Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
+        digest = beside.submit(sha256, source)
+        try:
+            tables, logged = take_tables(source, cipher, key, wanted, plain, progress, refuse)
+        except OSError as error:
+            if error.filename is None:  # a page of the result could not be written
+                error.filename = str(stage.out)
+            raise
+        stage.input(source, digest.result())
+    if wal.exists():
+        stage.input(wal)
+        if wal.stat().st_size and not logged:
+            print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)
+    if state(source) != before:
+        raise Mistake(f"{source}: was written to while it was read; close QQ and start again")
+    return tables
 
 
-def copy_file(source, target, skip=0):
-    """Copy `source` without its first `skip` bytes; return the sha256 of the whole of it."""
-    digest = hashlib.sha256()
-    with open(source, "rb") as old, open(target, "wb") as new:
-        digest.update(old.read(skip))
-        with Progress(f"copy {source.name}", source.stat().st_size, "B", bytes=True) as progress:
-            while block := old.read(BLOCK):
-                digest.update(block)
-                new.write(block)
-                progress.add(len(block))
-    return digest.hexdigest()
+def state(path):
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def copy_tables(connection, wanted, plain, size):
-    """Copy tables over an open connection, all or none of them; `size` is about what there is to read."""
-    schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
-    connection.execute("ATTACH DATABASE ? AS plain KEY ''", (str(plain),))
-    # Nobody reads the output before it is whole, so it needs no journal on disk; the one in memory is for ROLLBACK.
-    connection.execute("PRAGMA plain.journal_mode = MEMORY")
-    connection.execute("PRAGMA plain.synchronous = OFF")
-    rows = {}
-    with Progress("decrypt", size, "B", bytes=True) as progress:
-
-        def look():
-            progress.add(max(0, plain.stat().st_size - progress.done))
-
-        connection.set_progress_handler(look, STEPS_BETWEEN_LOOKS)
-        connection.execute("BEGIN")
-        for name, create in schema:
-            if name in wanted:
-                connection.execute(create.replace("CREATE TABLE ", "CREATE TABLE plain.", 1))
-                rows[name] = connection.execute(f"INSERT INTO plain.[{name}] SELECT * FROM main.[{name}]").rowcount
-        connection.execute("COMMIT")
-        connection.set_progress_handler(None, 0)
-    return rows
+def add_companion(stage, source, key, wanted, plain, settings, config):
+    """Add the tables `wanted` of another database of the account to `plain`; return {name: rows}."""
+    part = stage.out / f".{source.name}.part"
+    tables = extract(stage, source, key, wanted, part, settings, config)
+    with closing(sqlite3.connect(plain, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("ATTACH DATABASE ? AS part", (str(part),))
+        for name, table in tables.items():
+            connection.execute(table.create)
+            connection.execute(f"INSERT INTO main.[{name}] SELECT * FROM part.[{name}]")
+    part.unlink()
+    return {name: table.rows for name, table in tables.items()}
 
 
-def count_rows(database, table):
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(f"SELECT count(*) FROM [{table}]").fetchone()[0]
+def damage(source, tables, plain):
+    """Return what was lost, {} for nothing, and tell the user: which pages, about how many rows, from which time."""
+    lost = {name: table for name, table in tables.items() if table.is_damaged}
+    if not lost:
+        return {}
+    spans = [time_span(plain, *hole) for hole in tables[MESSAGES].holes] if MESSAGES in lost else []
+    rows = ", ".join(f"about {table.lost_rows:,} rows of {name}" for name, table in lost.items())
+    starts, ends = [start for start, _ in spans if start], [end for _, end in spans if end]
+    between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""
+    pages = sum(len(table.lost) for table in lost.values())
+    print(f"decrypt: DAMAGED: {source}: {pages:,} pages could not be read; lost are {rows}{between}", flush=True)
+    return {name: {"pages": table.lost, "rows": table.lost_rows} for name, table in lost.items()} | {"spans": spans}
+
+
+def time_span(plain, low, high):
+    """Return the times, as text, of the messages next to the rows lost between the ids `low` and `high`."""
+    sides = [("<=", low, "DESC"), (">=", high, "ASC")]
+    with closing(sqlite3.connect(plain)) as connection:
+        rows = [connection.execute(
+            f"SELECT [40050] FROM {MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
+            (edge,)).fetchone() if edge is not None else None for sign, edge, order in sides]  # fmt: skip
+    return [row and datetime.fromtimestamp(row[0], UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for row in rows]
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def main():
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             question = [{"role": "user", "content": settings.question}]
             asked = "the Ollama model"
-            reply = ollama.chat(question, None, settings.temperature, 0, QUESTION_TOKENS, may_be_cut=True)
+            reply = ollama.chat(question, None, settings.temperature, 0, QUESTION_TOKENS, may_be_cut=True).text
         else:
             asked = "the merged model, loaded once"
             row = {"system": system, "history": [], "instruction": settings.question}

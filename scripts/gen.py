@@ -18,11 +18,14 @@ import polars as pl
 from common.errors import Mistake, run
 from common.settings import read_settings
 from common.stage import Stage, arguments, need
-from llm.client import Client, Question, llm_arguments, open_backend, read_llm_settings
-from llm.prompts import one_line, read_prompt
+from llm.backend import TooLong
+from llm.client import Answered, Client, llm_arguments, read_llm_settings
+from llm.prompts import read_prompt
+from llm.questions import missing_halves, name_of
+from privacy.personal import Redaction
 
-NAME_CHARACTERS = 30
-TOKENS_PER_CHARACTER = 3  # a byte-level vocabulary writes a Chinese character in up to 3 tokens
+SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
+ROUNDS = 3
 EVAL_SHARE = 0.05
 EVAL_FROM_SAMPLES = 20
 
@@ -30,9 +33,12 @@ EVAL_FROM_SAMPLES = 20
 @dataclass
 class Settings:
     fill: bool = True
-    context_turns: int = 5
-    characters_shown: int = 200
+    batch_size: int = 15
+    context_turns: int = 3
+    characters_shown: int = 100
     max_characters: int = 60
+    hide_personal_data: bool = True
+    hide_names: bool = False
     history_turns: int = 3
     history_gap_minutes: int = 10
 
@@ -54,34 +60,40 @@ def context_of(lines, turns, settings):
                               if place in rows and rows[place]["group_id"] == line["group_id"]] for line in lines}
 
 
-def question_about(line, context, name, prompt, settings, temperature):
-    """Return the Question: what could somebody have said that `line["reply"]` answers?"""
-    shown = [f"{one_line(turn['nickname'], NAME_CHARACTERS)}：{one_line(turn['text'], settings.characters_shown)}"
-             for turn in context]
-
-    def accept(answer):
-        text = " ".join(answer["text"].split())
-        if not text or text == line["reply"] or len(text) > settings.max_characters:
-            raise ValueError("empty, too long, or only the reply again")
-        return text
-
-    text = prompt.substitute(name=name, context="\n".join(shown) or "（没有）",
-                             reply=one_line(line["reply"], settings.characters_shown))
-    said = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
-    schema = {"type": "object", "properties": {"text": said}, "required": ["text"], "additionalProperties": False}
-    return Question(text, schema, accept, temperature, settings.max_characters * TOKENS_PER_CHARACTER + 40)
-
-
-def fill(lines, turns, name, prompt, settings, llm, args):
-    """Return ({turn_id: written prompt}, what the receipt says of the model)."""
-    client = Client(open_backend(llm, args.ollama_url), llm.parallel, args.answers)
+def fill(lines, turns, name, prompt, settings, client, temperature):
+    """Return {turn_id: the prompt the model has written} for those of `lines` for which it has written a good one."""
     contexts = context_of(lines, turns, settings)
-    questions = [question_about(line, contexts[line["turn_id"]], name, prompt, settings, llm.gen_temperature)
-                 for line in lines]
-    answers = client.ask_all("gen", questions)
-    client.close()
-    written = {line["turn_id"]: text for line, text in zip(lines, answers, strict=True) if text}
-    return written, {"model": client.model, **client.counts}
+    missing, written = [(line, contexts[line["turn_id"]]) for line in lines], {}
+    for round_ in range(ROUNDS):
+        size = max(1, settings.batch_size // SMALLER ** round_)
+        batches = [missing[start:start + size] for start in range(0, len(missing), size)]
+        while batches:
+            questions = [missing_halves(prompt, batch, name, settings, temperature, round_) for batch in batches]
+            answers = client.ask_all("gen", questions, final=False)
+            too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
+            if any(len(batch) == 1 for batch in too_long):
+                raise Mistake("even a single question does not fit into the context of the model; "
+                              "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml")
+            for batch, answer in zip(batches, answers, strict=True):
+                good = answer.value if isinstance(answer, Answered) else {}
+                written |= {batch[place][0]["turn_id"]: text for place, text in good.items()}
+            batches = [half for batch in too_long for half in (batch[:len(batch) // 2], batch[len(batch) // 2:])]
+        missing = [item for item in missing if item[0]["turn_id"] not in written]
+    client.check_failures(len(missing), len(lines))
+    return written
+
+
+def without_duplicates(samples, system, settings):
+    """Return the dataset rows (training, evaluation), and the samples they come from; equal rows stay once."""
+    while True:
+        cut = len(samples) - (round(len(samples) * EVAL_SHARE) if len(samples) >= EVAL_FROM_SAMPLES else 0)
+        rows = [rows_of(part, system, settings) for part in (samples[:cut], samples[cut:])]
+        first = {}
+        for place, row in enumerate(rows[0] + rows[1]):
+            first.setdefault(json.dumps(row), place)
+        if len(first) == len(samples):
+            return rows, samples
+        samples = [samples[place] for place in first.values()]  # which changes the history of others, so once more
 
 
 def rows_of(samples, system, settings):
@@ -96,6 +108,13 @@ def rows_of(samples, system, settings):
                      "history": [[old["prompt"], old["reply"]] for old in history]})
         chain.append(sample)
     return rows
+
+
+def redaction_for(turns, settings):
+    """Return the Redaction that knows the accounts of this history, and its names if they are to go, too."""
+    ids = [turns["user_id"], turns["group_id"], turns["mentions"].explode()]
+    accounts = pl.concat([column.drop_nulls().unique() for column in ids]).to_list()
+    return Redaction(accounts, turns["nickname"].unique().to_list() if settings.hide_names else ())
 
 
 def moment(sample):
@@ -121,10 +140,11 @@ def main():
     args = parser.parse_args()
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
-    prompt = read_prompt(args.prompt, ["name", "context", "reply"])
+    prompt = read_prompt(args.prompt, ["name", "items"])
     persona = read_prompt(args.persona, ["name"])
 
-    with Stage("gen", args.out, packages=["polars", "requests"]) as stage:
+    with (Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
+          Client(llm, args.ollama_url, args.answers) as client):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.persona)
         pairs = read_lines(stage.input(need(args.paired / "pairs.jsonl", "`make pair` makes it")))
@@ -133,32 +153,38 @@ def main():
             raise Mistake(f"{args.paired}: no turns to make a dataset of")
         turns = pl.read_parquet(stage.input(args.turns))
         newest = max([*pairs, *unpaired], key=moment)["turn_id"]
-        name = one_line(turns.filter(pl.col("turn_id") == newest)["nickname"].item(), NAME_CHARACTERS)
+        name = name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
 
         stage.ledger.read = len(pairs) + len(unpaired)
         written = {}
-        if unpaired and settings.fill:
-            written, stage.receipt["llm"] = fill(unpaired, turns, name, prompt, settings, llm, args)
+        if settings.fill:
+            written = fill(unpaired, turns, name, prompt, settings, client, llm.gen_temperature)
             stage.ledger.dropped["failed"] = len(unpaired) - len(written)
         else:
             stage.ledger.dropped["unfilled"] = len(unpaired)
         filled = [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"}
                   for line in unpaired if line["turn_id"] in written]
         samples = sorted(pairs + filled, key=lambda line: (line["time"], line["turn_id"]))
+        if settings.hide_personal_data:
+            hide = redaction_for(turns, settings)
+            samples = [{**sample, "prompt": hide(sample["prompt"]), "reply": hide(sample["reply"])}
+                       for sample in samples]
+            stage.receipt["personal_data"] = hide.counts
 
-        system = persona.substitute(name=name)
-        cut = len(samples) - (round(len(samples) * EVAL_SHARE) if len(samples) >= EVAL_FROM_SAMPLES else 0)
-        rows = [rows_of(part, system, settings) for part in (samples[:cut], samples[cut:])]
+        system = persona.fill(name=name)[1]
+        rows, kept = without_duplicates(samples, system, settings)
+        stage.ledger.dropped["duplicate"] = len(samples) - len(kept)
         write_json(stage.output("alpaca.json"), rows[0])
         write_json(stage.output("alpaca_eval.json"), rows[1])
         # LLaMA-Factory opens this one without naming an encoding
         write_json(stage.output("dataset_info.json"), dataset_info(), ascii_only=True)
         stage.output("system.txt").write_text(system, encoding="utf-8")
         with open(stage.output("sources.jsonl"), "w", encoding="utf-8") as file:
-            for row, sample in enumerate(samples):
+            for row, sample in enumerate(kept):
                 source = {"row": row, **{key: sample.get(key) for key in ("turn_ids", "decided_by", "confidence")}}
                 file.write(json.dumps(source) + "\n")
-        stage.ledger.written = len(samples)
+        stage.ledger.written = len(kept)
+        stage.receipt |= client.receipt()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Decide which turn each turn of the target answers.
 
     python scripts/pair.py data/default/combined/turns.parquet --target 10001 --config config/pair.yaml \\
-        --prompt config/prompts/pair.md --llm config/llm.yaml --answers data/answers.db --out data/default/10001/paired
+        --prompt config/prompts/pair.md --merge-prompt config/prompts/merge.md \\
+        --llm config/llm.yaml --answers data/answers.db --out data/default/10001/paired
 
 Writes pairs.jsonl (turns with the turn they answer) and unpaired.jsonl (turns with the reason why not).
 """
 
 import json
+import operator
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,89 +19,89 @@ import polars as pl
 from common.errors import Mistake, run
 from common.settings import read_settings
 from common.stage import Stage, arguments, need
-from llm.client import Client, Question, llm_arguments, open_backend, read_llm_settings
-from llm.prompts import one_line, read_prompt
-
-ANSWER_TOKENS = 32
-NONE = "none"  # the model's word for "answers nobody"
-NAME_CHARACTERS = 30
+from linking.cases import cases_of
+from linking.names import named_by
+from linking.rule import link
+from llm.client import Client, llm_arguments, read_llm_settings
+from llm.prompts import read_prompt
+from llm.questions import NONE, same_words, which_belong_together, which_turn
 
 
 @dataclass
 class Settings:
     method: Literal["cascade", "previous", "mention", "empty"] = "cascade"
+    use_llm: bool = True
     candidates: int = 10
     stop_at_own_turn: bool = False
     quotes_first: bool = True
+    quotes_tested: int = 200
+    min_confidence: float = 0.0
+    merge_replies: Literal["rule", "llm"] = "rule"
+    batch_size: int = 20
     newest: int = 20_000
     characters_shown: int = 200
 
-    PRESETS: ClassVar = {"default": {}, "seed": {"stop_at_own_turn": True, "quotes_first": False}}
+    PRESETS: ClassVar = {
+        "default": {}, "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0}}
 
 
-@dataclass
-class Case:
-    """A turn of the target, what was said before it, and what became of it."""
-
-    turn: dict
-    window: list[dict]  # the turns before it that are looked at
-    candidates: list[dict]  # those of other people: one of them may be the prompt
-    prompt: dict | None = None
-    decided_by: str | None = None
-    confidence: float | None = None
-    reason: str | None = None  # why it has no prompt
-
-    def answered(self, prompt, decided_by, confidence=None):
-        self.prompt, self.decided_by, self.confidence = prompt, decided_by, confidence
-
-    def line(self):
-        """The line of pairs.jsonl or unpaired.jsonl."""
-        turn = self.turn
-        line = {"turn_id": turn["turn_id"], "turn_ids": [turn["turn_id"]], "group_id": turn["group_id"],
-                "reply": turn["text"], "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ")}
-        if self.prompt is None:
-            return {**line, "reason": self.reason}
-        return {**line, "prompt_turn_id": self.prompt["turn_id"], "prompt": self.prompt["text"],
-                "decided_by": self.decided_by, "confidence": self.confidence,
-                "candidates": [other["turn_id"] for other in self.candidates]}
+def line_of(case):
+    """Return the line of pairs.jsonl or unpaired.jsonl."""
+    turn = case.turn
+    line = {"turn_id": turn["turn_id"], "turn_ids": turn["turn_ids"], "group_id": turn["group_id"],
+            "reply": turn["text"], "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ")}
+    if case.prompt is None:
+        return {**line, "reason": case.reason}
+    return {**line, "prompt_turn_id": case.prompt["turn_id"], "prompt": case.prompt["text"],
+            "decided_by": case.decided_by, "confidence": case.confidence,
+            "candidates": [other["turn_id"] for other in case.candidates]}
 
 
-def cases_of(turns, target, settings, ledger):
-    """Return a Case for each turn of the target that is kept, in the order of `turns`.
-
-    Only the rows that some case looks at become Python objects: a history has millions of turns.
-    """
+def turns_kept(turns, target, settings, ledger):
+    """Return the turns of the target that are to be paired, as dicts in the order of `turns`."""
     of_others = pl.when(pl.col("user_id") != target).then("turn_id")
     turns = turns.with_columns(
         previous_text=pl.col("text").shift().over("group_id"),
         previous_of_others=of_others.forward_fill().over("group_id"))
     own = turns.filter(pl.col("user_id") == target)
-    newest = own.top_k(settings.newest, by=["time", "turn_id"])
-    kept = newest.filter(pl.col("text").ne_missing(pl.col("previous_text"))).sort("turn_id")
+    kept = own.sort("time", maintain_order=True).tail(settings.newest) if settings.newest else own
     ledger.read = len(own)
-    ledger.dropped["older"] = len(own) - len(newest)
-    ledger.dropped["repeats_previous"] = len(newest) - len(kept)
+    ledger.dropped["older"] = len(own) - len(kept)
+    said_anew = kept.filter(pl.col("text") != pl.col("previous_text").fill_null("")).sort("turn_id")
+    ledger.dropped["repeats_previous"] = len(kept) - len(said_anew)
+    return [{**turn, "turn_ids": [turn["turn_id"]]} for turn in said_anew.iter_rows(named=True)]
 
-    ids = kept["turn_id"].to_list()
-    looked_at = {near for turn_id in ids for near in range(turn_id - settings.candidates, turn_id)}
-    looked_at.update(kept["reply_to_turn"].drop_nulls(), kept["previous_of_others"].drop_nulls())
-    rows = {row["turn_id"]: row for row in
-            turns.filter(pl.col("turn_id").is_in(list(looked_at))).iter_rows(named=True)}
-    cases = []
-    for turn in kept.iter_rows(named=True):
-        near = range(turn["turn_id"] - settings.candidates, turn["turn_id"])
-        window = [rows[place] for place in near if place in rows and rows[place]["group_id"] == turn["group_id"]]
-        if settings.stop_at_own_turn:
-            last_own = max((place for place, other in enumerate(window) if other["user_id"] == target), default=-1)
-            window = window[last_own + 1:]
-        case = Case(turn, window, [other for other in window if other["user_id"] != target])
-        decide(case, rows, settings)
-        cases.append(case)
-    return cases
+
+def merged(kept, prompt, settings, client, temperature):
+    """Let the model say which neighbours in `kept` are one turn; return the turns, fewer or as many."""
+    batches = []
+    for turn in kept:
+        last = batches[-1] if batches else []
+        if not last or len(last) == settings.batch_size or last[0]["group_id"] != turn["group_id"]:
+            batches.append([turn])
+        else:
+            last.append(turn)
+    several = [batch for batch in batches if len(batch) > 1]
+    questions = [which_belong_together(prompt, batch, temperature) for batch in several]
+    for batch, answer in zip(several, client.ask_all("pair: turns that belong together", questions), strict=True):
+        for first, last, text in reversed(answer.value if answer else []):
+            parts = batch[first:last + 1]
+            if same_words([part["text"] for part in parts], text):
+                batch[first:last + 1] = [as_one(parts, text)]
+    return [turn for batch in batches for turn in batch]
+
+
+def as_one(parts, text):
+    """Return the turn that `parts` become; it stands where the first of them stood."""
+    quoted = [part["reply_to_turn"] for part in parts if part["reply_to_turn"] is not None]
+    return {**parts[0], "text": text, "turn_ids": [turn_id for part in parts for turn_id in part["turn_ids"]],
+            "mentions": list(dict.fromkeys(user for part in parts for user in part["mentions"])),
+            "reply_to_turn": quoted[0] if quoted else None,
+            "quotes_outside": any(part["quotes_outside"] for part in parts)}
 
 
 def decide(case, rows, settings):
-    """Decide what can be decided without a model; a case left with neither prompt nor reason is a question for it."""
+    """Decide what is certain; a case left open is a question for the rule or the model."""
     turn = case.turn
     if settings.method == "empty":
         case.reason = "empty_prompt"
@@ -122,44 +124,75 @@ def decide(case, rows, settings):
         case.reason = "no_candidates"
 
 
-def question_about(case, prompt, settings, temperature):
-    """Return the Question: the candidates numbered, the target's own turns without a number, the reply last."""
-    turn, lines, number = case.turn, [], 0
-    for other in case.window:
-        label = "-"
-        if other["user_id"] != turn["user_id"]:
-            number += 1
-            label = f"{number}."
-        seconds = int((turn["time"] - other["time"]).total_seconds())
-        text = one_line(other["text"], settings.characters_shown)
-        lines.append(f"{label} {one_line(other['nickname'], NAME_CHARACTERS)}（{seconds}秒前）：{text}")
-    choices = [*map(str, range(1, number + 1)), NONE]
-
-    def accept(answer):
-        if answer.get("answers") not in choices:
-            raise ValueError("not one of the choices")
-        return answer["answers"]
-
-    text = prompt.substitute(name=one_line(turn["nickname"], NAME_CHARACTERS), context="\n".join(lines),
-                             reply=one_line(turn["text"], settings.characters_shown))
-    schema = {"type": "object", "properties": {"answers": {"enum": choices}}, "required": ["answers"],
-              "additionalProperties": False}
-    return Question(text, schema, accept, temperature, ANSWER_TOKENS)
+def apply_rule(cases, named):
+    for case in cases:
+        prompt, confidence = link(case.turn, case.window, named)
+        if prompt:
+            case.answered(prompt, "rule", confidence)
+        else:
+            case.reason = "undecided"
 
 
-def ask_about(cases, prompt, settings, llm, args):
-    """Put the open cases to the language model; return what the receipt says of it."""
-    client = Client(open_backend(llm, args.ollama_url), llm.parallel, args.answers)
-    questions = [question_about(case, prompt, settings, llm.pair_temperature) for case in cases]
-    for case, answer in zip(cases, client.ask_all("pair", questions), strict=True):
+def apply_answers(cases, answers, min_confidence):
+    for case, answer in zip(cases, answers, strict=True):
         if answer is None:
             case.reason = "failed"
-        elif answer == NONE:
+        elif answer.value == NONE:
             case.reason = "none"
+        elif answer.confidence is not None and answer.confidence < min_confidence:
+            case.reason = "low_confidence"
         else:
-            case.answered(case.candidates[int(answer) - 1], "llm")
-    client.close()
-    return {"model": client.model, **client.counts}
+            case.answered(case.candidates[int(answer.value) - 1], "llm", answer.confidence)
+
+
+def blind_quotes(turns, groups, settings):
+    """Return the Cases of the latest quotes of all members of `groups`, as if they were no quotes.
+
+    Clients put an @ of the quoted one before a quote, so that goes, too.
+    """
+    quoting = turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(groups))
+    latest = quoting.sort("time", maintain_order=True).tail(settings.quotes_tested).sort("turn_id").rows(named=True)
+    cases, rows = cases_of(latest, turns, settings.candidates, settings.stop_at_own_turn)
+    for case in cases:
+        author = rows[case.turn["reply_to_turn"]]["user_id"]
+        case.turn = {**case.turn, "mentions": [user for user in case.turn["mentions"] if user != author]}
+    return cases
+
+
+def report_on_quotes(blind, in_reach, named, answers):
+    """Return what the receipt says of the quotes asked blind, and say it; `answers`: the model's, or None."""
+    quoted = [case.turn["reply_to_turn"] for case in in_reach]
+    ruled = [(link(case.turn, case.window, named)[0] or {}).get("turn_id") for case in in_reach]
+    counts = {"tested": len(blind), "in_reach": len(in_reach), "found_by_rule": sum(map(operator.eq, quoted, ruled))}
+    if answers is not None:
+        chosen = [case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
+                  for case, answer in zip(in_reach, answers, strict=True)]
+        counts["found_by_llm"] = sum(map(operator.eq, quoted, chosen))
+    by_llm = "" if answers is None else f"the model found {counts['found_by_llm']:,}, "
+    print(f"pair: of {len(blind):,} quotes asked blind, {len(in_reach):,} within the candidates: "
+          f"{by_llm}the rule found {counts['found_by_rule']:,}", flush=True)
+    return counts
+
+
+def cascade(cases, turns, settings, client, prompt, temperature):
+    """Decide the cases that quotes have left open; return what the receipt says of the quotes asked blind."""
+    groups = sorted({case.turn["group_id"] for case in cases})
+    named = named_by(turns, groups)
+    blind = blind_quotes(turns, groups, settings) if settings.quotes_tested else []
+    in_reach = [case for case in blind
+                if case.turn["reply_to_turn"] in {other["turn_id"] for other in case.candidates}]
+    open_cases, answers = [case for case in cases if case.open], None
+    # a linker that has learnt (scripts/linking) decides here what it is sure of
+    if settings.use_llm:
+        questions = [which_turn(prompt, case.turn, case.window, settings.characters_shown, temperature)
+                     for case in [*open_cases, *in_reach]]
+        quotes = sum(case.decided_by == "quote" for case in cases)
+        answers = client.ask_all("pair", questions, f"{quotes / len(cases):.0%} from quotes")
+        apply_answers(open_cases, answers[:len(open_cases)], settings.min_confidence)
+    else:
+        apply_rule(open_cases, named)
+    of_blind = None if answers is None else answers[len(open_cases):]
+    return report_on_quotes(blind, in_reach, named, of_blind) if blind else None
 
 
 def write_lines(path, lines):
@@ -172,30 +205,41 @@ def main():
     parser = arguments(__doc__, "turns")
     parser.add_argument("--target", required=True, help="user id (QQ number) of the member whose voice is learnt")
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/pair.md")
+    parser.add_argument("--merge-prompt", type=Path, required=True, metavar="FILE", help="prompts/merge.md")
     llm_arguments(parser)
     args = parser.parse_args()
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
     prompt = read_prompt(args.prompt, ["name", "context", "reply"])
+    merge_prompt = read_prompt(args.merge_prompt, ["context"])
 
-    with Stage("pair", args.out, packages=["polars", "requests"]) as stage:
+    with (Stage("pair", args.out, packages=["polars", "requests"]) as stage,
+          Client(llm, args.ollama_url, args.answers) as client):
         stage.use(args.config, settings), stage.use(args.llm, llm)
-        stage.input(args.prompt)
+        stage.input(args.prompt), stage.input(args.merge_prompt)
         turns = pl.read_parquet(stage.input(need(args.turns, "`make combine` makes it")))
-        cases = cases_of(turns, args.target, settings, stage.ledger)
+        kept = turns_kept(turns, args.target, settings, stage.ledger)
         if not stage.ledger.read:
             raise Mistake(f"nobody with the id {args.target} has said anything here; "
                           "`make members` lists who is there, put one of those ids into config/target.txt")
-        questions = [case for case in cases if case.prompt is None and case.reason is None]
-        if questions:
-            stage.receipt["llm"] = ask_about(questions, prompt, settings, llm, args)
-        pairs = [case.line() for case in cases if case.prompt]
-        unpaired = [case.line() for case in cases if not case.prompt]
+        if settings.merge_replies == "llm":
+            before = len(kept)
+            kept = merged(kept, merge_prompt, settings, client, llm.pair_temperature)
+            stage.ledger.merged = before - len(kept)
+        cases, rows = cases_of(kept, turns, settings.candidates, settings.stop_at_own_turn)
+        for case in cases:
+            decide(case, rows, settings)
+        if settings.method == "cascade" and cases:
+            tested = cascade(cases, turns, settings, client, prompt, llm.pair_temperature)
+            stage.receipt |= {"quotes": tested} if tested else {}
+        pairs = [line_of(case) for case in cases if case.prompt]
+        unpaired = [line_of(case) for case in cases if not case.prompt]
         write_lines(stage.output("pairs.jsonl"), pairs)
         write_lines(stage.output("unpaired.jsonl"), unpaired)
         stage.ledger.written = len(pairs) + len(unpaired)
         stage.receipt["decided_by"] = Counter(line["decided_by"] for line in pairs)
         stage.receipt["unpaired"] = Counter(line["reason"] for line in unpaired)
+        stage.receipt |= client.receipt()
 
 
 if __name__ == "__main__":

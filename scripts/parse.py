@@ -2,7 +2,8 @@
 
     python scripts/parse.py data/demo/decrypted/nt_msg.db --config config/parse.yaml --out data/demo/parsed
 
-The source is a decrypted nt_msg.db, or a CSV of five columns: group id, time, nickname, user id, fragments.
+The source is a decrypted nt_msg.db, its group_msg_table as DB Browser for SQLite exports it to JSON, or a CSV of five
+columns: group id, time, nickname, user id, fragments.
 """
 
 import ast
@@ -10,6 +11,7 @@ import csv
 import hashlib
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Literal
@@ -19,9 +21,10 @@ import polars as pl
 from common.errors import Mistake, run
 from common.progress import Progress
 from common.settings import read_settings
-from common.stage import Stage, arguments, need
-from qq.body import BodyReader
-from qq.history import CHUNK, column, read_history
+from common.stage import Stage, arguments, need, sha256
+from qq.browser import json_chunks
+from qq.history import CHUNK, list_column, read_export, read_history
+from qq.workers import cores
 
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
@@ -33,6 +36,9 @@ MESSAGE = {  # the columns of messages.parquet; in the frames before it `time` i
 }  # fmt: skip
 ORDER = ["group_id", "time", "seq", "message_id"]
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text, just as it reads
+PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # what repr leaves as it is
+MOST_LINES = 1000  # of one record of a CSV; more is a quote that nobody closed
 
 
 @dataclass
@@ -42,34 +48,43 @@ class Settings:
     since: str | None = None
     until: str | None = None
     leave_out: list[str] = field(default_factory=list)
+    skip_bad_lines: bool = False
 
 
 def main():
     args = arguments(__doc__, "source").parse_args()
     settings = read_settings(args.config, Settings)
     wanted = not_wanted(settings, args.config)
-    need(args.source, "give a decrypted nt_msg.db or a CSV")
+    need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV")
 
-    with Stage("parse", args.out, packages=["polars", "protobuf"]) as stage:
+    with Stage("parse", args.out, packages=["polars", "protobuf", "ijson"]) as stage:
         stage.use(args.config, settings)
+        bad_lines = 0
         if args.source.suffix == ".db":
-            reader = BodyReader(settings.placeholders)
-            rows = read_history(stage.input(args.source), reader)
-            stage.receipt["rows_by_outer_type"] = tally(rows["outer"])
-            stage.receipt |= {"undecodable_bodies": reader.undecodable, "invalid_utf8_texts": reader.invalid_texts}
-        elif args.source.suffix == ".csv":
-            rows = read_csv(args.source, stage)
+            with ThreadPoolExecutor(1) as beside:
+                digest = beside.submit(sha256, args.source)
+                rows, found = read_history(args.source, settings.placeholders)
+                stage.input(args.source, digest.result())
+        elif args.source.suffix in (".json", ".jsonl", ".csv"):
+            with Hashed(args.source) as file:
+                if args.source.suffix == ".csv":
+                    rows, found, bad_lines = read_csv(args.source, file, settings.skip_bad_lines)
+                else:
+                    rows, found = read_export(json_chunks(args.source, file), settings.placeholders)
+            stage.input(args.source, file.digest.hexdigest())
         else:
-            raise Mistake(f"{args.source}: not a kind of history known here; it must be *.db (QQNT) or *.csv")
+            raise Mistake(f"{args.source}: not a kind of history known here; it must be *.db (QQNT), *.json or *.csv")
         check_groups(settings.groups, rows, args.config)
+        stage.receipt |= found
 
-        rows = rows.with_columns(dropped=pl.coalesce("dropped", wanted, duplicate()))
-        for reason, count in tally(rows["dropped"].drop_nulls()).items():
-            stage.ledger.dropped[reason] = count
-        stage.receipt["elements_by_kind"] = tally(rows["kinds"].explode().drop_nulls())
-        stage.ledger.read = rows.height
+        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), wanted, duplicate()))
+        stage.ledger.dropped.update(dict(rows["dropped"].drop_nulls().value_counts().iter_rows()))
+        if bad_lines:
+            stage.ledger.dropped["bad_line"] = bad_lines
+        stage.ledger.read = rows.height + bad_lines
 
         messages = to_messages(rows)
+        del rows  # before the result is written, which takes memory too
         stage.ledger.written = messages.height
         if messages.is_empty():
             raise Mistake(f"{args.source}: no message left ({stage.ledger}); see {args.config}")
@@ -78,6 +93,33 @@ def main():
             stage.output("messages.parquet"), metadata={"placeholders": ",".join(settings.placeholders)}
         )
         write_csv(messages, stage.output("messages.csv"))
+
+
+class Hashed:
+    """A file opened for reading bytes from start to end; takes its sha256 and shows the progress on the way."""
+
+    def __init__(self, path):
+        self.path, self.digest = path, hashlib.sha256()
+
+    def __enter__(self):
+        self.file = open(self.path, "rb")
+        self.progress = Progress("parse", self.path.stat().st_size, "B", bytes=True)
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+        self.progress.__exit__(*error)
+
+    def read(self, size=-1):
+        return self.passed(self.file.read(size))
+
+    def __iter__(self):
+        return map(self.passed, self.file)
+
+    def passed(self, content):
+        self.digest.update(content)
+        self.progress.add(len(content))
+        return content
 
 
 def not_wanted(settings, path):
@@ -114,66 +156,108 @@ def check_groups(wanted, rows, path):
 
 
 def to_messages(rows):
+    kept = rows.select(*ORDER, "dropped").with_row_index("row").filter(pl.col("dropped").is_null())
+    order = kept.drop("dropped").sort(ORDER, nulls_last=False)["row"]
     time = (pl.col("time") * 1000).cast(MESSAGE["time"])
-    kept = rows.filter(pl.col("dropped").is_null()).with_columns(time).select(MESSAGE.keys())
-    return kept.sort(ORDER, nulls_last=False)
-
-
-def tally(values):
-    """Return {value: how often}, the most frequent first."""
-    counts = values.value_counts(name="times").sort(["times", values.name], descending=[True, False])
-    return {str(value): times for value, times in counts.iter_rows()}
+    return rows.select(MESSAGE.keys())[order].with_columns(time)
 
 
 # ---- the five-column CSV
 
 
 def write_csv(messages, path):
-    with open(path, "wb") as file:
-        for part in messages.iter_slices(CHUNK):
-            part.select(
-                "group_id", pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), "nickname", "user_id",
-                pl.Series("fragments", map(repr, part["fragments"].to_list()), pl.String),
-            ).write_csv(file, include_header=False)  # fmt: skip
+    with open(path, "wb") as file, ThreadPoolExecutor(cores()) as pool:
+        if messages["group_id"].head(1).str.starts_with("\ufeff").any():
+            file.write("\ufeff".encode())  # the first of a file is taken away in reading
+        for lines in pool.map(csv_lines, messages.iter_slices(CHUNK)):
+            file.write(lines)
 
 
-def read_csv(path, stage):
-    """Return the rows of the CSV at `path` as a frame, like `read_history`."""
-    digest, progress = hashlib.sha256(), Progress("parse", path.stat().st_size, "B", bytes=True)
-    with progress:
-        frames = list(csv_chunks(path, read_lines(path, digest, progress)))
-    stage.input(path, digest.hexdigest())
-    rows = pl.concat(frames)
+def csv_lines(messages):
+    """Return the lines of some messages, in bytes."""
+    time = pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    columns = messages.select("group_id", time, "nickname", "user_id", literals(messages["fragments"]))
+    return columns.write_csv(include_header=False).encode()
+
+
+def literals(fragments):
+    """Return the `repr` of each list. Most texts are plain, and need nothing but quotes around them."""
+    plain = fragments.list.join("").str.contains(PLAIN_TEXT)
+    written = pl.when(fragments.list.len() == 0).then(pl.lit("[]")).when(plain).then(
+        pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']"))
+    )
+    frame = pl.select(written.alias("fragments"))
+    odd = frame["fragments"].is_null().arg_true()
+    texts = pl.Series([repr(texts) for texts in fragments[odd].to_list()], dtype=pl.String)
+    return frame["fragments"].scatter(odd, texts)
+
+
+def read_csv(path, lines, skip_bad_lines):
+    """Return the rows of the CSV at `path` as a frame, like `read_history`, what was found, and how many lines did not
+    fit."""
+    bad = []
+    rows = pl.concat(list(csv_chunks(path, lines, bad if skip_bad_lines else None)))
     no_time = pl.when(pl.col("time") <= 0).then(pl.lit("no_time"))
-    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64))
+    texts = int(rows["fragments"].list.len().sum())
+    found = {"elements_by_kind": {"text": texts}}
+    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), found, len(bad)
 
 
-def read_lines(path, digest, progress):
-    """Yield the lines of a UTF-8 file without its BOM. A line ends with a line feed, whatever else is in it."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            digest.update(line)
-            progress.add(len(line))
-            try:
-                text = line.decode()
-            except UnicodeDecodeError:
-                raise Mistake(f"{path} line {number}: not UTF-8; save the file as UTF-8 text") from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
-
-
-def csv_chunks(path, lines):
+def csv_chunks(path, lines, bad):
+    """Yield frames of the records of a CSV, given the bytes of its `lines`. A record that does not fit is named by its
+    line and refused or, where `bad` is a list, noted there."""
     csv.field_size_limit(sys.maxsize)
-    records, rows, first = csv.reader(lines, strict=True), [], 0
-    try:
-        for record in records:
-            rows.append(csv_row(record))
-            if len(rows) == CHUNK:
-                yield csv_frame(rows, first)
-                rows, first = [], first + CHUNK
-    except (csv.Error, ValueError) as error:
-        form = "group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
-        raise Mistake(f"{path} line {records.line_num}: {error}; a line must be: {form}") from None
-    yield csv_frame(rows, first)
+    source, rows = Lines(path, lines), []
+    reader, number = csv.reader(source, strict=True), 0
+    while True:
+        source.begin()
+        try:
+            rows.append((number, *csv_row(next(reader))))
+        except StopIteration:
+            break
+        except (csv.Error, ValueError) as error:
+            if bad is None:
+                form = "group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
+                raise Mistake(f"{path} line {source.number}: {error}; a line must be: {form}") from None
+            bad.append(source.number)
+            source.back_to_second()
+            reader = csv.reader(source, strict=True)
+        number += 1
+        if len(rows) == CHUNK:
+            yield csv_frame(rows)
+            rows = []
+    yield csv_frame(rows)
+
+
+class Lines:
+    """The lines of a UTF-8 file without its BOM. A line ends with a line feed, whatever else is in it. Those of the
+    present record are kept, so that one can go on with the second after a quote that nobody closed."""
+
+    def __init__(self, path, lines):
+        self.path, self.lines, self.number = path, iter(lines), 0
+        self.record, self.waiting = [], []
+
+    def begin(self):
+        self.record = []
+
+    def back_to_second(self):
+        self.waiting = self.record[1:] + self.waiting
+        self.number -= len(self.record) - 1
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if len(self.record) == MOST_LINES:
+            raise csv.Error(f"more than {MOST_LINES} lines; is a quote missing?")
+        line = self.waiting.pop(0) if self.waiting else next(self.lines)
+        self.number += 1
+        self.record.append(line)
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8; save the file as UTF-8 text") from None
+        return text.removeprefix("\ufeff") if self.number == 1 else text
 
 
 def csv_row(record):
@@ -190,6 +274,8 @@ def csv_row(record):
 
 
 def read_fragments(literal):
+    if PLAIN_LITERAL.fullmatch(literal):
+        return [literal[2:-2]]
     try:
         fragments = ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -201,14 +287,13 @@ def read_fragments(literal):
     return fragments
 
 
-def csv_frame(rows, first):
-    """Return a frame of the lines `rows`, the first of which is the `first` of all."""
-    columns = ["group_id", "time", "nickname", "user_id", "fragments"]
+def csv_frame(rows):
+    """Return a frame of the lines `rows`: number and the five values."""
+    columns = ["message_id", "group_id", "time", "nickname", "user_id"]
+    *values, fragments = zip(*rows, strict=True) if rows else ([] for _ in range(6))
     kinds = {name: MESSAGE[name] for name in columns} | {"time": pl.Int64}
-    values = zip(*rows, strict=True) if rows else ([] for _ in columns)
-    frame = pl.DataFrame([column(name, kinds[name], value) for name, value in zip(columns, values, strict=True)])
-    return frame.with_columns(
-        pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("message_id"),
+    frame = pl.DataFrame([pl.Series(name, value, kinds[name]) for name, value in zip(columns, values, strict=True)])
+    return frame.with_columns(list_column("fragments", fragments)).with_columns(
         pl.lit("text").repeat_by(pl.col("fragments").list.len()).alias("kinds"),
         pl.lit([], MESSAGE["mentions"]).alias("mentions"),
         pl.lit(None, pl.Int64).alias("seq"), pl.lit(None, pl.Int64).alias("reply_to"),

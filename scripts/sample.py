@@ -20,12 +20,14 @@ import sqlcipher3
 from common.errors import run
 from common.progress import Progress
 from common.stage import Stage
+from qq.body import ELEMENT_TAG
 from qq.cipher import Cipher, build_header
-from qq.qqnt_pb2 import Body, Element, Header
+from qq.qqnt_pb2 import Element, Header
 from qq.sample_talk import EXCHANGES, NASTY, OPENERS, REMARKS, SLOTS, TARGET_REMARKS, THANKS
 
 KEY = "h8#K'q2\"x;Z%7\\mP"  # 16 printable characters, the awkward ones among them
 START = 1_660_471_938  # 2022-08-14T10:12:18Z
+LIVELY = START + 3 * 365 * 86_400  # from then on little silence, or seven million messages would end after 2038
 ODD_EVERY = 20  # in each group every so often comes one of ODDITIES, in turn
 BATCH = 5_000
 
@@ -138,7 +140,8 @@ class Room:
         threads, oddities, until_odd = [], cycle(ODDITIES), ODD_EVERY
         while True:
             if not threads:
-                self.clock += 120 + int(self.rng.expovariate(1 / 2400))
+                idle = 2400 if self.clock < LIVELY else 60
+                self.clock += 120 + int(self.rng.expovariate(1 / idle))
             if not threads or (len(threads) < 3 and self.rng.random() < 0.08):
                 threads.append(self.thread())
             thread = self.rng.choice(threads)
@@ -283,6 +286,15 @@ ODDITIES = (nasty, images, recalled, dangling, doubled, nasty, stickers, everybo
 
 # ---- as QQNT writes it
 
+def to_varint(value):
+    """Return `value` as protobuf writes numbers."""
+    digits = [value & 0x7F]
+    while value := value >> 7:
+        digits[-1] |= 0x80
+        digits.append(value & 0x7F)
+    return bytes(digits)
+
+
 INTEGERS, TEXTS, BLOBS = "INTEGER", "TEXT", "BLOB"
 COLUMNS = {
     40001: "INTEGER PRIMARY KEY", 40002: INTEGERS, 40003: INTEGERS, 40005: INTEGERS, 40006: INTEGERS, 40010: INTEGERS,
@@ -293,6 +305,12 @@ COLUMNS = {
 }
 INDEXES = ("[40027], [40003]", "[40027], [40003], [40002]", "[40027], [40058]", "[40011], [40012], [40027]")
 CONSTANT_40600 = bytes.fromhex("C2E91304A8D11400")
+SNAPSHOT_40801 = bytes.fromhex("FAF413" "08" "E8A114" "02" "F0A114" "00") * 5  # nobody knows what it is for
+# QQ writes what is zero or empty too; it stands before the values, since in protobuf the last one counts.
+ZEROS = b"".join(to_varint(field << 3) + b"\0" for field in (45003, 45102, 45103, 45104, 45106, 45107, 45108, 45109,
+                                                             45110, 45112, 47401, 49156))
+ZEROS += b"".join(to_varint(field << 3 | 2) + b"\0" for field in (45105, 45111, 49157))
+ZEROS += to_varint(49154 << 3 | 2) + b"\x04nt_1"
 DAY, UTC_8 = 86_400, 8 * 3600
 TIP_XML = '<gtip><qq uin="u_x" nm="豆豆"/><nor txt="{}"/></gtip>'
 
@@ -338,13 +356,20 @@ def to_element(part, message, place):
 UID_OF = {str(member.qq): member.uid.encode() for member in MEMBERS}
 
 
-def to_row(message):
-    """Return the values of COLUMNS."""
+def to_body(message):
+    body = b""
+    for place, part in enumerate(message.parts):
+        element = ZEROS + to_element(part, message, place).SerializeToString()
+        body += ELEMENT_TAG + to_varint(len(element)) + element
+    return body
+
+
+def to_row(message, chat_type=2):
+    """Return the values of COLUMNS; `chat_type` is 2 for a group, 1 for a private chat."""
     sender, group = message.sender, message.group
     body = None
     if message.parts is not None:
-        elements = [to_element(part, message, place) for place, part in enumerate(message.parts)]
-        body = Body(elements=elements).SerializeToString()
+        body = to_body(message)
     card = name = ""
     if sender and not sender.silent:
         card = sender.card_in(group)
@@ -352,11 +377,12 @@ def to_row(message):
     by_number = sender and not message.numberless
     day = message.time - (message.time + UTC_8) % DAY if message.time > 0 else 0
     return (
-        message.message_id, message.message_id * 2654435761 & 0x7FFFFFFF, message.seq, 0, 0, 2,
+        message.message_id, message.message_id * 2654435761 & 0x7FFFFFFF, message.seq, 0,
+        0x0100000000000000 | message.message_id >> 8, chat_type,
         *message.outer, 0 if sender else 3, sender.uid if sender else "", str(group.number), 0, group.key,
         group.number if sender else 0, sender.qq if by_number else 0, 0, 2, message.time, 0,
         day, 0, card, name, 0, 0, CONSTANT_40600,
-        None, None, body, None, message.quote.seq if message.quote else 0, 0, None,
+        None, None, body, body and SNAPSHOT_40801, message.quote.seq if message.quote else 0, 0, None,
     )  # fmt: skip
 
 
@@ -376,7 +402,7 @@ def write_messages(connection, messages, total):
         connection.execute(f"CREATE {unique} INDEX group_msg_{number} ON group_msg_table ({indexed})")
     # Private words that must never be seen again, so that a test can look for them.
     secret = Message(1, GROUPS[0], 1, START, TARGET, [Part("text", "私聊：谁也不许看")])
-    connection.execute(f"INSERT INTO c2c_msg_table VALUES ({places})", to_row(secret))
+    connection.execute(f"INSERT INTO c2c_msg_table VALUES ({places})", to_row(secret, chat_type=1))
     fill(connection, "nt_uid_mapping_table", "[48901] INTEGER PRIMARY KEY, [48902] TEXT, [48912] TEXT, [1002] INTEGER",
          [(number, member.uid, None, member.qq) for number, member in enumerate(MEMBERS, 1)])
     return rows

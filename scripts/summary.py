@@ -32,6 +32,10 @@ def main():
         base = next((receipt["base_model"]["name"] for receipt in receipts if "base_model" in receipt), "")
         if "tiny" in Path(base).name:
             print("That is gibberish, as it should be: the demo's model is tiny and its weights are random.")
+    quotes = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
+    if "found_by_llm" in quotes:
+        print(f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
+              f"the rule on names {quotes['found_by_rule']}.")
     print()
     print("\n".join(table(receipts)))
 

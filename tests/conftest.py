@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import copy_project, make
+from llm_folder import Folder
 from ollama_server import OllamaServer
 from tiny import write_gguf
 
@@ -20,6 +21,12 @@ def ollama(gguf):
     """A server that speaks Ollama's API, with the model config/llm.yaml names by default."""
     with OllamaServer(gguf, ["qwen2.5:14b"]) as server:
         yield server
+
+
+@pytest.fixture
+def folder(tmp_path, ollama):
+    """A folder in which pair and gen ask that server."""
+    return Folder(tmp_path, ollama)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = int(os.environ.get("EXAMPLES", 50))  # of each fuzz test; once in a while let it be thousands
 # what the `make test` around us says must not reach the Make under test, nor may a key of the person running it
 CLEAN = {name: value for name, value in os.environ.items()
          if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "QQ_DB_KEY")}

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import xllamacpp
 
+SIZE = 600_000  # bytes of a model
 CONTEXT, LOADED_CONTEXT = 32768, 4096  # of the tiny model; of a request that names none
 PREDICT = 1000  # where a request sets no limit, which is 10 contexts in Ollama
 CONVERTIBLE = {"Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"}
@@ -46,24 +47,83 @@ class Refusal(Exception):
         self.status = status
 
 
+class Raw(NamedTuple):
+    """What goes out byte for byte as the body of a 200, be it an answer or not; a `length` beyond it is a lie."""
+
+    content: bytes
+    length: int
+
+
+def whole(text, **more):
+    """The bytes of a whole answer of /api/chat that says `text`; `more` replaces what makes it whole."""
+    return json.dumps({"model": "any", "created_at": now(), "message": {"role": "assistant", "content": text},
+                       "done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1, **more}).encode()
+
+
+# Faults for `before_chat` to raise or return; a hang is its own sleep or wait, a kill its own os.kill.
+def too_long():
+    raise Refusal(400, "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it")
+
+
+def crashed():
+    raise Refusal(500, "model runner has unexpectedly stopped")
+
+
+def busy():
+    raise Refusal(503, "server busy, please try again.  maximum pending requests exceeded")
+
+
+def not_done():
+    """What Ollama's guard against repetition leaves behind: 200, and no done_reason."""
+    return exactly(whole('{"answers": "1"}', done=False, done_reason=None))
+
+
+def cut_off():
+    return exactly(whole('{"answers": "1', done_reason="length"))
+
+
+def cut_json():
+    return exactly(whole('{"answers": "1'))
+
+
+def thinking_aloud():
+    return exactly(whole('<think>the first, surely</think>{"answers": "1"}'))
+
+
+def no_json():
+    return exactly(b"<html>proxy error</html>")
+
+
+def dropped():
+    """The connection ends in the middle of the answer."""
+    return Raw(whole('{"answers": "1"}')[:60], 500)
+
+
+def exactly(content):
+    return Raw(content, len(content))
+
+
 class OllamaServer:
     """Serves while used as a context manager.
 
     `requests` holds what was asked, in order; `blobs` {digest: bytes}; `created` {model: body of /api/create, its
     "config" (config.json) added}; `loaded` {model: num_ctx}; `loads` every (model, num_ctx) that Ollama would have
     had to load anew. `before_chat(k, body)` is called before the k-th chat (from 1) is answered: to count, to wait,
-    to kill the client, to raise a `Refusal`. What it returns, if anything, is said in place of the model's words.
+    to kill the client, to raise a `Refusal`. What it returns, if anything, is said in place of the model's words; a
+    `Raw` goes out as it is.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0, parallel=1):
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_ctx, params.n_parallel = CONTEXT * parallel, parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # tiny: more only wait for each other
         params.warmup, params.verbosity = False, -1
         self.llama = xllamacpp.Server(params)
         self.models = {tagged(name): digest_of(name.encode()) for name in models}
         self.requests, self.blobs, self.created, self.loaded, self.loads = [], {}, {}, {}, []
         self.before_chat = lambda k, body: None
+        self.on_gpu = 1.0  # share of a loaded model
         self.chats, self.lock = itertools.count(1), threading.Lock()
         self.http = ThreadingHTTPServer((host, port), Handler)
         self.http.daemon_threads = False  # closing waits for them: leaving one inside llama.cpp crashes the process
@@ -90,7 +150,8 @@ class OllamaServer:
 
     def ps(self, body):
         expires = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
-        return {"models": [{**self.describe(name), "size_vram": self.describe(name)["size"], "expires_at": expires,
+        size = SIZE
+        return {"models": [{**self.describe(name), "size_vram": int(size * self.on_gpu), "expires_at": expires,
                             "context_length": num_ctx} for name, num_ctx in dict(self.loaded).items()]}
 
     def show(self, body):
@@ -109,6 +170,9 @@ class OllamaServer:
         with self.lock:
             k = next(self.chats)
         scripted = self.before_chat(k, body)
+        if isinstance(scripted, Raw):
+            self.load(name, self.options(name, body).get("num_ctx", LOADED_CONTEXT))
+            return scripted
         return self.answer(name, messages, body, scripted=scripted,
                            wrap=lambda text: {"message": {"role": "assistant", "content": text}})
 
@@ -173,7 +237,7 @@ class OllamaServer:
     def describe(self, name):
         digest = self.models[name]
         details = {"format": "gguf", "family": "qwen2", "parameter_size": "150K", "quantization_level": "F32"}
-        return {"name": name, "model": name, "modified_at": now(), "size": 600_000, "digest": digest,
+        return {"name": name, "model": name, "modified_at": now(), "size": SIZE, "digest": digest,
                 "details": details}
 
     def load(self, name, num_ctx):
@@ -209,6 +273,7 @@ class OllamaServer:
         self.load(name, num_ctx)
         question = {"messages": messages, "max_tokens": limit if limit > 0 else PREDICT, **response_format(body),
                     **{key: options[key] for key in PASSED_ON if key in options},
+                    **({"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}),
                     "cache_prompt": False}  # so that an answer does not depend on what was asked before
         try:
             answer = self.llama.handle_chat_completions(question)
@@ -227,7 +292,8 @@ class OllamaServer:
         head, text = {"model": body["model"], "created_at": now()}, choice["message"]["content"] or ""
         if scripted is not None:
             text, choice = scripted, {"finish_reason": "stop"}
-        tail = {"done": True, "done_reason": choice["finish_reason"],
+        logprobs = (choice.get("logprobs") or {}).get("content")
+        tail = {**({"logprobs": logprobs} if logprobs else {}), "done": True, "done_reason": choice["finish_reason"],
                 "total_duration": time.perf_counter_ns() - started, "load_duration": 1,
                 "prompt_eval_count": usage["prompt_tokens"], "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
                 "eval_count": usage["completion_tokens"], "eval_duration": int(timings["predicted_ms"] * 1e6)}
@@ -303,7 +369,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, problem)
         else:
             answer = self.ANSWERS[self.command, self.path](ollama, body)
-            if isinstance(answer, dict):
+            if isinstance(answer, Raw):
+                self.send_raw(answer)
+            elif isinstance(answer, dict):
                 self.send(200, answer)
             elif body.get("stream", True):
                 self.send_stream(answer)
@@ -328,6 +396,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def send_raw(self, raw):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(raw.length))
+        self.end_headers()
+        self.wfile.write(raw.content)
 
     def send_stream(self, events):
         """One JSON object a line; the status is out before the first, so an error is a line, too."""

@@ -1,17 +1,35 @@
 """decrypt: what leaves the encrypted file, with which key, and what is said where none does."""
 
+import contextlib
+import errno
 import json
+import random
 import shutil
 import sqlite3
+import subprocess
+import sys
+from collections import namedtuple
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 import sqlcipher3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from helpers import run_script
+from common.errors import Mistake
+from common.progress import Progress
+from common.stage import Stage
+from decrypt import Settings, extract, read_key
+from helpers import CLEAN, EXAMPLES, ROOT, run_script
+from qq.btree import cells, four, walk
 from qq.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
+from qq.pages import Pages
 from qq.qqnt_pb2 import Header
-from sample import KEY
+from qq.tables import check_space, read_schema, take_tables
+from sample import KEY, START
+
+Usage = namedtuple("Usage", "free")
 
 MESSAGES = 400
 
@@ -235,12 +253,13 @@ def test_something_else(source, tmp_path, content, line):
 @pytest.mark.parametrize(("size", "line"), [
     (900, "truncated, only 900 bytes; copy it again with QQ closed"),
     (1024, "truncated, only 1,024 bytes; copy it again with QQ closed"),
-    (1024 + 4096 * 5 + 17, "truncated in the middle of a page; copy it again with QQ closed"),
-    (1024 + 4096 * 5, "damaged or cut short (database disk image is malformed); copy it again with QQ closed"),
+    *((1024 + 4096 * 5 + rest, "truncated: 5 of {pages} pages are there; copy it again with QQ closed, or set "
+       "`salvage: always` in config/decrypt.yaml to take what is there") for rest in (0, 17)),
 ])
 def test_a_truncated_copy(source, tmp_path, size, line):
+    pages = source.stat().st_size // 4096
     source.write_bytes(source.read_bytes()[:size])
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line}")
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line.format(pages=pages)}")
 
 
 def test_a_journal_beside_it(source, tmp_path):
@@ -257,6 +276,231 @@ def test_another_database_of_the_account(source, tmp_path):
     other = source.with_name("group_info.db")
     line = f"{other}: no group_msg_table in it; give the nt_msg.db of the account"
     assert_refused(decrypt(other, tmp_path / "out"), tmp_path / "out", line)
+
+
+# ---- damage: what is sound is taken, what is lost is told
+
+
+def rows_by_page(source):
+    """{row: the pages it is on}, read with nothing but our own reader of pages."""
+    pages = Pages(source, detect(source, KEY), KEY)
+    roots = {name: root for _, name, _, root, _ in read_schema(pages, source)}
+    tree = walk(pages, roots["group_msg_table"])
+    found = {}
+    for number in tree.leaves.tolist():
+        for cell in cells(pages.read([number])[0][0], pages.usable):
+            found[cell.rowid] = {number}
+            place, left = cell.overflow, cell.payload
+            while left > 0:
+                found[cell.rowid].add(place)
+                place, left = four(pages.read([place])[0][0], 0), left - pages.usable + 4
+    return found, tree, pages.count
+
+
+def spoil(path, numbers):
+    content = bytearray(path.read_bytes())
+    for number in numbers:
+        content[HEADER_SIZE + (number - 1) * 4096 + 1234] ^= 0x55
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A history with rows larger than a page, and so many that the table has inner pages over inner pages."""
+    folder = tmp_path_factory.mktemp("large")
+    with closing(sqlcipher3.connect(str(folder / "bare"), isolation_level=None)) as connection:
+        for statement in [*Cipher(hmac="SHA512").pragmas(KEY), "BEGIN"]:
+            connection.execute(statement)
+        for table, chat_type in (("group_msg_table", 2), ("c2c_msg_table", 1)):
+            connection.execute(f"CREATE TABLE {table} ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, "
+                               "[40800] BLOB)")
+            connection.executemany(
+                f"INSERT INTO {table} VALUES (?, ?, ?, randomblob(?))",
+                ((number << 33 | chat_type, chat_type, START + number, 12_000 if number % 50 == 0 else 900)
+                 for number in range(1, 1800)))
+        connection.execute("CREATE INDEX by_time ON group_msg_table ([40050])")
+        connection.execute("DELETE FROM group_msg_table WHERE [40050] % 97 < 9")  # leaves stale pages behind
+        connection.execute("COMMIT")
+    path = folder / "nt_msg.db"
+    path.write_bytes(build_header(Header(hmac=b"HMAC_SHA512")) + (folder / "bare").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_row_on_a_sound_page_is_there(large, tmp_path, seed):
+    rows, tree, count = rows_by_page(large)
+    assert count > 400
+    rng = random.Random(seed)
+    bad = {*rng.sample(range(2, count + 1), 4), *(rng.sample(tree.inner, 1) if seed % 2 else ())}
+    path = tmp_path / "nt_msg.db"
+    path.write_bytes(large.read_bytes())
+    spoil(path, bad)
+    done, out = decrypt(path, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out"
+    assert (done.returncode, done.stderr) == (0, "")
+    sound = {row for row, pages in rows.items() if not pages & bad}
+    assert {row for (row,) in query(out / "nt_msg.db", "SELECT [40001] FROM group_msg_table")} == sound
+    assert query(out / "nt_msg.db", "PRAGMA integrity_check") == [("ok",)]
+    lost = len(rows) - len(sound)
+    ledger = receipt(out)["ledger"]
+    assert ledger["written"] == len(sound)
+    assert ledger["dropped"] == ({"damaged": lost} if lost else {})
+    assert ledger["read"] == len(rows)
+
+
+def test_what_was_lost_is_said(source, tmp_path):
+    rows, tree, _ = rows_by_page(source)
+    bad = tree.leaves[3:5].tolist()
+    spoil(source, bad)
+    done, out = decrypt(source, tmp_path / "out"), tmp_path / "out"
+    lost = sum(pages <= set(bad) for pages in rows.values())
+    kept = query(out / "nt_msg.db", "SELECT [40001] FROM group_msg_table")
+    assert lost == MESSAGES - len(kept) > 0
+    ids = sorted(rows)
+    first = next(place for place, row in enumerate(ids) if rows[row] <= set(bad))
+    times = dict(query(out / "nt_msg.db", "SELECT [40001], [40050] FROM group_msg_table"))
+    span = [datetime.fromtimestamp(times[ids[place]], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            for place in (first - 1, first + lost)]
+    assert f"decrypt: {source}: 2 damaged pages ({min(bad)}, {max(bad)}); taking what is sound\n" in done.stdout
+    assert (f"decrypt: DAMAGED: {source}: 2 pages could not be read; lost are about {lost} rows of group_msg_table, "
+            f"sent between {span[0]} and {span[1]}\n") in done.stdout
+    assert receipt(out)["damage"] == {"group_msg_table": {"pages": sorted(bad), "rows": lost}, "spans": [span]}
+    assert receipt(out)["ledger"] == {"read": MESSAGES, "written": MESSAGES - lost, "dropped": {"damaged": lost}}
+
+
+def test_the_page_that_sqlite_locks_stays_empty(large, tmp_path, monkeypatch):
+    monkeypatch.setattr("qq.tables.LOCK_BYTE", 100 * 4096)  # instead of a file of more than 1 GiB
+    target = tmp_path / "plain.db"
+    with Progress("test", None, "B") as progress:
+        tables, _ = take_tables(large, detect(large, KEY), KEY, ["group_msg_table"], target, progress, None)
+    assert query(target, "PRAGMA integrity_check") == [("*** in database main ***\nPage 101 is never used",)]
+    assert query(target, "SELECT count(*) FROM group_msg_table") == [(tables["group_msg_table"].rows,)]
+    assert target.read_bytes()[100 * 4096 : 101 * 4096] == bytes(4096)
+
+
+def test_salvage_never_and_always(source, tmp_path):
+    _, tree, count = rows_by_page(source)
+    config, bad = tmp_path / "decrypt.yaml", int(tree.leaves[3])
+    whole = source.read_bytes()
+    spoil(source, [bad])
+    config.write_text("salvage: never\n")
+    key = source.with_name("key.txt")
+    out = tmp_path / "out"
+    done = run_script("decrypt", source, "--key", key, "--config", config, "--out", out)
+    line = (f"{source}: 1 damaged pages ({bad}); copy it again with QQ closed, or set `salvage: auto` in {config} to "
+            "take what is sound")
+    assert_refused(done, out, line)
+    config.write_text("salvage: always\n")
+    source.write_bytes(whole[: HEADER_SIZE + 4096 * (count - 30)])
+    done = run_script("decrypt", source, "--key", key, "--config", config, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    ledger = receipt(out)["ledger"]
+    assert 0 < ledger["written"] < ledger["read"]
+    assert query(out / "nt_msg.db", "SELECT count(*) FROM group_msg_table") == [(ledger["written"],)]
+
+
+def test_a_damaged_first_page_is_told_from_a_wrong_key(source, tmp_path):
+    spoil(source, [1])
+    line = (f"{source}: the key is right, but page 1, which says where everything is, is damaged; copy it again with "
+            "QQ closed")
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
+
+
+def run_code(code, source, out):
+    """Run Python `code` which, with the arguments of decrypt, runs that in a world made worse."""
+    arguments = [source, "--key", source.with_name("key.txt"), "--config", "config/decrypt.yaml", "--out", out]
+    return subprocess.run([sys.executable, "-c", code, "scripts/decrypt.py", *map(str, arguments)], cwd=ROOT,
+                          env={**CLEAN, "QQ_DB_KEY": ""}, capture_output=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk(source, tmp_path, error):
+    out = tmp_path / "out"
+    code = ("import errno, os, runpy, sys\nreal = os.pwrite\n"
+            "def pwrite(file, content, place):\n"
+            f"    if place > 40960: raise OSError({error}, 'full')\n"
+            "    return real(file, content, place)\n"
+            "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\nsys.path.insert(0, 'scripts')\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n")
+    done = run_code(code, source, out)
+    assert_refused(done, out, f"{out}: no space left; free some and start again")
+
+
+def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free=3 << 20))
+    target = tmp_path / "plain.db"
+    with pytest.raises(Mistake) as caught:
+        check_space(target, 40 << 20)
+    assert str(caught.value) == f"{tmp_path}: 56 MiB are needed there, 3 MiB are free; free some"
+    check_space(target, -(14 << 20))
+
+
+@pytest.mark.parametrize("closed", ["nt_msg.db", "key.txt"])
+def test_permission_denied(source, tmp_path, closed):
+    out = tmp_path / "out"
+    path = source.with_name(closed)
+    for other in source.parent.iterdir():
+        other.chmod(0o644)
+    path.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
+        folder.chmod(0o777)
+    code = ("import encodings.utf_8_sig, os, sys\nsys.path.insert(0, 'scripts')\nsys.argv = sys.argv[1:]\n"
+            "import decrypt\n"
+            "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
+            "decrypt.run(decrypt.main)\n")
+    done = run_code(code, source, out)
+    assert_refused(done, out, f"{path}: permission denied; make it readable and writable for you")
+
+
+def test_a_source_that_changes_meanwhile(source, tmp_path, monkeypatch):
+    states = iter([(1, 1), (1, 2)])
+    monkeypatch.setattr("decrypt.state", lambda path: next(states))
+    with Stage("decrypt", tmp_path / "out") as stage, pytest.raises(Mistake) as caught:
+        extract(stage, source, KEY, ["group_msg_table"], tmp_path / "plain.db", Settings(), "decrypt.yaml")
+    assert str(caught.value) == f"{source}: was written to while it was read; close QQ and start again"
+
+
+def test_a_log_of_something_else_is_told(source, tmp_path):
+    wal = source.with_name("nt_msg.db-wal")
+    wal.write_bytes(bytes(5000))
+    done = decrypt(source, tmp_path / "out")
+    assert_decrypted(done, tmp_path / "out")
+    assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
+
+
+def test_no_group_messages(tmp_path):
+    path = write_encrypted(tmp_path / "nt_msg.db")
+    with closing(sqlite3.connect(tmp_path / "plain.db")) as connection:
+        connection.execute("CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY)")
+        connection.commit()
+    path = tmp_path / "plain.db"
+    line = f"{path}: no group messages in it; is it the account, and the device, that has them?"
+    assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", line)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_raises_anything_but_a_mistake(sample, tmp_path, data):
+    content = bytearray((sample / "nt_msg.db").read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, 6000) | st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    end = data.draw(st.none() | st.integers(0, 9000) | st.integers(0, len(content)))
+    key = data.draw(st.just(KEY) | st.text(max_size=3) | st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
+    path, target = tmp_path / "nt_msg.db", tmp_path / "plain.db"
+    path.write_bytes(content[:end])
+    target.unlink(missing_ok=True)
+    with contextlib.suppress(Mistake), Progress("test", None, "B") as progress:
+        take_tables(path, detect(path, key), key, ["group_msg_table"], target, progress, lambda *_, **__: None)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode))
+def test_no_key_file_raises_anything_but_a_mistake(tmp_path, content):
+    path = tmp_path / "key.txt"
+    path.write_bytes(content)
+    with contextlib.suppress(Mistake):
+        key = read_key(path, path)
+        assert key and "\n" not in (key[-1:], key[:0])
 
 
 def test_a_failure_leaves_the_earlier_result(source, tmp_path):

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 import yaml
 
-from helpers import ROOT
+import combine
+from helpers import ROOT, make
 
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
@@ -71,6 +72,8 @@ def test_each_field_is_explained(demo):
     data = demo[0] / "data/demo"
     columns = [name for file in ("parsed/messages.parquet", "combined/turns.parquet")
                for name in pl.read_parquet_schema(data / file)]
+    assert make(demo[0], "members", "CONFIG=demo", "RUN_IN=host").returncode == 0
+    columns += pl.read_parquet_schema(data / "members/members.parquet")
     for name in ("10002/paired/pairs.jsonl", "10002/paired/unpaired.jsonl", "10002/generated/sources.jsonl"):
         columns += re.findall(r'"(\w+)": ', (data / name).read_text(encoding="utf-8").splitlines()[0])
     assert sorted(set(columns) - explained) == []
@@ -83,6 +86,7 @@ def test_each_reason_for_dropping_is_explained():
         code = script.read_text(encoding="utf-8")
         reasons |= set(re.findall(r'dropped\["(\w+)"\]', code)) | set(re.findall(r'case\.reason = "(\w+)"', code))
     assert {"older", "empty", "failed", "quotes_outside"} <= reasons
+    reasons |= set(combine.Settings().special_texts)  # each of them is a reason, too
     assert sorted(reason for reason in reasons if f"`{reason}`" not in explained) == []
 
 

@@ -88,8 +88,8 @@ def test_a_second_demo_does_nothing(demo):
 
 
 @pytest.mark.parametrize(("setting", "redone"), [
-    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("pair.yaml", STAGES[3:]),
-    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("gen.yaml", STAGES[4:]),
+    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("demo/pair.yaml", STAGES[3:]),
+    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("demo/gen.yaml", STAGES[4:]),
     ("prompts/persona.md", STAGES[4:]), ("demo/train.yaml", STAGES[5:]), ("preflight.yaml", STAGES[5:]),
     ("export.yaml", STAGES[6:]),
 ])
@@ -119,6 +119,17 @@ def test_another_target_costs_only_pair_and_later(demo):
     assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == STAGES[3:]
 
 
+def test_members_come_from_the_stages_all_targets_share(demo):
+    project, _ = demo
+    done = make(project, "members", *DEMO)
+    assert done.returncode == 0, done.stderr
+    assert stages_run(make(project, "--dry-run", "members", *DEMO).stdout) == ["members"]
+    assert "  10002          老陈" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Put the TARGET of your choice into config/target.txt."
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (project / "data/demo/members").iterdir()}
+    assert made == {"members.parquet": 0o600, "receipt.json": 0o600}
+
+
 def test_a_failing_stage_leaves_the_earlier_result(demo):
     project, _ = demo
     before = snapshot(folder(project, "combine"))
@@ -128,7 +139,7 @@ def test_a_failing_stage_leaves_the_earlier_result(demo):
         failed = make(project, "combine", *DEMO)
         assert failed.returncode == 2
         assert ("combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
-                "max_gap_seconds, max_others_between, notices, markers") in failed.stderr.splitlines()
+                "max_gap_seconds, max_others_between, quotes_start_a_turn, special_texts") in failed.stderr.splitlines()
         assert snapshot(folder(project, "combine")) == before
         assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
     finally:
@@ -326,3 +337,56 @@ def test_nothing_of_ours_is_in_git(demo):
     status = ["git", "status", "--porcelain", "-uall"]
     listed = subprocess.run(status, cwd=demo[0], capture_output=True, encoding="utf-8").stdout
     assert [line for line in listed.splitlines() if "data/" in line and "data/README.md" not in line] == []
+
+
+# ---- Every way to pair
+
+
+@pytest.mark.parametrize("settings", [
+    "method: previous\n", "method: mention\n", "method: empty\n", "use_llm: false\n", "preset: seed\n",
+    "merge_replies: llm\n",
+])
+@pytest.mark.parametrize("source", ["demo", "csv"])
+def test_the_ledgers_balance_with_every_method(demo, tmp_path, settings, source):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/tiny", project / "data/tiny")
+    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")
+    if source == "demo":
+        shutil.copytree(demo[0] / "data/demo/sample", project / "data/demo/sample")
+    (project / "config/demo/pair.yaml").write_text(f"{settings}newest: 12\n")
+    words = [*DEMO, *(["SOURCE=chat.csv"] if source == "csv" else [])]
+    done = make(project, "gen", *words)
+    assert done.returncode == 0, done.stderr
+    for stage in ("pair", "gen"):
+        found = ledger(project, stage)
+        assert found["read"] == found["written"] + found.get("merged", 0) + sum(found["dropped"].values())
+    assert ledger(project, "pair")["written"] == ledger(project, "gen")["read"] > 0
+
+
+def test_the_guides_second_way(demo, tmp_path, ollama):
+    project = copy_project(tmp_path)
+    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")
+    (project / "config/llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\nmax_failed_share: 1\n")
+    (project / "config/way2/pair.yaml").open("a").write("newest: 30\nbatch_size: 10\n")
+
+    def merge_the_first_two(k, body):
+        """As a good model would; what is to be written comes from the tiny one."""
+        if "merged" not in body["format"]["properties"]:
+            return None
+        said = re.findall(r"^\d+\. （\d+秒后）(.*)$", body["messages"][1]["content"], re.MULTILINE)
+        return json.dumps({"merged": [{"first": "1", "last": "2", "text": "，".join(said[:2])}]})
+
+    ollama.before_chat = merge_the_first_two
+    done = make(project, "gen", "CONFIG=way2", "RUN_IN=host", "TARGET=10002", "SOURCE=chat.csv")
+    assert done.returncode == 0, done.stderr
+    paired = project / "data/way2/10002/paired"
+    combined = json.loads((project / "data/way2/combined/receipt.json").read_text(encoding="utf-8"))["ledger"]
+    assert combined["merged"] == 0  # a message, a turn
+    lines = [json.loads(row) for row in (paired / "unpaired.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (paired / "pairs.jsonl").read_text(encoding="utf-8") == ""
+    assert {row["reason"] for row in lines} == {"empty_prompt"}
+    found = json.loads((paired / "receipt.json").read_text(encoding="utf-8"))["ledger"]
+    assert found["merged"] == sum(len(row["turn_ids"]) - 1 for row in lines) >= 3
+    assert found["read"] == found["written"] + found["merged"] + sum(found["dropped"].values())
+    of_gen = json.loads((project / "data/way2/10002/generated/receipt.json").read_text(encoding="utf-8"))["ledger"]
+    assert of_gen["read"] == found["written"] == of_gen["written"] + sum(of_gen["dropped"].values())

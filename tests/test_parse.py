@@ -1,5 +1,6 @@
 """parse: what becomes of every row of a history, from QQNT's tables and from a CSV."""
 
+import contextlib
 import json
 import sqlite3
 from contextlib import closing
@@ -7,12 +8,15 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import run_script
+from common.errors import Mistake
+from helpers import EXAMPLES, run_script
 from parse import MESSAGE, csv_chunks, write_csv
-from qq.body import BodyReader
+from qq.body import AT, TEXT, BodyReader, kind_name
+from qq.browser import json_chunks
+from qq.history import to_chunk
 from qq.qqnt_pb2 import Body, Element, Wallet
 from sample import COLUMNS, history
 
@@ -316,7 +320,7 @@ def test_damaged_bodies_keep_the_elements_before_the_break(make, tmp_path):
 def test_every_kind_has_its_name():
     numbers = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 16, 21, 27, 44, 0]
     content = BodyReader().read(body(*(Element(kind=number) for number in numbers)))
-    assert content.kinds == [
+    assert list(map(kind_name, content.kinds)) == [
         "text", "image", "file", "voice", "video", "face", "reply", "tip", "wallet", "ark", "market_face", "markdown",
         "forward", "call", "face", "unknown:44", "unknown:0"]
     assert content.fragments == [""]
@@ -338,13 +342,14 @@ def test_placeholders(element, fragment):
     assert BodyReader().read(body(element)).fragments == []
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
 def test_no_body_raises(junk, place, byte):
     good = bytearray(body(text("第一"), Element(kind=7, quoted_seq=5, quoted_elements=[text("旧")]), text("第二")))
     good[place % len(good)] = byte
     for content in (junk, bytes(good), bytes(good[:place]) + junk):
         read = BodyReader().read(content)
-        assert len(read.fragments) == sum(kind in ("text", "at") for kind in read.kinds)
+        assert len(read.fragments) == sum(kind in (TEXT, AT) for kind in read.kinds)
 
 
 # ---- CSV
@@ -390,7 +395,7 @@ def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
         path = tmp_path / "messages.csv"
         write_csv(frame.with_columns((pl.col("time") * 1000).cast(MESSAGE["time"])), path)
         with open(path, "rb") as file:
-            back = pl.concat(csv_chunks(path, (line.decode() for line in file)))
+            back = pl.concat(csv_chunks(path, file, None))
         five = ["group_id", "time", "nickname", "user_id", "fragments"]
         assert back.select(five).to_dicts() == frame.select(five).to_dicts()
 
@@ -418,8 +423,106 @@ def test_a_line_that_does_not_fit(tmp_path, line, why):
 
 def test_a_csv_that_is_not_utf_8(tmp_path):
     source = write(tmp_path / "chat.csv", b"1001,2022-08-14T10:12:18Z,a,1,['x']\n1001,2022,\xd0\xd0,1,[]\n")
-    line = f"{source} line 2: not UTF-8; save the file as UTF-8 text"
+    form = "a line must be: group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
+    line = f"{source} line 2: not UTF-8; save the file as UTF-8 text; {form}"
     assert_refused(parse(source, tmp_path / "out"), tmp_path / "out", line)
+
+
+def test_lines_that_do_not_fit_can_be_skipped(tmp_path):
+    good = "".join(f"1001,2022-08-14T10:12:{second:02}Z,a,1,['x{second}']\n" for second in range(60))
+    lines = good.splitlines(keepends=True)
+    odd = '1001,2022-08-14T10:12:18Z,"a quote that nobody closes,1,[]\n'
+    source = write(tmp_path / "chat.csv", "".join([*lines[:20], odd, *lines[20:], odd]))
+    out = tmp_path / "out"
+    assert_parsed(parse(source, out, "skip_bad_lines: true"), out, 62, bad_line=2)
+    assert result(out)["fragments"].explode().to_list() == [f"x{second}" for second in range(60)]
+
+
+def test_a_record_does_not_go_on_for_ever(tmp_path):
+    source = write(tmp_path / "chat.csv", '1001,2022-08-14T10:12:18Z,"a' + "\n" * 2000 + '",1,[]\n')
+    form = "a line must be: group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
+    line = f"{source} line 1000: more than 1000 lines; is a quote missing?; {form}"
+    assert_refused(parse(source, tmp_path / "out"), tmp_path / "out", line)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.lists(st.binary(max_size=60) | st.text(max_size=40).map(str.encode) | st.sampled_from([
+    b"1001,2022-08-14T10:12:18Z,a,1,['x']\n", b'1001,2022-08-14T10:12:18Z,"a\n",1,"[\'x\', ""y""]"\r\n', b'"', b"\n",
+    b"1001,9999-12-31T23:59:59Z,a,1,['\\ud83d']\n", b"1001,2022-08-14T10:12:18Z,a,1,[", b"(" * 300, b"-" * 300, b",",
+]), max_size=8))
+def test_no_line_raises_anything_but_a_mistake(pieces):
+    lines = [line + b"\n" for line in b"".join(pieces).split(b"\n")]
+    bad = []
+    frames = list(csv_chunks("chat.csv", lines, bad))
+    assert sum(frame.height for frame in frames) + len(bad) <= len(lines)
+    if bad:
+        with pytest.raises(Mistake):
+            list(csv_chunks("chat.csv", lines, None))
+
+
+# ---- JSON
+
+ROW = {"40001": 7_400_000_000_000_000_101, "40003": 1, "40010": 2, "40050": 1_720_000_000, "40021": "20001", "40027": 5,
+       "40033": 10001, "40800": "gvYTCsj8FQHqghYCaGk="}
+AGAIN = "export the table again with DB Browser 3.12 or newer"
+
+
+@pytest.mark.parametrize(("content", "what"), [
+    ({"metadata": {}, "chatInfo": {}, "statistics": {}, "messages": [{"id": "1"}]},
+     f"not an export of group_msg_table but an object with the keys 'metadata', 'chatInfo', 'statistics', 'messages'; "
+     f"{AGAIN}"),
+    ([{"id": "1", "content": {}}], f"row 1 is no row of group_msg_table; it has the keys 'id', 'content'; {AGAIN}"),
+    ([ROW, 5], f"row 2 is not an object but '5'; {AGAIN}"),
+    ("text", f"not an array of rows but 'text'; {AGAIN}"),
+    ([ROW | {"40001": 7.4e18}], f"row 1: 40001 is 7.4E+18, rounded as DB Browser 3.11 does; {AGAIN}"),
+    ([ROW | {"40001": (7_400_000_000_000_000_101 + number) // 1024 * 1024} for number in range(0, 9000, 1024)],
+     f"all ids are rounded, as DB Browser 3.11 does; {AGAIN}"),
+    ([ROW | {"40800": "\ufffd\ufffd\x13"}], f"the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}"),
+    ([ROW | {"40050": "yesterday"}], f"row 1: 40050 is 'yesterday', not a number; {AGAIN}"),
+    ([ROW | {"40003": 1 << 63}], f"row 1: 40003 is '9223372036854775808', not a number; {AGAIN}"),
+    ([ROW, ROW | {"40010": 1}], "row 2 is of a private chat (40010 = 1); export group_msg_table"),
+])
+def test_a_json_of_another_shape(tmp_path, content, what):
+    source = write(tmp_path / "chat.json", json.dumps(content))
+    assert_refused(parse(source, tmp_path / "out"), tmp_path / "out", f"{source}: {what}")
+
+
+def test_a_line_of_json_lines(tmp_path):
+    source = write(tmp_path / "chunk_0001.jsonl", '{"id": "1", "content": {}, "sender": {}}\n' * 2)
+    line = f"{source}: not an export of group_msg_table but an object with the keys 'id', 'content', 'sender'; {AGAIN}"
+    assert_refused(parse(source, tmp_path / "out"), tmp_path / "out", line)
+
+
+@pytest.mark.parametrize("end", [-1, 40])
+def test_a_json_that_is_cut_short(tmp_path, end):
+    source = write(tmp_path / "chat.json", json.dumps([ROW, ROW])[:end])
+    done = parse(source, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"parse.py: {source}: not whole JSON (")
+    assert done.stderr.endswith(f"); {AGAIN}\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["null", "[]"])
+def test_a_json_of_an_empty_table(tmp_path, content):
+    source, out = write(tmp_path / "chat.json", content), tmp_path / "out"
+    line = f"{source}: no message left (read 0, written 0, dropped 0); see {out.with_suffix('.yaml')}"
+    assert_refused(parse(source, out), out, line)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(JSON | st.dictionaries(st.sampled_from(list(ROW)), JSON).map(lambda odd: ROW | odd), max_size=3) | JSON,
+       st.integers(0, 20))
+def test_no_json_raises_anything_but_a_mistake(tmp_path, content, cut):
+    text = json.dumps(content)
+    source = write(tmp_path / "chat.json", text[: len(text) - cut])
+    with contextlib.suppress(Mistake), open(source, "rb") as file:
+        for rows in json_chunks(source, file):
+            assert to_chunk(rows, ()).rows.height == len(rows)
 
 
 # ---- what is refused
@@ -428,9 +531,10 @@ def test_a_csv_that_is_not_utf_8(tmp_path):
 def test_sources_that_are_none(tmp_path):
     out = tmp_path / "out"
     missing = tmp_path / "nt_msg.db"
-    assert_refused(parse(missing, out), out, f"{missing}: no such file; give a decrypted nt_msg.db or a CSV")
+    line = f"{missing}: no such file; give a decrypted nt_msg.db, its export to JSON, or a CSV"
+    assert_refused(parse(missing, out), out, line)
     other = write(tmp_path / "chat.txt", "hello")
-    line = f"{other}: not a kind of history known here; it must be *.db (QQNT) or *.csv"
+    line = f"{other}: not a kind of history known here; it must be *.db (QQNT), *.json or *.csv"
     assert_refused(parse(other, out), out, line)
     encrypted = write(tmp_path / "encrypted.db", b"SQLite header 3\0" * 600)
     line = f"{encrypted}: cannot be read (file is not a database); if it is encrypted, decrypt it first"
@@ -457,7 +561,8 @@ def test_databases_without_messages(tmp_path):
     ("since: tomorrow", "since: must be a day such as 2022-08-14, not 'tomorrow'"),
     ("placeholders: [text]", "placeholders: 'text' is not one of: image, file, voice, video, face, wallet, ark, "
                              "market_face, markdown, forward, call"),
-    ("colour: red", "unknown setting 'colour'; known are: preset, placeholders, groups, since, until, leave_out"),
+    ("colour: red", "unknown setting 'colour'; known are: preset, placeholders, groups, since, until, leave_out, "
+                    "skip_bad_lines"),
 ])
 def test_settings_that_do_not_fit(tmp_path, setting, line):
     source = write(tmp_path / "chat.csv", "1001,2022-08-14T10:12:18Z,a,1,['x']\n")

@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: FAT32 takes no file beyond 4 GB
+
 
 class Mistake(Exception):
     """What is wrong, where, and what to do: one line for the reader, exit status 1, no traceback."""
@@ -25,9 +27,9 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        words = str(error).lower()  # libraries raise errors of their own about a full disk
-        if any(sign in words for sign in ("no space left", "disk is full", "disk quota exceeded")):
-            fail(f"{getattr(error, 'filename', None) or 'the disk'}: no space left; free some and start again")
+        words = str(error).lower()  # polars and SQLite have errors of their own for a full disk
+        if getattr(error, "errno", None) in FULL or "no space left" in words or "disk is full" in words:
+            fail(f"{getattr(error, 'filename', None) or 'disk'}: no space left; free some and start again")
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
         raise

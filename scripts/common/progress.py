@@ -19,7 +19,8 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         scale = {"unit_scale": True, "unit_divisor": 1024} if bytes else {}
         self.bar = tqdm(total=total, desc=name, unit=unit if bytes else f" {unit}", leave=False, disable=None, **scale)
-        self.done, self.text, self.started = 0, "", time.monotonic()
+        self.done, self.started = 0, time.monotonic()
+        self.note = ""  # what else there is to say, after the rate
         self.next_line = self.started + SECONDS_BETWEEN_LINES
 
     def __enter__(self):
@@ -28,16 +29,12 @@ class Progress:
     def __exit__(self, *error):
         self.bar.close()
 
-    def note(self, text):
-        """Show `text` beside the figures."""
-        self.text = text
-        self.bar.set_postfix_str(text, refresh=False)
-
     def set_total(self, total):
         self.total = self.bar.total = total
 
     def add(self, count=1):
         self.done += count
+        self.bar.set_postfix_str(self.note, refresh=False)
         self.bar.update(count)
         now = time.monotonic()
         if self.bar.disable and now >= self.next_line:
@@ -45,5 +42,5 @@ class Progress:
             rate = self.done / (now - self.started)
             left = tqdm.format_interval((self.total - self.done) / rate) if self.total and rate else None
             of = f" of {self.total:,}, {left} left" if left else ""
-            note = f", {self.text}" if self.text else ""
+            note = f", {self.note}" if self.note else ""
             print(f"{self.name}: {self.done:,}{of}, {rate:,.1f} {self.unit}/s{note}", file=sys.stderr, flush=True)

@@ -1,7 +1,9 @@
-"""What the backends share: their errors, and HTTP that stays on this machine or its private network."""
+"""What the backends share: their answer, their errors, and HTTP that stays on this machine or its private network."""
 
 import ipaddress
+import re
 import socket
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -9,6 +11,15 @@ import requests
 from common.errors import Mistake
 
 CONNECT_SECONDS = 5
+TOP_LOGPROBS = 12  # the likeliest tokens at each place, for the confidence: 10 candidates, none, and one more
+TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
+BUSY = {408, 429}  # statuses below 500 that pass
+
+
+class Answer(NamedTuple):
+    text: str
+    tokens: int  # of the prompt and of the answer
+    logprobs: list | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI and Ollama write it
 
 
 class Unusable(Exception):
@@ -19,7 +30,15 @@ class Unavailable(Exception):
     """The server did not answer, or could not; the same request may succeed a little later."""
 
 
-def session_for(url, allow_remote):
+class NoServer(Unavailable, Mistake):
+    """Nobody answers at that address: a mistake of the user's, unless another server can do the work."""
+
+
+class TooLong(Exception):
+    """Question and answer together do not fit into the context of the model."""
+
+
+def session_for(url, allow_remote, connections):
     """Return a `requests.Session` for the server at `url`; a public address needs `allow_remote`."""
     host = urlsplit(url).hostname
     if not host:
@@ -34,22 +53,27 @@ def session_for(url, allow_remote):
                       "set allow_remote: true if that is what you want")
     session = requests.Session()
     session.trust_env = not local  # a proxy must never see calls to our own servers
+    session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=connections))
     return session
 
 
-def post(session, url, body, read_seconds):
-    """POST `body` as JSON and return the decoded answer.
+def send(session, method, url, read_seconds, body=None):
+    """Send `body` as JSON and return the decoded answer.
 
-    Raises Unavailable (no connection, time-out, 5xx) or Mistake (4xx: the request itself is wrong).
+    Raises Unavailable (no connection, a broken one, time-out, busy, 5xx), TooLong, Unusable (no JSON in a whole
+    answer) or Mistake (any other 4xx: the request itself is wrong).
     """
     try:
-        response = session.post(url, json=body, timeout=(CONNECT_SECONDS, read_seconds))
-    except (requests.ConnectionError, requests.Timeout) as error:
+        response = session.request(method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds))
+    except requests.RequestException as error:
         raise Unavailable(f"{url}: {type(error).__name__}") from None
-    if response.status_code >= 500:
+    if response.status_code >= 500 or response.status_code in BUSY:
         raise Unavailable(f"{url}: status {response.status_code}, {error_text(response)}")
     if response.status_code >= 400:
-        raise Mistake(f"{url} refuses the request with status {response.status_code}: {error_text(response)}")
+        text = error_text(response)
+        if TOO_LONG.search(text):
+            raise TooLong(f"{url}: {text}")
+        raise Mistake(f"{url} refuses the request with status {response.status_code}: {text}")
     try:
         return response.json()
     except requests.JSONDecodeError:
@@ -60,6 +84,35 @@ def error_text(response):
     """The server's own words; Ollama sends {"error": text}, OpenAI-compatible servers {"error": {"message": text}}."""
     try:
         error = response.json()["error"]
-        return error["message"] if isinstance(error, dict) else error
+        return str(error["message"] if isinstance(error, dict) else error)
     except (requests.JSONDecodeError, KeyError, TypeError):
         return response.reason
+
+
+def check_not_thinking(thinking, text):
+    if thinking or "<think>" in text:
+        raise Unusable("the model thinks aloud although it was told not to")
+
+
+def chat_completion(body_of_model, messages, schema, temperature, seed, max_tokens, logprobs):
+    """Return the body of an OpenAI chat completion, as llama-server and vLLM take it."""
+    bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    return {**body_of_model, "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
+            "chat_template_kwargs": {"enable_thinking": False},
+            **({} if schema is None else {"response_format": bound}),
+            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {})}
+
+
+def read_completion(answer):
+    """Return the Answer in a chat completion; Unusable if it was broken off."""
+    try:
+        choice, usage = answer["choices"][0], answer["usage"]
+        message, reason = choice["message"], choice["finish_reason"]
+        if reason != "stop":
+            raise Unusable(f"the answer was broken off: {reason}")
+        text = message["content"] or ""
+        check_not_thinking(message.get("reasoning_content"), text)
+        logprobs = (choice.get("logprobs") or {}).get("content")
+        return Answer(text, usage["prompt_tokens"] + usage["completion_tokens"], logprobs)
+    except (KeyError, IndexError, TypeError):
+        raise Unusable("the answer is no chat completion") from None

@@ -6,20 +6,23 @@ import xllamacpp
 
 from common.errors import Mistake
 from common.stage import sha256
-from llm.backend import Unavailable, Unusable
+from llm.backend import TooLong, Unavailable, Unusable, chat_completion, read_completion
 
 
 class Embedded:
-    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each."""
+    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; `threads` 0: one a core."""
 
-    def __init__(self, model, num_ctx, parallel):
+    def __init__(self, model, num_ctx, parallel, threads=0):
         if not Path(model).is_file():
-            raise Mistake(f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml")
-        self.model = model
+            raise Mistake(f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
+                          "and without any model pair.yaml can say use_llm: false")
+        self.url = self.model = model
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
         params.n_ctx = num_ctx * parallel  # shared out evenly among the slots
         params.n_parallel = parallel
+        if threads:
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.warmup = False
         params.verbosity = -1
         try:
@@ -30,21 +33,20 @@ class Embedded:
     def identity(self):
         return f"sha256:{sha256(self.model)}"
 
-    def chat(self, messages, schema, temperature, seed, max_tokens):
-        """Return the answer's text, bound by the JSON schema `schema` (None: free text)."""
-        bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    def prepare(self):
+        """Nothing: it is loaded."""
+
+    def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False):
+        """Return the Answer, bound by the JSON schema `schema` (None: free text)."""
         try:
-            answer = self.server.handle_chat_completions({
-                "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
-                **({} if schema is None else {"response_format": bound}),
-            })
+            answer = self.server.handle_chat_completions(
+                chat_completion({}, messages, schema, temperature, seed, max_tokens, logprobs))
         except RuntimeError as error:  # what the model wrote is no UTF-8, for one
             raise Unusable(str(error)) from None
         if error := answer.get("error"):
+            if error.get("type") == "exceed_context_size_error":
+                raise TooLong(f"{self.model}: {error['message']}")
             if error["code"] < 500:
                 raise Mistake(f"{self.model} refuses the question: {error['message']}")
             raise Unavailable(error["message"])
-        choice = answer["choices"][0]
-        if choice["finish_reason"] != "stop":
-            raise Unusable(f"the answer was broken off: {choice['finish_reason']}")
-        return choice["message"]["content"]
+        return read_completion(answer)

@@ -13,6 +13,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
         self.database.execute("PRAGMA journal_mode = WAL")  # one short write per answer, and it survives a kill
+        self.database.execute("PRAGMA synchronous = NORMAL")  # after a power cut the last few are asked again
         self.database.execute(
             "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
         self.lock = threading.Lock()

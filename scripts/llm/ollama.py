@@ -1,26 +1,37 @@
 """Ollama over its own API (docs/api.md there): ask, unload, create a model."""
 
 import json
+import sys
 import time
 
 import requests
 
 from common.errors import Mistake
 from common.stage import sha256
-from llm.backend import CONNECT_SECONDS, Unusable, post, session_for
+from llm.backend import (
+    CONNECT_SECONDS,
+    TOP_LOGPROBS,
+    Answer,
+    NoServer,
+    Unusable,
+    check_not_thinking,
+    send,
+    session_for,
+)
 
 UNLOAD_SECONDS = 120
+LOAD_SECONDS = 600  # Ollama itself gives up after 5 minutes without progress
 
 
 class Ollama:
     """The model `model` on the Ollama server at `url`."""
 
-    def __init__(self, url, model, num_ctx, read_seconds, allow_remote=False):
+    def __init__(self, url, model, num_ctx, read_seconds, allow_remote=False, connections=1):
         self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
-        self.session = session_for(url, allow_remote)
+        self.session = session_for(url, allow_remote, connections)
 
     def identity(self):
-        """The digest of the model; a `Mistake` if the server or the model is not there."""
+        """The digest of the model; NoServer or another `Mistake` if the server or the model is not there."""
         digest = self.models().get(tagged(self.model))
         if digest is None:
             raise Mistake(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
@@ -33,34 +44,59 @@ class Ollama:
             answer.raise_for_status()
             return {model["name"]: model["digest"] for model in answer.json()["models"]}
         except (requests.RequestException, KeyError, TypeError):
-            raise Mistake(f"no Ollama answers at {self.url}; start it (ollama serve), "
+            raise NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), "
                           "or set url or backend in llm.yaml") from None
 
-    def chat(self, messages, schema, temperature, seed, max_tokens, may_be_cut=False):
-        """Return the answer's text, bound by the JSON schema `schema` (None: free text).
+    def prepare(self):
+        """Load the model; check that its context is as large as `num_ctx` and that it really is on the GPU."""
+        info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})
+        contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
+        if contexts and min(contexts) < self.num_ctx:
+            raise Mistake(f"{self.model} has a context of {min(contexts)} tokens, "
+                          f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model")
+        # `shift` belongs to what a model is loaded with: another value in the first question would load it again
+        send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), {
+            "model": self.model, "messages": [], "stream": False, "shift": False, "keep_alive": "30m",
+            "options": {"num_ctx": self.num_ctx}})
+        running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]
+        for model in running:
+            if model["name"] == tagged(self.model) and model.get("size_vram", 0) < model.get("size", 0):
+                share = model.get("size_vram", 0) / model["size"]
+                print(f"WARNING: only {share:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
+                      "processor and many times slower; take a smaller model or num_ctx x parallel, "
+                      "and look at `ollama ps` and nvidia-smi", file=sys.stderr, flush=True)
+
+    def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False, may_be_cut=False):
+        """Return the Answer, bound by the JSON schema `schema` (None: free text).
 
         Everything is sent in every request: another num_ctx from one to the next reloads the model, and the
         defaults would cut long prompts in silence.
         """
-        answer = post(self.session, f"{self.url}/api/chat", {
+        answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, {
             "model": self.model, "messages": messages, "stream": False, "think": False, "truncate": False,
             "shift": False, "keep_alive": "30m", **({} if schema is None else {"format": schema}),
+            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
             "options": {"num_ctx": self.num_ctx, "num_predict": max_tokens, "temperature": temperature, "seed": seed},
-        }, self.read_seconds)
-        # Ollama says 200 for answers it broke off, too
-        reasons = ["stop", "length"] if may_be_cut else ["stop"]
-        if not answer.get("done") or answer.get("done_reason") not in reasons:
-            raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
-        message = answer.get("message", {})
-        if message.get("thinking") or "<think>" in message.get("content", ""):
-            raise Unusable("the model thinks aloud although think is false")
-        return message.get("content", "")
+        })
+        try:
+            # Ollama says 200 for answers it broke off, too
+            reasons = ["stop", "length"] if may_be_cut else ["stop"]
+            if not answer.get("done") or answer.get("done_reason") not in reasons:
+                raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
+            message = answer["message"]
+            text = message.get("content") or ""
+            check_not_thinking(message.get("thinking"), text)
+            tokens = answer.get("prompt_eval_count", 0) + answer.get("eval_count", 0)
+            return Answer(text, tokens, answer.get("logprobs"))
+        except (AttributeError, KeyError, TypeError):
+            raise Unusable(f"{self.url}: the answer is none of Ollama's") from None
 
     def unload(self):
         """Free the card: ask Ollama to drop its models and wait until it has (200 alone does not mean that)."""
         deadline = time.monotonic() + UNLOAD_SECONDS
         for name in self.loaded():
-            post(self.session, f"{self.url}/api/generate", {"model": name, "keep_alive": 0}, self.read_seconds)
+            send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds,
+                 {"model": name, "keep_alive": 0})
         while self.loaded():
             if time.monotonic() > deadline:
                 raise Mistake(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")

@@ -11,27 +11,32 @@ KINDS = {
     1: "text", 2: "image", 3: "file", 4: "voice", 5: "video", 6: "face", 7: "reply", 8: "tip", 9: "wallet", 10: "ark",
     11: "market_face", 14: "markdown", 16: "forward", 21: "call", 27: "face",
 }  # fmt: skip
-TEXT, REPLY, TIP, QZONE_TIP = 1, 7, 8, 26
+TEXT, REPLY = 1, 7
+AT = -TEXT  # a mention: an element of type 1 too
 AT_EVERYBODY = 1
 EVERYBODY = "all"
 ELEMENT_TAG = bytes.fromhex("82F613")  # field 40800, length-delimited
 
 
 class Content(NamedTuple):
-    """What a body holds. A mention that has no QQ number is given by its uid, `u_...`."""
+    """What a body holds: the kinds as numbers (45002; AT for a mention, which has no other), see `kind_name`. A mention
+    that has no QQ number is given by its uid, `u_...`."""
 
     fragments: list[str]
-    kinds: list[str]
+    kinds: list[int]
     mentions: list[str]
     quote: Element | None
-    is_tip: bool
+
+
+def kind_name(number):
+    return "at" if number == AT else KINDS.get(number) or f"unknown:{number}"
 
 
 class BodyReader:
     """Reads bodies and counts what was not sound; `placeholders` are the kinds that get a fragment too."""
 
     def __init__(self, placeholders=()):
-        self.placeholders = frozenset(placeholders)
+        self.placeholders = {number: kind for number, kind in KINDS.items() if kind in placeholders}
         self.undecodable = 0  # bodies that protobuf refuses as a whole
         self.invalid_texts = 0  # texts that are not UTF-8
 
@@ -40,23 +45,21 @@ class BodyReader:
             elements = Body.FromString(body).elements
         except DecodeError:
             self.undecodable += 1
-            elements = list(whole_elements(body))
-        fragments, kinds, mentions, quote, is_tip = [], [], [], None, bool(elements)
+            elements = whole_elements(body)
+        fragments, kinds, mentions, quote, decode = [], [], [], None, self.decode
         for element in elements:
             number = element.kind
-            kind = KINDS.get(number) or f"unknown:{number}"
             if number == TEXT:
-                fragments.append(self.decode(element.text))
+                fragments.append(decode(element.text))
                 if element.at_kind or element.at_uid:
-                    kind = "at"
+                    number = AT
                     mentions.append(mentioned(element))
             elif number == REPLY:
                 quote = quote or element
-            elif kind in self.placeholders:
-                fragments.append(self.decode(placeholder(kind, element)))
-            kinds.append(kind)
-            is_tip = is_tip and number in (TIP, QZONE_TIP)
-        return Content(fragments, kinds, mentions, quote, is_tip)
+            elif number in self.placeholders:
+                fragments.append(decode(placeholder(self.placeholders[number], element)))
+            kinds.append(number)
+        return Content(fragments, kinds, mentions, quote)
 
     def decode(self, text):
         try:

@@ -16,6 +16,7 @@ from qq.qqnt_pb2 import Header
 
 HEADER_SIZE = 1024
 PAGE_SIZE = 4096
+PAGES_TO_TRY = 4  # to tell a damaged page 1 from a wrong key
 SALT_SIZE = 16  # first bytes of page 1
 IV_SIZE = 16
 KDF_ITERATIONS = 4000
@@ -86,11 +87,14 @@ def encryption_key(key, salt):
     return hashlib.pbkdf2_hmac("sha512", key.encode(), salt, KDF_ITERATIONS, 32)
 
 
-def fits(page, secret, name):
-    """Whether page 1 carries the HMAC `name` that the encryption key `secret` gives it."""
-    salt, end = page[:SALT_SIZE], PAGE_SIZE - RESERVED[name] + IV_SIZE
-    mac_key = hashlib.pbkdf2_hmac("sha512", secret, bytes(byte ^ 0x3A for byte in salt), 2, 32)
-    mac = hmac.digest(mac_key, page[SALT_SIZE:end] + (1).to_bytes(4, "little"), name.lower())
+def mac_key(secret, salt):
+    return hashlib.pbkdf2_hmac("sha512", secret, bytes(byte ^ 0x3A for byte in salt), 2, 32)
+
+
+def fits(page, number, key, name):
+    """Whether the HMAC `name` made with the MAC key `key` is that at the end of `page`, the `number`-th of its file."""
+    begin, end = SALT_SIZE if number == 1 else 0, PAGE_SIZE - RESERVED[name] + IV_SIZE
+    mac = hmac.digest(key, page[begin:end] + number.to_bytes(4, "little"), name.lower())
     return hmac.compare_digest(mac, page[end : end + len(mac)])
 
 
@@ -98,7 +102,7 @@ def detect(path, key):
     """Return the `Cipher` of the database at `path`; a `Mistake` says why `key` does not open it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        start = file.read(HEADER_SIZE + PAGE_SIZE)
+        start = file.read(HEADER_SIZE + PAGE_SIZE * PAGES_TO_TRY)
     if not start:
         raise Mistake(f"{path}: is empty; copy it again with QQ closed")
     if is_plain(start):
@@ -112,15 +116,20 @@ def detect(path, key):
 
     named = read_header(start).hmac.decode("ascii", "replace").removeprefix("HMAC_")
     for offset in (HEADER_SIZE, 0):
-        page = start[offset : offset + PAGE_SIZE]
-        if len(page) < PAGE_SIZE:
+        pages = [start[place : place + PAGE_SIZE] for place in range(offset, len(start) - PAGE_SIZE + 1, PAGE_SIZE)]
+        if not pages:
             continue
-        secret = encryption_key(key, page[:SALT_SIZE])
+        salt = pages[0][:SALT_SIZE]
+        authentic = mac_key(encryption_key(key, salt), salt)
         for name in sorted(RESERVED, key=lambda name: name != named):  # what the header names comes first
-            if fits(page, secret, name):
-                if (size - offset) % PAGE_SIZE:
-                    raise Mistake(f"{path}: truncated in the middle of a page; copy it again with QQ closed")
+            sound = [number for number, page in enumerate(pages, 1) if fits(page, number, authentic, name)]
+            if sound[:1] == [1]:
                 return Cipher(offset, name)
+            if sound:
+                raise Mistake(
+                    f"{path}: the key is right, but page 1, which says where everything is, is damaged; "
+                    "copy it again with QQ closed"
+                )
     if not has_header(start):
         raise Mistake(f"{path}: not a QQNT database, or the key is wrong for it")
     if named and named not in RESERVED:

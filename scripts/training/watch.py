@@ -41,7 +41,7 @@ class Watch:
             raise BrokenLoss(f"the loss is {loss} at step {step}")
         memory = f", {entry['vram_reserved']:.1f} GiB" if entry.get("vram_reserved") else ""
         speed = f", {entry['throughput']:,.0f} tokens/s" if "throughput" in entry else ""
-        self.progress.note(f"loss {loss:.3f}{speed}{memory}")
+        self.progress.note = f"loss {loss:.3f}{speed}{memory}"
         self.first = self.first or loss
         if step >= max(FIRST_STEPS, FIRST_SHARE * total) and not self.warned:
             self.warned = True

@@ -1,0 +1,137 @@
+"""Contract section 3 once more, message by message over pandas rows: slow, plain, and sharing nothing with combine.
+
+The tests hold combine to it on random histories, and bench/combine.py counts how much faster combine is.
+"""
+
+import re
+
+import pandas as pd
+
+
+def plain_turns(messages, special_texts, *, merge="rule", max_gap_seconds=60, max_others_between=2,
+                quotes_start_a_turn=False, placeholders=()):
+    """Return (turns as dicts, ledger as a dict) of a pandas frame with the columns of messages.parquet."""
+    messages = messages.assign(no_seq=messages["seq"].isna()).sort_values(
+        ["group_id", "time", "no_seq", "seq", "message_id"], ascending=[True, True, False, True, True], kind="stable")
+    turns, dropped = [], {"empty": 0}
+    for _, group in messages.groupby("group_id", sort=True):
+        names = {row["nickname"]: row["user_id"] for _, row in group.iterrows() if pd.isna(row["seq"])}
+        longest_first = sorted((name for name in names if name.strip()), key=len, reverse=True)
+        said = []
+        for _, row in group.iterrows():
+            text, mentions, special = what_it_says(row, longest_first, names, special_texts, placeholders)
+            if text:
+                said.append({"row": row, "text": text, "mentions": mentions})
+            else:
+                dropped[special or "empty"] = dropped.get(special or "empty", 0) + 1
+        bursts = []
+        for place, message in enumerate(said):
+            burst = None
+            if merge == "rule" and not (quotes_start_a_turn and quotes(message["row"])):
+                burst = burst_to_join(said, place, max_gap_seconds, max_others_between)
+            if burst is None:
+                burst = {"place": place, "messages": []}
+                bursts.append(burst)
+            burst["messages"].append(message)
+            message["burst"] = burst
+        turns += sorted((turn_of(burst) for burst in bursts), key=lambda turn: (turn["time"], turn["place"]))
+    number(turns)
+    written, empty = len(turns), sum(dropped.values())
+    return turns, {"read": len(messages), "written": written, "merged": len(messages) - empty - written,
+                   "dropped": dict(sorted(dropped.items()))}
+
+
+def burst_to_join(said, place, max_gap_seconds, max_others_between):
+    """The burst of the user's last message before `place`, if this one still belongs to it."""
+    row = said[place]["row"]
+    if row["user_id"] in ("", "80000000"):
+        return None
+    for earlier in reversed(said[max(place - max_others_between - 1, 0):place]):
+        if earlier["row"]["user_id"] == row["user_id"]:
+            soon = row["time"] - earlier["row"]["time"] < pd.Timedelta(seconds=max_gap_seconds)
+            return earlier["burst"] if soon else None
+    return None
+
+
+def what_it_says(row, longest_first, names, special_texts, placeholders):
+    """Return a message's text, whom it mentions, and the first special text in it."""
+    with_fragment = [kind for kind in row["kinds"] if kind in ("text", "at", *placeholders)]
+    kept, mentions, special = [], list(row["mentions"]), None
+    for kind, text in zip(with_fragment, row["fragments"], strict=True):
+        if kind == "at":
+            continue
+        text = text.strip()
+        if pd.isna(row["seq"]):
+            text = without_typed_mentions(text, longest_first, names, mentions).strip()
+        found = [entry for entry in special_texts if entry in text and (in_brackets(entry) or is_notice(text, entry))]
+        special = special or (found[0] if found else None)
+        brackets = sorted(filter(in_brackets, special_texts), key=len, reverse=True)
+        if brackets:
+            text = re.sub("|".join(map(re.escape, brackets)), "", text).strip()
+        if text and not any(is_notice(text, entry) for entry in special_texts if not in_brackets(entry)):
+            kept.append(text)
+    text = "，".join(kept)
+    if special:
+        while (shorter := re.sub(r"，\s*，", "，", text)) != text:
+            text = shorter
+        while text != (text := text.strip().removeprefix("，").removesuffix("，")):
+            pass
+    return text, list(dict.fromkeys(mentions)), special
+
+
+def in_brackets(entry):
+    return entry[0] == "[" and entry[-1] == "]"
+
+
+def is_notice(text, entry):
+    return re.fullmatch(r"(\[[^\[\]]*\])?" + re.escape(entry) + "。?", text) is not None
+
+
+def without_typed_mentions(text, longest_first, names, mentions):
+    place = 0
+    while place < len(text):
+        if text[place] == "@" and not (in_word(text[:place][-1:]) and in_word(text[place + 1:][:1])):
+            for name in longest_first:
+                rest = text[place + 1 + len(name):]
+                if text[place + 1:].startswith(name) and (not rest or rest[0].isspace()):
+                    mentions += [names[name]] if names[name] else []
+                    text = text[:place] + rest
+                    place -= 1
+                    break
+        place += 1
+    return text
+
+
+def in_word(character):
+    return character.isascii() and character.isalnum()
+
+
+def quotes(row):
+    return row["reply_dangling"] or not pd.isna(row["reply_to"])
+
+
+def turn_of(burst):
+    rows = [message["row"] for message in burst["messages"]]
+    milliseconds = [row["time"].value // 1_000_000 for row in rows]
+    return {
+        "place": burst["place"], "group_id": rows[0]["group_id"], "user_id": rows[0]["user_id"],
+        "nickname": rows[-1]["nickname"], "time": sum(milliseconds) // len(milliseconds),
+        "first_time": milliseconds[0], "last_time": milliseconds[-1],
+        "text": "，".join(message["text"] for message in burst["messages"]),
+        "message_ids": [int(row["message_id"]) for row in rows],
+        "mentions": list(dict.fromkeys(user for message in burst["messages"] for user in message["mentions"])),
+        "quoted": [None if row["reply_dangling"] else int(row["reply_to"]) for row in rows if quotes(row)],
+    }
+
+
+def number(turns):
+    """Give the turns, which are in order, their numbers, the turns they quote, and the seconds between them."""
+    turn_of_message = {message: place for place, turn in enumerate(turns) for message in turn["message_ids"]}
+    for place, turn in enumerate(turns):
+        turn["turn_id"] = place
+        before = turns[place - 1] if place and turns[place - 1]["group_id"] == turn["group_id"] else turn
+        turn["seconds_since_previous"] = (turn["time"] - before["time"]) // 1000
+        quoted = [turn_of_message.get(message) for message in turn.pop("quoted")]
+        turn["quotes_outside"] = None in quoted
+        turn["reply_to_turn"] = quoted[0] if quoted and quoted[0] != place else None
+        del turn["place"]

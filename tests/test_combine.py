@@ -1,0 +1,115 @@
+"""combine on random histories, against a plain implementation of the same contract; and what cases cannot hold."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import combine
+from common.stage import Ledger
+from plain_turns import plain_turns
+from test_cases import MESSAGE
+
+PRESETS = {name: combine.Settings(**values) for name, values in combine.Settings.PRESETS.items()}
+NOTICE = "请使用最新版手机QQ体验新功能"
+EVENING = 1_704_153_540_000  # 2024-01-01T23:59:00Z: bursts go on across midnight
+USERS = ["", "80000000", "1", "2", "3"]
+NAMES = ["小明", "小明同学", "1", "啊", "A b", " ", "qq.com"]
+
+piece = st.sampled_from([
+    "你好", "a", "1", "啊", " ", "  ", "　", "\n", "\x1f", "，", "，，", "。", "@", "@小明", "@小明同学", "@小明 ",
+    "@1 ", "@啊", "@A b", "a@1", "me@qq.com", "[图片]", "[表情]", "[图", "片]", "[打call]", NOTICE])
+text = st.lists(piece, max_size=4).map("".join)
+element = st.one_of(
+    st.tuples(st.just("text"), text), st.tuples(st.just("at"), st.sampled_from(["@小明", "@1"])),
+    st.tuples(st.sampled_from(["image", "reply", "face"]), st.none()))
+pause = st.sampled_from([0, 0, 1, 1_000, 20_000, 59_000, 59_999, 60_000, 61_000, 100_000])
+
+
+@st.composite
+def histories(draw):
+    """Messages of several groups in any order, as from QQNT or as from a CSV."""
+    csv, count = draw(st.booleans()), draw(st.integers(1, 25))
+    time, rows = EVENING, []
+    for message_id in draw(st.permutations(range(count))):
+        time += draw(pause)
+        elements = [("text", t) for _, t in draw(st.lists(st.tuples(st.none(), text), max_size=3))] if csv else draw(
+            st.lists(element, max_size=4))
+        quote = None if csv else draw(st.sampled_from([None, None, None, "dangling", *range(count + 2)]))
+        rows.append({
+            "message_id": message_id, "group_id": draw(st.sampled_from(["9", "10"])), "time": time,
+            "seq": None if csv else draw(st.integers(0, 3)), "user_id": draw(st.sampled_from(USERS)),
+            "nickname": draw(st.sampled_from(NAMES)), "fragments": [t for _, t in elements if t is not None],
+            "kinds": [kind for kind, _ in elements],
+            "mentions": [] if csv else draw(st.lists(st.sampled_from(["1", "2", "all"]), max_size=2)),
+            "reply_to": quote if isinstance(quote, int) else None, "reply_dangling": quote == "dangling",
+        })
+    return pl.DataFrame(draw(st.permutations(rows)), MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
+
+
+def combined(messages, chosen, part=combine.PART):
+    """Return (turns as dicts with times in milliseconds, ledger as a dict), as combine makes them."""
+    ledger = Ledger()
+    with tempfile.TemporaryDirectory() as folder, patch.object(combine, "PART", part):
+        path = Path(folder) / "messages.parquet"
+        messages.write_parquet(path, metadata={"placeholders": ""})
+        turns = combine.combine(path, chosen, ledger)
+    ledger.check()
+    return turns.with_columns(pl.col("time", "first_time", "last_time").dt.timestamp("ms")).to_dicts(), ledger.as_dict()
+
+
+def plain(messages, chosen):
+    return plain_turns(messages.to_pandas(), **dataclasses.asdict(chosen))
+
+
+@given(histories(), st.sampled_from(["seed", "default"]), st.sampled_from([1, 4, combine.PART]))
+@settings(max_examples=250, deadline=None)
+def test_random_histories_become_the_turns_of_the_contract(messages, preset, part):
+    assert combined(messages, PRESETS[preset], part) == plain(messages, PRESETS[preset])
+
+
+@given(histories(), st.integers(0, 4), st.sampled_from([1, 20, 60, 90]), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_the_numbers_of_the_rule_are_settings(messages, others, seconds, quotes):
+    chosen = combine.Settings(max_others_between=others, max_gap_seconds=seconds, quotes_start_a_turn=quotes)
+    assert combined(messages, chosen, 4) == plain(messages, chosen)
+
+
+def one_group(rows):
+    """A frame of messages of one group, a second apart; what a row leaves out has a plain value."""
+    same = {"group_id": "g", "seq": None, "user_id": "1", "nickname": "甲", "mentions": [], "reply_to": None,
+            "reply_dangling": False}
+    full = [{**same, "message_id": place, "time": EVENING + 1000 * place, "kinds": ["text"] * len(row["fragments"]),
+             **row} for place, row in enumerate(rows)]
+    return pl.DataFrame(full, MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
+
+
+@given(st.lists(text, min_size=1, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_a_special_text_leaves_no_comma_and_nothing_empty_behind(fragments):
+    turns, _ = combined(one_group([{"fragments": ["[图片]", *fragments]}]), PRESETS["seed"])
+    for turn in turns:
+        assert turn["text"] and "，，" not in turn["text"] and turn["text"] == turn["text"].strip("， ")
+
+
+@pytest.mark.parametrize("name", ["1", "啊"])
+def test_hundreds_of_members_of_one_name_touch_no_other_text(name):
+    kept = [f"{name}{name} {name}，{name}", f"信me@{name}.com", f"@{name}x", f"c = a@{name}+b", f"@{name}，好", "@ @"]
+    texts = [*kept, f"好的@{name} 来@{name}"]
+    rows = [{"user_id": str(place), "nickname": name, "fragments": [texts[place % len(texts)]]} for place in range(280)]
+    turns, ledger = combined(one_group(rows), PRESETS["default"])
+    assert [turn["text"] for turn in turns] == [*kept, "好的 来"] * 40
+    assert [turn["mentions"] for turn in turns] == [*([] for _ in kept), ["279"]] * 40
+    assert ledger == {"read": 280, "written": 280, "merged": 0, "dropped": {"empty": 0}}
+
+
+def test_no_special_texts_at_all():
+    turns, ledger = combined(one_group([{"fragments": ["[图片]"]}, {"fragments": [NOTICE]}]),
+                             combine.Settings(special_texts=[]))
+    assert [turn["text"] for turn in turns] == [f"[图片]，{NOTICE}"]
+    assert ledger == {"read": 2, "written": 1, "merged": 1, "dropped": {"empty": 0}}
