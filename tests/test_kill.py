@@ -22,7 +22,7 @@ def project(demo, tmp_path, ollama):
     settings.mkdir()
     (settings / "llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\n"
                                        "max_failed_share: 1\n")
-    (settings / "pair.yaml").write_text("newest: 12\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\n"
+    (settings / "pair.yaml").write_text("newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\n"
                                         "merge_replies: llm\nbatch_size: 3\n")
     (settings / "gen.yaml").write_text("batch_size: 2\nmax_characters: 15\n")
     assert make(project, "combine", *RUN[1:]).returncode == 0

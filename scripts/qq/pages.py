@@ -66,7 +66,7 @@ class Pages:
         there = self.fill(raw, numbers)
         if not self.encrypted:
             return raw, there
-        sound = there & np.fromiter(map(self.authentic, raw, numbers), bool, len(numbers))
+        sound = there & self.authentic(raw, numbers)
         self.decrypt(raw, numbers)
         raw[~sound] = 0
         return raw, sound
@@ -89,14 +89,17 @@ class Pages:
                 os.preadv(self.file, [raw[rows[first] : rows[stop - 1] + 1]], place)
         return there
 
-    def authentic(self, page, number):
-        begin, stop = SALT_SIZE if number == 1 else 0, self.end + IV_SIZE
-        mac = self.inner.copy()
-        mac.update(page[begin:stop])
-        mac.update(int(number).to_bytes(4, "little"))
-        outer = self.outer.copy()
-        outer.update(mac.digest())
-        return outer.digest() == page[stop : stop + outer.digest_size].tobytes()
+    def authentic(self, raw, numbers):
+        """Return which of the pages carry the right authentication code."""
+        content, found = memoryview(raw).cast("B"), []
+        stop, length = self.end + IV_SIZE, self.outer.digest_size
+        for place, number in zip(range(0, raw.size, self.size), numbers.tolist(), strict=True):
+            mac, outer = self.inner.copy(), self.outer.copy()
+            mac.update(content[place + (SALT_SIZE if number == 1 else 0) : place + stop])
+            mac.update(number.to_bytes(4, "little"))
+            outer.update(mac.digest())
+            found.append(outer.digest() == content[place + stop : place + stop + length])
+        return np.array(found, bool)
 
     def decrypt(self, raw, numbers):
         """Decrypt in place. All pages go through AES at once as single blocks; XOR with the block before, which CBC
