@@ -78,7 +78,6 @@ RUN = $(RUN.$(RUN_IN))
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	cp -r requirements/torchaudio .venv/lib/python3*/site-packages/
 	@touch $@
-
 .venv/dev: requirements/dev.txt | .venv/base
 	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
@@ -147,7 +146,6 @@ $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | .venv/train $(call tiny,train.yaml)
 	$(RUN) $(training)
-
 preflight: $(result.gen)/receipt.json | .venv/train $(call tiny,train.yaml)## does the training fit the card? Says so and stops
 	@$(RUN) $(training) --dry-run
 
@@ -157,14 +155,12 @@ $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,expo
 # ---- Around the stages
 members: $(result.combine)/receipt.json## who is there, and of whom there is enough to learn from
 	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
-
 samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
 	@$(RUN) python scripts/samples.py $(result.gen)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
-
 summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
@@ -177,7 +173,6 @@ status:## which stages are done
 from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
 	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(result.$(stage)))
-
 forget-answers:## throw the journal of LLM answers away
 	rm -f $(answers) $(answers)-wal $(answers)-shm
 

@@ -81,7 +81,8 @@ def read_key(path, source):
         key = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise Mistake(f"{path}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
-    key = key.removesuffix("\n").removesuffix("\r")
+    if key.endswith("\n"):
+        key = key[:-1].removesuffix("\r")
     if not key or "\0" in key:
         raise Mistake(f"{path}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
     return key

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import yaml
+from llamafactory_cli import environment, run_program
 
 from common.errors import Mistake, run
 from common.settings import read_mapping, read_settings
 from common.stage import Stage, arguments, need
+from llm.backend import Unavailable, Unusable
 from llm.client import llm_arguments, open_ollama, read_llm_settings
 from llm.ollama import tagged
 from training.llamafactory import answer, environment, run_program
@@ -135,7 +137,10 @@ def main():
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             question = [{"role": "user", "content": settings.question}]
             asked = "the Ollama model"
-            reply = ollama.chat(question, None, settings.temperature, 0, QUESTION_TOKENS, may_be_cut=True).text
+            try:
+                reply = ollama.chat(question, None, settings.temperature, 0, QUESTION_TOKENS, may_be_cut=True).text
+            except (Unavailable, Unusable) as error:
+                raise Mistake(f"{args.name} is made but does not answer: {error}; export again") from None
         else:
             asked = "the merged model, loaded once"
             row = {"system": system, "history": [], "instruction": settings.question}

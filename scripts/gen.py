@@ -172,6 +172,9 @@ def main():
             stage.receipt["personal_data"] = hide.counts
 
         system = persona.fill(name=name)[1]
+        if '"""' in system:
+            raise Mistake(f"{args.persona} or the name {name}: three quotes in a row cannot stand in a Modelfile; "
+                          "take them out")
         rows, kept = without_duplicates(samples, system, settings)
         stage.ledger.dropped["duplicate"] = len(samples) - len(kept)
         write_json(stage.output("alpaca.json"), rows[0])

@@ -116,7 +116,8 @@ def decide(case, rows, settings):
             case.answered(naming[-1], "mention")
         else:
             case.reason = "none" if case.candidates else "no_candidates"
-    elif settings.quotes_first and turn["reply_to_turn"] is not None:
+    # who quotes himself goes on; he answers nobody with that
+    elif settings.quotes_first and rows.get(turn["reply_to_turn"], turn)["user_id"] != turn["user_id"]:
         case.answered(rows[turn["reply_to_turn"]], "quote", 1.0)
     elif settings.quotes_first and turn["quotes_outside"]:
         case.reason = "quotes_outside"

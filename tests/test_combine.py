@@ -19,7 +19,7 @@ PRESETS = {name: combine.Settings(**values) for name, values in combine.Settings
 NOTICE = "请使用最新版手机QQ体验新功能"
 EVENING = 1_704_153_540_000  # 2024-01-01T23:59:00Z: bursts go on across midnight
 USERS = ["", "80000000", "1", "2", "3"]
-NAMES = ["小明", "小明同学", "1", "啊", "A b", " ", "qq.com"]
+NAMES = ["小明", "小明同学", "1", "啊", "A", "A b", " ", "qq.com"]
 
 piece = st.sampled_from([
     "你好", "a", "1", "啊", " ", "  ", "　", "\n", "\x1f", "，", "，，", "。", "@", "@小明", "@小明同学", "@小明 ",

@@ -21,6 +21,11 @@ class Answer(NamedTuple):
     tokens: int  # of the prompt and of the answer
     logprobs: list | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI and Ollama write it
 
+# Loopback, private, link-local. Python's is_private holds more: 198.18.0.0/15, say, which proxies give for any name.
+OWN = [ipaddress.ip_network(network) for network in (
+    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
+    "::1/128", "fc00::/7", "fe80::/10")]
+
 
 class Unusable(Exception):
     """The server answered, but not with a whole answer; another seed may do better."""
@@ -47,7 +52,7 @@ def session_for(url, allow_remote, connections):
         addresses = {ipaddress.ip_address(found[4][0].split("%")[0]) for found in socket.getaddrinfo(host, None)}
     except socket.gaierror:
         raise Mistake(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
-    local = all(address.is_private or address.is_loopback for address in addresses)
+    local = all(any(address in network for network in OWN) for address in addresses)
     if not local and not allow_remote:
         raise Mistake(f"llm.yaml: {url} is outside your own network and would see your chats; "
                       "set allow_remote: true if that is what you want")
@@ -64,11 +69,14 @@ def send(session, method, url, read_seconds, body=None):
     answer) or Mistake (any other 4xx: the request itself is wrong).
     """
     try:
-        response = session.request(method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds))
+        response = session.request(method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds),
+                                   allow_redirects=False)
     except requests.RequestException as error:
         raise Unavailable(f"{url}: {type(error).__name__}") from None
     if response.status_code >= 500 or response.status_code in BUSY:
         raise Unavailable(f"{url}: status {response.status_code}, {error_text(response)}")
+    if 300 <= response.status_code < 400:  # wherever that leads, it may be outside
+        raise Mistake(f"{url} sends us on to {response.headers.get('Location')}; set the url of the server itself")
     if response.status_code >= 400:
         text = error_text(response)
         if TOO_LONG.search(text):

@@ -231,7 +231,7 @@ class Client:
         text, confidence = json.loads(entry)
         try:
             return Answered(question.accept(json.loads(text)), confidence)
-        except (ValueError, TypeError, KeyError):  # good enough once, not any more
+        except (ValueError, TypeError, KeyError, AttributeError):  # good enough once, not any more
             return None
 
     def ask(self, key, question):
@@ -267,12 +267,14 @@ class Client:
                                     logprobs=question.choices is not None)
             with self.lock:
                 self.counts["tokens"] += answer.tokens
-            value = question.accept(json.loads(answer.text))
+            content = json.loads(answer.text)
+            json.dumps(content, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
+            value = question.accept(content)
         except Unavailable as error:
             earlier["unavailable"] += 1
             self.failure(error)
             raise
-        except (Unusable, ValueError, TypeError, KeyError) as error:
+        except (Unusable, ValueError, TypeError, KeyError, AttributeError) as error:
             earlier["refused"] += 1
             reason = "the answer is no whole JSON" if isinstance(error, json.JSONDecodeError) else error
             self.failure(reason)

@@ -13,6 +13,7 @@ from llm.backend import (
     TOP_LOGPROBS,
     Answer,
     NoServer,
+    Unavailable,
     Unusable,
     check_not_thinking,
     send,
@@ -103,8 +104,12 @@ class Ollama:
             time.sleep(0.5)
 
     def loaded(self):
-        answer = self.session.get(f"{self.url}/api/ps", timeout=(CONNECT_SECONDS, self.read_seconds))
-        return [model["name"] for model in answer.json()["models"]]
+        """Names of the models in memory; a server that is not there holds none."""
+        try:
+            running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)
+        except Unavailable:
+            return []
+        return [model["name"] for model in running["models"]]
 
     def create(self, files, template, system, parameters):
         """Create the model from `files` ({name: path}) and return its digest; the stream is read to its last line."""
