@@ -110,7 +110,6 @@ else
 $(SOURCE):
 	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
 endif
-
 sample: data/demo/sample/receipt.json## the invented history of the demo
 data/demo/sample/receipt.json: scripts/sample.py | .venv/base
 	$(RUN) python $< --out $(@D)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import yaml
-from llamafactory_cli import environment, run_program
 
 from common.errors import Mistake, run
 from common.settings import read_mapping, read_settings
