@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from helpers import CLEAN, ROOT, run_script
+from training.watch import BrokenLoss, Watch, garbled
 
 
 class Training:
@@ -131,12 +132,57 @@ def test_a_learning_rate_that_explodes_is_stopped(training):
     assert not (training.path / "trained/receipt.json").exists()
 
 
-def test_a_loss_that_does_not_fall_is_warned_of_once(training):
-    training.settings |= {"learning_rate": 0.0, "logging_steps": 10, "per_device_train_batch_size": 1,
-                          "gradient_accumulation_steps": 1, "max_steps": 80, "lora_rank": 1}
-    done = training.run()
-    assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if "the loss has not fallen in " in line]) == 1
+class Bar:
+    """The part of Progress that Watch uses."""
+
+    done = 0
+    note = ""
+
+    def set_total(self, total):
+        self.total = total
+
+    def add(self, count):
+        self.done += count
+
+
+def watched(tmp_path, losses, total=100):
+    """Let Watch read one loss every ten steps; return (the bar, its warnings)."""
+    warnings, bar = [], Bar()
+    log = tmp_path / "trainer_log.jsonl"
+    log.write_text("".join(json.dumps({"current_steps": 10 * (place + 1), "total_steps": total, "loss": loss}) + "\n"
+                           for place, loss in enumerate(losses)) + '{"current_steps": 9')
+    Watch(log, bar, warnings.append)()
+    return bar, warnings
+
+
+def test_a_loss_that_does_not_fall_is_warned_of_once(tmp_path):
+    bar, warnings = watched(tmp_path, [3.0, 3.1, 3.2, 3.0, 3.1, 3.2, 3.3, 3.2])
+    assert warnings == ["the loss has not fallen in 50 steps (3.000 to 3.100); "
+                        "a smaller or larger learning_rate in train.yaml may help"]
+    assert (bar.done, bar.total, bar.note) == (80, 100, "loss 3.200")
+    assert watched(tmp_path, [3.0, 3.1, 3.2, 3.0, 2.5, 3.2])[1] == []
+    assert watched(tmp_path, [3.0] * 9, total=2000)[1] == []  # not before 5 % of the steps
+
+
+@pytest.mark.parametrize(("losses", "problem"), [
+    ([3.0, float("nan")], "the loss is nan at step 20"), ([float("inf")], "the loss is inf at step 10"),
+    ([3.0, 0.0, 0.0], "the loss is 0.0 at step 30"),
+])
+def test_a_broken_loss_is_seen(tmp_path, losses, problem):
+    with pytest.raises(BrokenLoss, match=problem):
+        watched(tmp_path, losses)
+
+
+def test_a_loss_of_zero_once_is_chance(tmp_path):
+    assert watched(tmp_path, [3.0, 0.0, 2.0, 0.0])[0].done == 40
+
+
+@pytest.mark.parametrize(("reply", "broken"), [
+    ("好的，马上", False), ("line\nline", False), ("哈哈哈哈哈", False), ("\ufffd好", True), ("\x14", True),
+    ("哈" * 40, True), ("the " * 20, True), ("", False),
+])
+def test_garbled_replies_are_told(reply, broken):
+    assert garbled(reply) is broken
 
 
 def test_killed_at_any_step_it_ends_with_the_same_adapter(training):
