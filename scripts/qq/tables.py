@@ -290,7 +290,8 @@ def rescue(pages, schema, name, table, tree, target):
     if tree.gaps and has_key and "[40010]" in table.create:
         table.loose += unreached(pages, schema, table, tree)
     with closing(sqlite3.connect(target, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = OFF")
+        for setting in ("journal_mode", "synchronous"):
+            connection.execute(f"PRAGMA {setting} = OFF")
         connection.execute("ATTACH DATABASE ':memory:' AS loose")
         condition = f"WHERE {GROUP_CHAT}" if "[40010]" in table.create else ""
         for number in table.loose if has_key else ():
