@@ -16,7 +16,7 @@ import polars as pl
 
 from common.errors import run
 from common.progress import Progress
-from common.settings import read_settings
+from common.settings import AtLeast0, read_settings
 from common.stage import Stage, arguments, need
 
 ORDER = ["group_id", "time", "seq", "message_id"]  # of messages.parquet
@@ -32,8 +32,8 @@ WORD = re.compile("[A-Za-z0-9]")
 @dataclass
 class Settings:
     merge: Literal["rule", "none"] = "rule"
-    max_gap_seconds: int = 60
-    max_others_between: int = 1
+    max_gap_seconds: AtLeast0 = 60
+    max_others_between: AtLeast0 = 1
     quotes_start_a_turn: bool = True
     special_texts: list[str] = field(default_factory=lambda: [
         "请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包",

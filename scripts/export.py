@@ -17,7 +17,7 @@ from typing import ClassVar
 import yaml
 
 from common.errors import Mistake, run
-from common.settings import read_mapping, read_settings
+from common.settings import AtLeast1, read_mapping, read_settings
 from common.stage import Stage, arguments, need
 from llm.backend import Unavailable, Unusable
 from llm.client import llm_arguments, open_ollama, read_llm_settings
@@ -30,7 +30,7 @@ QUESTION_TOKENS = 60
 
 @dataclass
 class Settings:
-    num_ctx: int = 2048
+    num_ctx: AtLeast1 = 2048
     temperature: float = 0.8
     top_p: float = 0.9
     question: str = "在吗？"

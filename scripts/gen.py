@@ -16,7 +16,7 @@ from typing import ClassVar
 import polars as pl
 
 from common.errors import Mistake, run
-from common.settings import read_settings
+from common.settings import AtLeast0, AtLeast1, read_settings
 from common.stage import Stage, arguments, need
 from llm.backend import TooLong
 from llm.client import Answered, Client, llm_arguments, read_llm_settings
@@ -33,14 +33,14 @@ EVAL_FROM_SAMPLES = 20
 @dataclass
 class Settings:
     fill: bool = True
-    batch_size: int = 15
-    context_turns: int = 3
-    characters_shown: int = 100
-    max_characters: int = 60
+    batch_size: AtLeast1 = 15
+    context_turns: AtLeast0 = 3
+    characters_shown: AtLeast1 = 100
+    max_characters: AtLeast1 = 60
     hide_personal_data: bool = True
     hide_names: bool = False
-    history_turns: int = 3
-    history_gap_minutes: int = 10
+    history_turns: AtLeast0 = 3
+    history_gap_minutes: AtLeast0 = 10
 
     PRESETS: ClassVar = {"default": {}}
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import polars as pl
 
 from common.errors import Mistake, run
-from common.settings import read_settings
+from common.settings import AtLeast0, AtLeast1, read_settings
 from common.stage import Stage, arguments, need
 from linking.cases import cases_of
 from linking.names import named_by
@@ -31,15 +31,15 @@ from llm.questions import NONE, same_words, which_belong_together, which_turn
 class Settings:
     method: Literal["cascade", "previous", "mention", "empty"] = "cascade"
     use_llm: bool = True
-    candidates: int = 10
+    candidates: AtLeast1 = 10
     stop_at_own_turn: bool = False
     quotes_first: bool = True
-    quotes_tested: int = 200
+    quotes_tested: AtLeast0 = 200
     min_confidence: float = 0.0
     merge_replies: Literal["rule", "llm"] = "rule"
-    batch_size: int = 20
-    newest: int = 20_000
-    characters_shown: int = 200
+    batch_size: AtLeast1 = 20
+    newest: AtLeast0 = 20_000
+    characters_shown: AtLeast1 = 200
 
     PRESETS: ClassVar = {
         "default": {}, "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0}}

@@ -268,7 +268,7 @@ def csv_row(record):
     if not group_id:
         raise ValueError("the group id is empty")
     if not CSV_TIME.fullmatch(time):
-        raise ValueError(f"{time[:40]!r} is not a time")
+        raise ValueError("the second column is no time")
     seconds = int(datetime.fromisoformat(time[:-1] + "+00:00").timestamp())
     return group_id, seconds, nickname or user_id or "unknown", user_id, read_fragments(fragments)
 
@@ -281,7 +281,7 @@ def read_fragments(literal):
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         fragments = None
     if not isinstance(fragments, list) or not all(isinstance(fragment, str) for fragment in fragments):
-        raise ValueError(f"{literal[:40]!r} is not a list of texts")
+        raise ValueError("the fifth column is no list of texts")
     if "\\" in literal:  # an escape may stand for half a character; the other half may follow
         return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in fragments]
     return fragments

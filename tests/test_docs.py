@@ -10,6 +10,7 @@ import yaml
 
 import combine
 from helpers import ROOT, make
+from qq.history import ROW
 
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
@@ -85,7 +86,8 @@ def test_each_reason_for_dropping_is_explained():
     for script in (ROOT / "scripts").rglob("*.py"):
         code = script.read_text(encoding="utf-8")
         reasons |= set(re.findall(r'dropped\["(\w+)"\]', code)) | set(re.findall(r'case\.reason = "(\w+)"', code))
-    assert {"older", "empty", "failed", "quotes_outside"} <= reasons
+    reasons |= set(ROW["dropped"].categories)  # those of parse
+    assert {"older", "empty", "failed", "quotes_outside", "no_time", "duplicate"} <= reasons
     reasons |= set(combine.Settings().special_texts)  # each of them is a reason, too
     assert sorted(reason for reason in reasons if f"`{reason}`" not in explained) == []
 

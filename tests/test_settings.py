@@ -6,17 +6,18 @@ from typing import ClassVar, Literal
 import pytest
 
 from common.errors import Mistake
-from common.settings import read_settings
+from common.settings import AtLeast0, AtLeast1, read_settings
 
 
 @dataclass
 class Settings:
     method: Literal["a", "b"] = "a"
-    window: int = 10
+    window: AtLeast0 = 10
     share: float = 0.5
     keep: bool = True
     groups: list[str] = field(default_factory=list)
     note: str | None = None
+    rows: AtLeast1 | None = None
 
     PRESETS: ClassVar = {"default": {}, "seed": {"window": 3, "method": "b"}}
 
@@ -44,10 +45,13 @@ def test_a_file_from_notepad_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "problem"), [
-    ("windw: 3", "unknown setting 'windw'; known are: preset, method, window, share, keep, groups, note"),
+    ("windw: 3", "unknown setting 'windw'; known are: preset, method, window, share, keep, groups, note, rows"),
     ("preset: sead", "no preset 'sead'; there are: default, seed"),
     ("window: many", "window: must be a whole number, not 'many'"),
     ("window: 1.5", "window: must be a whole number, not '1.5'"),
+    ("window: -1", "window: must be at least 0, not -1"),
+    ("rows: 0", "rows: must be at least 1, not 0"),
+    ("preset: [seed]", "preset: must be one value, not a list or mapping"),
     ("share: half", "share: must be a number, not 'half'"),
     ("keep: yes", "keep: must be true or false, not 'yes'"),
     ("method: c", "method: 'c' is not one of: a, b"),

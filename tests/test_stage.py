@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from common.errors import Mistake
 from common.stage import Stage
 
 
@@ -38,7 +39,21 @@ def test_a_stage_whose_numbers_do_not_balance_fails(tmp_path):
     with pytest.raises(AssertionError, match="does not balance"), Stage("test", tmp_path) as stage:
         stage.ledger.read, stage.ledger.written = 3, 1
         stage.ledger.dropped["empty"] = 1
-    assert not (tmp_path / "receipt.json").exists()
+        stage.output("a").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_cannot_work_in_one_folder(tmp_path):
+    with Stage("test", tmp_path), pytest.raises(Mistake, match="another run is at work here"):
+        Stage("test", tmp_path).__enter__()
+    write(tmp_path, ["a"])  # the lock went with the first
+
+
+def test_what_is_edited_during_a_run_is_newer_than_its_receipt(tmp_path):
+    edited = tmp_path / "settings.yaml"
+    with Stage("test", tmp_path / "out"):
+        edited.write_text("x")
+    assert (tmp_path / "out/receipt.json").stat().st_mtime_ns <= edited.stat().st_mtime_ns
 
 
 def test_parts_of_a_killed_run_are_cleared_away(tmp_path):

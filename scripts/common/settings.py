@@ -56,7 +56,7 @@ def read_mapping(path, loader=yaml.BaseLoader):
 def convert(value, kind, where):
     """Turn `value` (text, or a list of text) into the type `kind`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # X | None, or X | list[X]
+    if origin in (types.UnionType, typing.Union):  # X | None, or X | list[X]
         if types.NoneType in arguments and value in ("", "null", "~"):
             return None
         return convert(value, arguments[1 if isinstance(value, list) and len(arguments) > 1 else 0], where)

@@ -85,13 +85,14 @@ class Stage:
         return self.out / f".{name}.part"
 
     def __exit__(self, kind, error, trace):
-        if kind is None:
-            self.ledger.check()
-            self._commit()
-            print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
-        else:
+        try:
+            if kind is None:
+                self.ledger.check()
+                self._commit()
+                print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
+        finally:
             self._remove_parts()
-        os.close(self.folder)
+            os.close(self.folder)
 
     def _lock(self):
         """Two runs in one folder would take each other's parts away. The lock goes with the process."""

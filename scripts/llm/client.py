@@ -14,7 +14,7 @@ import tenacity
 
 from common.errors import Mistake
 from common.progress import Progress
-from common.settings import read_settings
+from common.settings import AtLeast0, AtLeast1, read_settings
 from llm.backend import TooLong, Unavailable, Unusable
 from llm.confidence import confidence_of
 from llm.journal import Journal, digest
@@ -36,14 +36,14 @@ class Settings:
     url: str | list[str] = "auto"
     allow_remote: bool = False
     model: str = "qwen2.5:14b"
-    num_ctx: int = 4096
-    parallel: int = 4
-    threads: int = 0
+    num_ctx: AtLeast1 = 4096
+    parallel: AtLeast1 = 4
+    threads: AtLeast0 = 0
     pair_temperature: float = 0.0
     gen_temperature: float = 0.8
     read_timeout_seconds: float = 120.0
     max_failed_share: float = 0.01
-    max_failures_in_a_row: int = 20
+    max_failures_in_a_row: AtLeast1 = 20
 
     PRESETS: ClassVar = {"default": {}}
 

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 from common.errors import Mistake
+from common.settings import AtLeast1
 from training.memory import GIB, peak_bytes
 
 MICRO_BATCHES = [8, 4, 2, 1]
@@ -21,11 +22,11 @@ class Settings:
     """config/preflight.yaml; what is empty is chosen."""
 
     precision: Literal["auto", "bf16", "fp16"] = "auto"
-    micro_batch: int | None = None
+    micro_batch: AtLeast1 | None = None
     gradient_checkpointing: bool | None = None
     liger: bool | None = None
     four_bit: bool | None = None
-    cutoff_len: int | None = None
+    cutoff_len: AtLeast1 | None = None
     reserve_gib: float = 0.6
     usable_share: float = 0.9
 
