@@ -284,10 +284,11 @@ def write_turns(turns, path):
 
 def write_json(turns, path):
     """Write [[user_id, text, "12秒 "], ...], one turn a line."""
+    quoted = json.encoder.encode_basestring  # json.dumps makes an encoder a call, which takes four times as long
     with open(path, "w", encoding="utf-8") as file:
         separator = "[\n"
         for user, text, seconds in turns.select("user_id", "text", "seconds_since_previous").iter_rows():
-            file.write(separator + json.dumps([user, text, f"{seconds}秒 "], ensure_ascii=False))
+            file.write(f'{separator}[{quoted(user)}, {quoted(text)}, "{seconds}秒 "]')
             separator = ",\n"
         file.write("\n]\n")
 
