@@ -175,26 +175,13 @@ $(STAGES:%=clean-%): clean-%:
 forget-answers:## throw the journal of LLM answers away
 	rm -f $(answers) $(answers)-wal $(answers)-shm
 
-# ---- For developers
-test: .venv/train .venv/dev## all tests
-	.venv/bin/pytest
-lint: .venv/dev## style
-	.venv/bin/ruff check
-golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
-	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
-bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
-bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
-	$(RUN) python bench/history.py 1000000 data/bench/history
-bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
-	$(RUN) python bench/combine.py data/bench/combine
-bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
-	$(RUN) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
+include developers.mk
 
 help:## this list
 	@echo "Variables (make VARIABLE=value ...):"
 	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$($(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
 	@echo "Targets:"
-	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all preflight sample members samples demo summary status test lint golden bench bench-history bench-combine bench-replies help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all preflight sample members samples demo summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

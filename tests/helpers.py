@@ -26,7 +26,7 @@ def copy_project(folder):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "target.txt"))
     shutil.copytree(ROOT / "config/demo", project / "config/demo", dirs_exist_ok=True)
     (project / "data").mkdir()
-    for name in ("Makefile", ".gitignore", "data/README.md"):
+    for name in ("Makefile", "developers.mk", ".gitignore", "data/README.md"):
         shutil.copy2(ROOT / name, project / name)
     (project / ".venv").symlink_to(ROOT / ".venv")
     return project

@@ -23,7 +23,7 @@ def text(name):
 
 
 def targets():
-    return re.findall(r"^([a-z-]+):.*## ", text("Makefile"), re.MULTILINE)
+    return re.findall(r"^([a-z-]+):.*## ", text("Makefile") + text("developers.mk"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -158,7 +158,7 @@ def test_clean_takes_a_stage_and_the_later_ones_but_never_the_answers(demo, tmp_
 
 def test_help_lists_every_target_and_the_present_values():
     shown = make(ROOT).stdout
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "developers.mk"))
     for target in re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE):
         assert re.search(rf"^  {target} ", shown, re.MULTILINE)
     assert re.search(r"^  RUN_IN +docker ", shown, re.MULTILINE)
