@@ -35,7 +35,7 @@ ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
 OURS = ["stage", "do_train", "do_eval", "dataset", "eval_dataset", "val_size", "dataset_dir", "output_dir",
         "default_system", "overwrite_output_dir", "plot_loss", "report_to", "logging_first_step", "use_cpu",
-        "logging_nan_inf_filter", "include_num_input_tokens_seen"]
+        "logging_nan_inf_filter", "include_num_input_tokens_seen", "full_determinism"]
 FROM_PREFLIGHT = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
 HELD_OUT = 5
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
@@ -106,7 +106,8 @@ def show(found, work, plan):
 def full_settings(given, data, has_eval, gpu, plan, base, run_folder):
     """Return all that LLaMA-Factory is given: the user's settings with ours on top."""
     evaluation = {"do_eval": True, "eval_dataset": "alpaca_eval"} if has_eval else {}
-    device = {"use_cpu": True} if gpu == "none" else {}
+    # on the processor a run that was killed shall end with the very adapter of one that was not
+    device = {"use_cpu": True, "full_determinism": True} if gpu == "none" else {}
     processes = world_size()
     if plan.accumulation % processes:
         raise Mistake(f"{plan.accumulation} rows accumulated cannot be shared out among {processes} processes; "
@@ -128,14 +129,33 @@ def fingerprint(values, files):
     return digest(rest, [sha256(file) for file in files])
 
 
-def prepare(run_folder, mark):
+def prepare(run_folder, mark, micro_batch):
     """Keep the run folder of a killed run of the same work, if it has a checkpoint; otherwise start an empty one."""
     kept = run_folder / "fingerprint"
     same = kept.exists() and kept.read_text() == mark
-    if not same or not (any(run_folder.glob("checkpoint-*")) or (run_folder / "done").exists()):
+    if not same or not (mend_checkpoints(run_folder, micro_batch) or (run_folder / "done").exists()):
         shutil.rmtree(run_folder, ignore_errors=True)
         run_folder.mkdir(parents=True)
         kept.write_text(mark)
+
+
+def mend_checkpoints(run_folder, micro_batch):
+    """Make the checkpoints such that a run can go on from them; return how many there are.
+
+    The state is the last file of a checkpoint: one without was being written, or removed, when the run was killed. The
+    rows at a time are taken from there, whatever the settings say, so `micro_batch` is put in.
+    """
+    count = 0
+    for checkpoint in run_folder.glob("checkpoint-*"):
+        file = checkpoint / "trainer_state.json"
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(checkpoint)
+            continue
+        file.write_text(json.dumps({**state, "train_batch_size": micro_batch}, indent=2) + "\n", encoding="utf-8")
+        count += 1
+    return count
 
 
 def train_once(values, run_folder, variables):
@@ -157,7 +177,7 @@ def train(args, values, plan, files, run_folder, held_out):
     attempts, variables = [], environment(args.gpu, args.cache, run_folder)
     other_tried = args.gpu == "none"
     while True:
-        prepare(run_folder, fingerprint(values, files))
+        prepare(run_folder, fingerprint(values, files), plan.micro_batch)
         attempts.append({**asdict(plan), "peak": int(plan.peak)})
         try:
             train_once(values, run_folder, variables)

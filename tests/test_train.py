@@ -6,10 +6,16 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
+import train
 from helpers import CLEAN, ROOT, run_script
+from hub_server import Hub
+from test_preflight import RTX_3060, Nvml
+from training import base, llamafactory
 from training.watch import BrokenLoss, Watch, garbled
 
 
@@ -132,6 +138,14 @@ def test_a_learning_rate_that_explodes_is_stopped(training):
     assert not (training.path / "trained/receipt.json").exists()
 
 
+def assert_same_adapter(trained, expected, tolerance):
+    """The last bits may differ between two processes; a step lost or done twice is a hundred times as much."""
+    weights, others = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (trained, expected))
+    assert weights.keys() == others.keys()
+    for name in weights:
+        numpy.testing.assert_allclose(weights[name], others[name], rtol=0, atol=tolerance)
+
+
 class Bar:
     """The part of Progress that Watch uses."""
 
@@ -191,8 +205,7 @@ def test_killed_at_any_step_it_ends_with_the_same_adapter(training):
                           "gradient_accumulation_steps": 1, "learning_rate": 5.0e-3}
     assert training.run().returncode == 0
     trained = training.path / "trained"
-    expected = (trained / "adapter/adapter_model.safetensors").read_bytes()
-    shutil.rmtree(trained)
+    undisturbed = trained.rename(training.path / "undisturbed")
     log = trained / ".run/trainer_log.jsonl"
     for step in (2, 9, 17):
         program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
@@ -205,7 +218,7 @@ def test_killed_at_any_step_it_ends_with_the_same_adapter(training):
         assert not (trained / "receipt.json").exists()
     done = training.run()
     assert done.returncode == 0, done.stderr
-    assert (trained / "adapter/adapter_model.safetensors").read_bytes() == expected
+    assert_same_adapter(trained, undisturbed, 1e-6)
 
 
 def test_two_processes_train_together(training):
@@ -216,3 +229,118 @@ def test_two_processes_train_together(training):
     assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
     log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
     assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
+
+
+@pytest.mark.parametrize("left", ["nothing", "half a state"])
+def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(tmp_path, left):
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text('{"global_step": 4, "train_batch_size": 8}')
+    if left == "nothing":
+        (tmp_path / "checkpoint-8/trainer_state.json").unlink()
+    else:
+        (tmp_path / "checkpoint-8/trainer_state.json").write_text('{"global_st')
+    assert train.mend_checkpoints(tmp_path, 2) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["train_batch_size"] == 2
+
+
+# ---- What a card does wrong, on a simulated one
+
+
+@pytest.fixture
+def on_card(training, monkeypatch, capsys):
+    """Train in this process on a simulated RTX 3060; returns (exit status, the receipt, what was said)."""
+    def run(**environment):
+        Nvml(monkeypatch, RTX_3060)
+        monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
+        monkeypatch.setattr(llamafactory, "PROGRAM", [sys.executable, ROOT / "tests/simulated_card.py"])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, training.arguments("0"))])
+        monkeypatch.chdir(ROOT)
+        train.main()
+        receipt = json.loads((training.path / "trained/receipt.json").read_text(encoding="utf-8"))
+        return receipt["attempts"], capsys.readouterr().out
+    (training.path / "generated/alpaca_eval.json").write_text("[]\n")
+    training.settings |= {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 5.0e-3,
+                          "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    return run
+
+
+def test_out_of_memory_goes_on_from_the_checkpoint_with_half_the_rows_at_a_time(training, on_card, monkeypatch):
+    monkeypatch.setattr(train, "garbled", lambda reply: False)  # random weights reply as they like
+    attempts, _ = on_card()
+    assert [attempt["ended"] for attempt in attempts] == ["well"]
+    trained = training.path / "trained"
+    undisturbed = trained.rename(training.path / "undisturbed")
+    attempts, said = on_card(CARD_ROWS="2", CARD_STEP="5")
+    assert [(attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
+            for attempt in attempts] == [(4, 1, "bf16", "out of memory"), (2, 2, "bf16", "well")]
+    assert "train: out of memory, going on with 2 rows at a time\n" in said
+    log = (trained / "llamafactory.log").read_text(encoding="utf-8")
+    assert "Continuing training from global step 4\n" in log
+    assert "Total train batch size (w. parallel, distributed & accumulation) = 4\n" in log
+    assert_same_adapter(trained, undisturbed, 1e-4)
+
+
+def test_out_of_memory_with_a_single_row_is_the_end(training, on_card):
+    with pytest.raises(train.Mistake) as mistake:
+        on_card(CARD_ROWS="0")
+    assert str(mistake.value).startswith("llamafactory-cli train ran out of the card's memory; ")
+    assert str(mistake.value).endswith("even with one row at a time: close what uses the card, or take a shorter "
+                                       "cutoff_len or a smaller model")
+
+
+def test_a_broken_loss_is_tried_once_more_in_the_other_precision(training, on_card, monkeypatch):
+    monkeypatch.setattr(train, "garbled", lambda reply: False)
+    attempts, said = on_card(CARD_BREAKS="bf16")
+    assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [
+        ("bf16", "the loss is nan at step 1"), ("fp16", "well")]
+    assert "train: the loss is nan at step 1; once more in fp16\n" in said
+
+
+def test_garbled_replies_are_tried_once_more_in_the_other_precision(training, on_card, monkeypatch):
+    monkeypatch.setattr(train, "garbled", lambda reply: True)
+    attempts, said = on_card()
+    problem = "5 of 5 held-out replies are garbled"
+    assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [("bf16", problem), ("fp16", problem)]
+    assert said.splitlines()[-2] == f"train: {problem}; {train.ADVICE}"
+
+
+# ---- The base model from a hub
+
+
+def test_a_base_model_is_fetched_from_the_hub_once(training):
+    with Hub("someone/tiny", training.tiny) as hub:
+        training.settings |= {"model_name_or_path": "someone/tiny", "max_steps": 1}
+        done = training.run("--dry-run", env={"HF_ENDPOINT": hub.url})
+        assert done.returncode == 0, done.stderr
+        assert sorted(hub.fetched) == ["config.json", "tokenizer.json"]
+        done = training.run(env={"HF_ENDPOINT": hub.url})
+        assert done.returncode == 0, done.stderr
+        assert "the base model someone/tiny needs 0.0 GiB of disk, " in done.stdout
+        fetched = sorted(hub.fetched)
+        assert "model.safetensors" in fetched
+    shutil.rmtree(training.path / "trained")
+    done = training.run(env={"HF_ENDPOINT": hub.url})  # nobody answers there any more
+    assert done.returncode == 0, done.stderr
+    assert sorted(hub.fetched) == fetched
+
+
+def test_the_hub_has_no_such_model(training):
+    with Hub("someone/tiny", training.tiny) as hub:
+        training.settings["model_name_or_path"] = "someone/else"
+        assert training.complaint(env={"HF_ENDPOINT": hub.url}) == (
+            "the hub has no open model someone/else; mend model_name_or_path in train.yaml")
+
+
+def test_a_full_disk_is_refused_before_anything_starts(training, monkeypatch):
+    monkeypatch.setattr(base.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100 << 30, 100 << 30, 1000))
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, training.arguments())])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(train.Mistake) as mistake:
+        train.main()
+    assert str(mistake.value) == (
+        "training (checkpoints and prepared rows) needs 0.0 GiB of disk and 0.0 are free; make room")
+    assert [path.name for path in (training.path / "trained").iterdir()] == []

@@ -58,8 +58,9 @@ def check_space(name, cache):
 
 
 def check_disk(folder, size, what):
-    """Raise `Mistake` unless `size` bytes fit on the disk of `folder`."""
+    """Say that `what` needs `size` bytes on the disk of `folder`; raise `Mistake` unless there is that much room."""
     free = shutil.disk_usage(folder).free
+    print(f"{what} needs {size / GIB:.1f} GiB of disk, {free / GIB:.1f} are free", flush=True)
     if size > free:
         raise Mistake(f"{what} needs {size / GIB:.1f} GiB of disk and {free / GIB:.1f} are free; make room")
 

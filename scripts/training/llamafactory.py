@@ -13,7 +13,8 @@ from common.errors import Mistake
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-OUT_OF_MEMORY = "OutOfMemoryError"  # torch's own name for it
+OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # torch's names for it
+PROGRAM = [Path(sys.executable).parent / "llamafactory-cli"]
 
 
 class OutOfMemory(Mistake):
@@ -33,6 +34,7 @@ def environment(gpu, cache, run_folder):
         "HF_DATASETS_CACHE": str(run_folder.absolute() / "datasets"),
         "RECORD_VRAM": "1", "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
         "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"), "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1",
+        "MKL_CBWR": "AUTO,STRICT",  # on the processor the same sums are the same bits in every run
     }
 
 
@@ -55,10 +57,9 @@ def run_program(command, values, folder, variables, watch=lambda: None):
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / f"{command}.yaml"
     settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML without its traps
-    program = Path(sys.executable).parent / "llamafactory-cli"
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
-        child = subprocess.Popen([program, command, settings], env=variables, stdin=subprocess.DEVNULL,
+        child = subprocess.Popen([*PROGRAM, command, settings], env=variables, stdin=subprocess.DEVNULL,
                                  stdout=subprocess.DEVNULL, stderr=errors, preexec_fn=end_with_parent)
         try:
             while child.poll() is None:
@@ -70,7 +71,7 @@ def run_program(command, values, folder, variables, watch=lambda: None):
     watch()
     if child.returncode != 0:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        if any(OUT_OF_MEMORY in line for line in said):
+        if any(name in line for line in said for name in OUT_OF_MEMORY):
             raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; all it said is in {log}")
         reason = said[-1] if said else f"exit status {child.returncode}"
         raise Mistake(f"llamafactory-cli {command} failed: {reason}; all it said is in {log}")

@@ -1,0 +1,34 @@
+"""A card that is not there: LLaMA-Factory's own program on the processor, failing as a card does.
+
+    python simulated_card.py train SETTINGS.yaml
+
+The environment says how: CARD_ROWS, more rows at a time than this are out of memory from step CARD_STEP on, with the
+exception torch raises then; CARD_BREAKS, in this precision (bf16 or fp16) the loss is no number.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from llamafactory.cli import main
+from transformers import Trainer
+
+settings = Path(sys.argv[2])
+values = json.loads(settings.read_text(encoding="utf-8"))
+rows, step = int(os.environ.get("CARD_ROWS", 1000)), int(os.environ.get("CARD_STEP", 0))
+broken = values.get(os.environ.get("CARD_BREAKS"), False)
+real_step = Trainer.training_step
+
+
+def training_step(self, model, inputs, *more):
+    if len(inputs["input_ids"]) > rows and self.state.global_step >= step:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    loss = real_step(self, model, inputs, *more)
+    return loss * float("nan") if broken else loss
+
+
+Trainer.training_step = training_step
+settings.write_text(json.dumps({**values, "use_cpu": True, "bf16": False, "fp16": False}), encoding="utf-8")
+main()
