@@ -285,6 +285,7 @@ def test_out_of_memory_goes_on_from_the_checkpoint_with_half_the_rows_at_a_time(
 
 
 def test_out_of_memory_with_a_single_row_is_the_end(training, on_card):
+    training.settings["per_device_train_batch_size"] = 1
     with pytest.raises(train.Mistake) as mistake:
         on_card(CARD_ROWS="0")
     assert str(mistake.value).startswith("llamafactory-cli train ran out of the card's memory; ")
@@ -312,20 +313,24 @@ def test_garbled_replies_are_tried_once_more_in_the_other_precision(training, on
 
 
 def test_a_base_model_is_fetched_from_the_hub_once(training):
+    training.settings["model_name_or_path"] = "someone/tiny"
+    code = f"""if True:
+        from pathlib import Path
+        from training.base import find_base
+        print(find_base("someone/tiny", Path("{training.path}/cache"), whole=True))"""
+    fetch = [sys.executable, "-c", code]
     with Hub("someone/tiny", training.tiny) as hub:
-        training.settings |= {"model_name_or_path": "someone/tiny", "max_steps": 1}
-        done = training.run("--dry-run", env={"HF_ENDPOINT": hub.url})
+        environment = {**CLEAN, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT / "scripts")}
+        done = training.run("--dry-run", env=environment)
         assert done.returncode == 0, done.stderr
         assert sorted(hub.fetched) == ["config.json", "tokenizer.json"]
-        done = training.run(env={"HF_ENDPOINT": hub.url})
-        assert done.returncode == 0, done.stderr
-        assert "the base model someone/tiny needs 0.0 GiB of disk, " in done.stdout
-        fetched = sorted(hub.fetched)
-        assert "model.safetensors" in fetched
-    shutil.rmtree(training.path / "trained")
-    done = training.run(env={"HF_ENDPOINT": hub.url})  # nobody answers there any more
-    assert done.returncode == 0, done.stderr
-    assert sorted(hub.fetched) == fetched
+        done = subprocess.run(fetch, env=environment, capture_output=True, encoding="utf-8")
+        said, folder = done.stdout.splitlines()
+        assert said.startswith("the base model someone/tiny needs 0.0 GiB of disk, ")
+        assert "model.safetensors" in hub.fetched
+        assert len(hub.fetched) == len(set(hub.fetched))
+    done = subprocess.run(fetch, env=environment, capture_output=True, encoding="utf-8")  # nobody answers any more
+    assert done.stdout.splitlines() == [folder]
 
 
 def test_the_hub_has_no_such_model(training):
