@@ -212,7 +212,10 @@ def csv_chunks(path, lines, bad):
     while True:
         source.begin()
         try:
-            rows.append((number, *csv_row(next(reader))))
+            record = next(reader)
+            if not record:
+                continue  # an empty line, as editors leave one at the end
+            rows.append((number, *csv_row(record)))
         except StopIteration:
             break
         except (csv.Error, ValueError) as error:
