@@ -27,7 +27,7 @@ from llm.journal import digest
 from training.base import check_disk, find_base, token_lengths
 from training.card import check_card, find_card, torch_cuda
 from training.llamafactory import OutOfMemory, answer, environment, run_program, world_size
-from training.memory import GIB, LORA_BYTES, read_shape
+from training.memory import GIB, LORA_BYTES, as_text, read_shape
 from training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
 from training.watch import BrokenLoss, Watch, garbled
 
@@ -97,7 +97,7 @@ def show(found, work, plan):
                   f"checkpointing {'used' if plan.checkpointing else 'not needed'}"
                   f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
         "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are cut",
-        "predicted": f"peak {plan.peak / GIB:.1f} GiB, roughly {plan.hours:.1f} hours",
+        "predicted": f"peak {as_text(plan.peak)}, roughly {plan.hours:.1f} hours",
     }
     for name, line in lines.items():
         print(f"preflight: {name:<10} {line}", flush=True)

@@ -9,7 +9,7 @@ from requests import RequestException
 from tokenizers import Tokenizer
 
 from common.errors import Mistake
-from training.memory import GIB
+from training.memory import as_text
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 SMALL = ["config.json", "tokenizer.json"]
@@ -60,9 +60,9 @@ def check_space(name, cache):
 def check_disk(folder, size, what):
     """Say that `what` needs `size` bytes on the disk of `folder`; raise `Mistake` unless there is that much room."""
     free = shutil.disk_usage(folder).free
-    print(f"{what} needs {size / GIB:.1f} GiB of disk, {free / GIB:.1f} are free", flush=True)
+    print(f"{what} needs {as_text(size)} of disk, {as_text(free)} are free", flush=True)
     if size > free:
-        raise Mistake(f"{what} needs {size / GIB:.1f} GiB of disk and {free / GIB:.1f} are free; make room")
+        raise Mistake(f"{what} needs {as_text(size)} of disk and {as_text(free)} are free; make room")
 
 
 def token_lengths(rows, folder):

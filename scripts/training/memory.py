@@ -20,6 +20,11 @@ LAYER_BYTES = 11.5  # a token and layer without checkpointing, by hidden + feed-
 FOUR_BIT_BYTES = 0.52  # a weight in 4 bits with its scales
 
 
+def as_text(size):
+    """`size` in bytes as people say it."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.0f} MiB"
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder, as in its config.json."""
