@@ -29,6 +29,7 @@ from training.card import check_card, find_card, torch_cuda
 from training.llamafactory import OutOfMemory, answer, environment, run_program, world_size
 from training.memory import GIB, LORA_BYTES, as_text, read_shape
 from training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
+from training.served import check_served
 from training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
@@ -244,7 +245,9 @@ def main():
 
     if args.gpu != "none" and not args.dry_run:
         unload_model(llm, args.ollama_url)  # one card, two tenants; only now is its memory what training will find
-    work = work_of(given, rows, find_base(given["model_name_or_path"], args.cache, whole=False))
+    base = find_base(given["model_name_or_path"], args.cache, whole=False)
+    check_served(given["template"], base / "config.json", llm.backend)
+    work = work_of(given, rows, base)
     found, plan = preflight(args.gpu, given, work, settings)
     show(found, work, plan)
     if args.dry_run:

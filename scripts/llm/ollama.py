@@ -3,10 +3,13 @@
 import json
 import sys
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 
 from common.errors import Mistake
+from common.progress import Progress
 from common.stage import sha256
 from llm.backend import (
     CONNECT_SECONDS,
@@ -16,12 +19,15 @@ from llm.backend import (
     Unavailable,
     Unusable,
     check_not_thinking,
+    error_text,
     send,
     session_for,
 )
 
 UNLOAD_SECONDS = 120
 LOAD_SECONDS = 600  # Ollama itself gives up after 5 minutes without progress
+CREATE_SECONDS = 3600  # between two lines of its stream; it says nothing while it converts a large model
+STORES = ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]  # as ollama serve and its installer have it
 
 
 class Ollama:
@@ -45,8 +51,7 @@ class Ollama:
             answer.raise_for_status()
             return {model["name"]: model["digest"] for model in answer.json()["models"]}
         except (requests.RequestException, KeyError, TypeError):
-            raise NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), "
-                          "or set url or backend in llm.yaml") from None
+            raise self.absent() from None
 
     def prepare(self):
         """Load the model; check that its context is as large as `num_ctx` and that it really is on the GPU."""
@@ -111,31 +116,91 @@ class Ollama:
             return []
         return [model["name"] for model in running["models"]]
 
-    def create(self, files, template, system, parameters):
+    def talk(self, messages):
+        """Yield the reply to `messages` piece by piece, under the model's own parameters; a `Mistake` if it breaks off.
+
+        Messages that no longer fit into the context are left out by Ollama, the oldest first.
+        """
+        body = {"model": self.model, "messages": messages, "stream": True, "think": False, "keep_alive": "30m"}
+        for event in self.stream("/api/chat", body, max(LOAD_SECONDS, self.read_seconds)):
+            yield event["message"]["content"]
+
+    def create(self, files, quantize, template, system, parameters):
         """Create the model from `files` ({name: path}) and return its digest; the stream is read to its last line."""
         digests = {}
-        for name, path in files.items():
-            digests[name] = f"sha256:{sha256(path)}"
-            blob = f"{self.url}/api/blobs/{digests[name]}"
-            if self.session.head(blob, timeout=(CONNECT_SECONDS, self.read_seconds)).status_code == 200:
-                continue
-            with open(path, "rb") as file:
-                sent = self.session.post(blob, data=file, timeout=(CONNECT_SECONDS, self.read_seconds))
-            if sent.status_code not in (200, 201):
-                raise Mistake(f"Ollama at {self.url} does not take {path}: "
-                              f"status {sent.status_code}, {sent.text.strip()}")
-        body = {"model": self.model, "files": digests, "template": template, "system": system, "parameters": parameters}
+        with Progress("create", sum(path.stat().st_size for path in files.values()), "B", bytes=True) as progress:
+            for name, path in files.items():
+                digests[name] = f"sha256:{sha256(path)}"
+                self.upload(path, digests[name], progress)
+        body = {"model": self.model, "files": digests, "template": template, "system": system,
+                "parameters": parameters, **({"quantize": quantize} if quantize else {})}
         status = None
-        with self.session.post(f"{self.url}/api/create", json=body, stream=True,
-                               timeout=(CONNECT_SECONDS, self.read_seconds)) as answer:
-            for line in filter(None, answer.iter_lines()):
-                event = json.loads(line)
-                if "error" in event:  # comes on a 200, too
-                    raise Mistake(f"Ollama at {self.url} cannot create {self.model}: {event['error']}")
-                status = event.get("status")
+        with Progress("create", None, "B", bytes=True) as progress:
+            for event in self.stream("/api/create", body, CREATE_SECONDS):
+                if event.get("status") != status:
+                    status = event.get("status")
+                    print(f"create: {status}", flush=True)
+                if event.get("total"):
+                    progress.set_total(event["total"])
+                    progress.add(event.get("completed", 0) - progress.done)
         if status != "success":
-            raise Mistake(f"Ollama at {self.url} stopped creating {self.model} after: {status}")
+            raise Mistake(f"Ollama at {self.url} stopped after: {status}; look into its log and export again")
         return self.identity()
+
+    def upload(self, path, digest, progress):
+        """Send the file at `path` unless the server has one of its digest already."""
+        blob, timeout = f"{self.url}/api/blobs/{digest}", (CONNECT_SECONDS, CREATE_SECONDS)
+        try:
+            if self.session.head(blob, timeout=timeout).status_code == 200:
+                progress.add(path.stat().st_size)
+                return
+            with open(path, "rb") as file:
+                sent = self.session.post(blob, data=Counted(file, path.stat().st_size, progress), timeout=timeout)
+        except requests.RequestException as error:
+            raise Mistake(f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
+                          "look into its log, is its disk full? Then export again") from None
+        if sent.status_code not in (200, 201):
+            raise Mistake(f"Ollama at {self.url} does not take {path}: status {sent.status_code}, {error_text(sent)}")
+
+    def stream(self, path, body, read_seconds):
+        """Yield the answers of a request that streams; an error is a `Mistake`, also one that comes on a status 200."""
+        try:
+            with self.session.post(f"{self.url}{path}", json=body, stream=True, allow_redirects=False,
+                                   timeout=(CONNECT_SECONDS, read_seconds)) as answer:
+                for line in filter(None, answer.iter_lines()):
+                    event = json.loads(line)
+                    if "error" in event:
+                        raise Mistake(f"Ollama at {self.url}: {self.model}: {event['error']}")
+                    yield event
+        except requests.ConnectionError:
+            raise self.absent() from None
+        except (requests.RequestException, ValueError) as error:
+            raise Mistake(f"Ollama at {self.url} broke off in the middle ({type(error).__name__}); "
+                          "look into its log") from None
+
+    def absent(self):
+        return NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), or set url or backend in llm.yaml")
+
+    def store(self):
+        """The folder in which an Ollama on this machine keeps its models; None where that is not known."""
+        if urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            return None
+        return next(filter(Path.is_dir, (Path(name).expanduser() for name in STORES)), None)
+
+
+class Counted:
+    """A file whose reading is progress; `requests` takes its length from it."""
+
+    def __init__(self, file, size, progress):
+        self.file, self.size, self.progress = file, size, progress
+
+    def __len__(self):
+        return self.size
+
+    def read(self, size=-1):
+        content = self.file.read(size)
+        self.progress.add(len(content))
+        return content
 
 
 def tagged(name):

@@ -82,13 +82,22 @@ def answer(values, adapter, rows, folder, variables):
 
     It runs in a process of its own, which gives the card back when it ends.
     """
-    question, replies = folder / "questions.json", folder / "replies.json"
     content = {"model": values["model_name_or_path"], "adapter": adapter and str(adapter), "rows": rows}
+    return ask_program("answer", content, folder, variables)
+
+
+def compare(content, folder, variables):
+    """Return what compare.py finds out, in a process of its own; it says what `content` is."""
+    return ask_program("compare", content, folder, variables)
+
+
+def ask_program(name, content, folder, variables):
+    question, answers = folder / f"{name}.questions.json", folder / f"{name}.answers.json"
     question.write_text(json.dumps(content), encoding="utf-8")
-    program = Path(__file__).parent / "answer.py"
-    with open(folder / "answer.log", "w", encoding="utf-8") as errors:
-        ended = subprocess.run([sys.executable, program, question, replies], env=variables, stdout=subprocess.DEVNULL,
+    program = Path(__file__).parent / f"{name}.py"
+    with open(folder / f"{name}.log", "w", encoding="utf-8") as errors:
+        ended = subprocess.run([sys.executable, program, question, answers], env=variables, stdout=subprocess.DEVNULL,
                                stderr=errors, stdin=subprocess.DEVNULL)
     if ended.returncode:
-        raise Mistake(f"the trained model cannot be asked; what it said is in {folder}/answer.log")
-    return json.loads(replies.read_text(encoding="utf-8"))
+        raise Mistake(f"the trained model cannot be asked; what it said is in {folder}/{name}.log")
+    return json.loads(answers.read_text(encoding="utf-8"))
