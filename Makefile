@@ -46,7 +46,7 @@ endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
-ifneq (,$(filter pair gen preflight train export all samples clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifneq (,$(filter pair gen preflight train export all samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -157,6 +157,14 @@ members: $(result.combine)/receipt.json## who is there, and of whom there is eno
 samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
 	@$(RUN) python scripts/samples.py $(result.gen)
 
+# These look at what is there: an edited setting is no reason to train before one can talk.
+chat: | .venv/train## talk to the member in the terminal
+	@$(RUN) python scripts/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
+deploy: | .venv/base## the settings that connect the model to a chat platform
+	@$(RUN) python scripts/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
+verify: | .venv/base## every hash in the receipts computed anew, back to SOURCE
+	@$(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
@@ -184,4 +192,4 @@ help:## this list
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all preflight sample members samples demo summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all preflight sample members samples chat deploy verify demo summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -38,19 +38,20 @@ def claims(folder, receipt):
 
 
 def breaks(receipts):
-    """Yield a line for each claim in `receipts` ({folder: receipt}) that does not hold."""
-    computed, made = {}, {}
+    """Yield a line for each claim in `receipts` ({folder: receipt}) that does not hold, for each file the first."""
+    made, computed, told = {}, {}, set()
     for folder, receipt in receipts.items():
-        made |= {path: (digest, receipt["stage"]) for path, digest in flat(folder, receipt["outputs"])}
+        stage = receipt["stage"]
+        made |= {path: (digest, stage) for path, digest in flat(folder, receipt["outputs"])}
         for what, path, digest in claims(folder, receipt):
-            before, maker = made.get(path, (digest, None))
-            if what == "input" and before != digest:
-                yield f"{receipt['stage']}: input {path} is not what {maker} made; make {receipt['stage']} again"
-            elif path not in computed:
+            if what == "input" and path in made and made[path][0] != digest:
+                yield f"{stage}: input {path} is not what {made[path][1]} made; make {stage} again"
+                continue
+            if path not in computed:
                 computed[path] = sha256(path) if Path(path).is_file() else None
-            if computed.get(path, digest) != digest:
-                state = "is gone" if computed[path] is None else "has changed"
-                yield f"{receipt['stage']}: {what} {path} {state}"
+            if computed[path] != digest and path not in told:
+                told.add(path)
+                yield f"{stage}: {what} {path} {'is gone' if computed[path] is None else 'has changed'}"
 
 
 def unexplained(receipts, done):
