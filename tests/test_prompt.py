@@ -20,7 +20,8 @@ from training.served import TEMPLATES
 # What differs from qwen in the tokenizers of Llama 3: the marks. Nothing there says add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"
-SYSTEMS = [PERSONA, "", 'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n', "家👨\u200d👩\u200d👧\u3000人\u200b", '"', '"""']
+SYSTEMS = [PERSONA, "", 'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n', '"', '"""',
+           "家👨\u200d👩\u200d👧\u3000人\u200b"]
 CONVERSATIONS = [
     [{"role": "user", "content": "在吗？"}],
     [{"role": "user", "content": "在吗？"}, {"role": "assistant", "content": "在，怎么了"},
@@ -116,7 +117,7 @@ def test_transformers_asks_as_the_training_did(trained, name, system):
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(system=st.text(max_size=20), said=st.lists(st.text(min_size=1, max_size=12).map(str.strip), min_size=3, max_size=3))
+@given(system=st.text(max_size=20), said=st.lists(st.text(max_size=12).map(str.strip), min_size=3, max_size=3))
 def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompts, system, said):
     system = system.encode(errors="ignore").decode().replace("{{content}}", "").replace("\r", "")
     said = [text.encode(errors="ignore").decode() or "嗯" for text in said]
