@@ -13,34 +13,39 @@ from llm.client import addresses, llm_arguments, read_llm_settings
 
 SETTINGS = """\
 The model {name} at {url}
-It has its system text, its prompt and its parameters inside: give it none of your own.
-Its system text, should a program insist on one, is word for word:
+It has its prompt, its parameters and its system text inside. A system text that a program sends takes that one's place;
+should a program insist, give it the same, word for word:
 
 {system}
 
-LangBot (https://docs.langbot.app; seen with 4.10 and 4.11)
+LangBot (PyPI: langbot; gone through with 4.10 and 4.11)
   Models, add a provider
     Provider        Ollama (ollama-chat)
-    Base URL        {url}      (LangBot in a container: http://host.docker.internal:11434)
+    Base URL        {url}
     API key         none
-  its models, add a chat model
+  there, add a chat model
     Model name      {name}
-    Abilities       none: neither vision nor function calling
-  Pipelines, your pipeline, AI
-    Runner          Local Agent (4.11: a plugin of that name, to be installed first)
+    Abilities       none, neither vision nor function calling
+    Extra arguments none: the model's own parameters hold
+  Pipelines, yours, AI
+    Runner          Local Agent (in 4.11 a plugin of that name, which has to be installed first)
     Model           {name}
-    Prompt          role system, the text above in place of "You are a helpful assistant."
     Max round       {exchanges}
-    Knowledge bases, tools, and in 4.11 date grounding: none; they all write into the prompt
+    Prompt          role system, the text above in place of "You are a helpful assistant. ..."
+    Knowledge bases none
+  LangBot adds today's date to that prompt, in English, before every question. {fixed}
 
 Any client of OpenAI's protocol
   Base URL          {url}/v1
-  API key           anything, such as ollama
+  API key           any word
   Model             {name}
-  Temperature       {temperature}, top_p {top_p}: say them, since here 1.0 is taken where a client is silent
   System message    none
-  num_ctx           cannot be said here; the model's own {num_ctx} holds
+  Temperature       {temperature}, and top_p {top_p}: Ollama takes 1.0 there where a client is silent
 """
+FIXED = {
+    False: "Set fixed_system: true in export.yaml and\n  export again, so that the model does not hear it.",
+    True: "The model does not hear it:\n  fixed_system is true in export.yaml.",
+}
 TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
 
 
@@ -58,8 +63,8 @@ def main():
     if "ollama" not in receipt:
         print(f"There is no Ollama model yet; this makes it:\n  ollama create {args.name} --quantize "
               f"{receipt['quantize']} -f {args.exported}/Modelfile\n")
-    print(SETTINGS.format(name=args.name, url=url, system=system, exchanges=TRAINED_EXCHANGES, **receipt["parameters"]),
-          end="")
+    print(SETTINGS.format(name=args.name, url=url, system=system, exchanges=TRAINED_EXCHANGES,
+                          fixed=FIXED[receipt["fixed_system"]], **receipt["parameters"]), end="")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Either way the exported model is asked one question; the receipt says which of t
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -31,6 +31,7 @@ from training.prompt import modelfile, read_prompt
 from training.served import check_served, choose_quantize, put_rope_on_top
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
+SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
 QUESTION_TOKENS = 60
 SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and for replies to look at
 TOLERANCE = {"float32": 1e-4}  # of the loss, as a share; what is merged in 16 bits is rounded
@@ -42,6 +43,7 @@ OLLAMA_COPIES = 3.3  # of the weights: as they come, converted, the layer, and t
 @dataclass
 class Settings:
     num_ctx: AtLeast1 | None = None
+    fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
     temperature: float = 0.8
     top_p: float = 0.9
@@ -110,9 +112,9 @@ def check_merged(merged):
         need(merged / name, "LLaMA-Factory should have written it; export again")
 
 
-def say_as_trained(merged, prompt, system):
+def say_as_trained(merged, prompt, system, fixed):
     """Let transformers, vLLM and llama-server, too, ask with the prompt of the training instead of the base model's."""
-    (merged / "chat_template.jinja").write_text(prompt.jinja(system), encoding="utf-8")
+    (merged / "chat_template.jinja").write_text(prompt.jinja(system, fixed), encoding="utf-8")
     path = merged / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("chat_template", None)
@@ -150,11 +152,11 @@ def check_merge(base, adapter, merged, generated, question, system, work, variab
             "difference": difference}, after["replies"][-1]
 
 
-def create(ollama, merged, quantize, prompt, system, parameters, ours):
+def create(ollama, merged, quantize, template, system, parameters, ours):
     """Create the Ollama model and return its digest; the file `ours` remembers that it is ours."""
     files = {file.name: file for file in sorted(merged.iterdir())
              if file.suffix in (".safetensors", ".json") or file.name == "tokenizer.model"}
-    digest = ollama.create(files, quantize, prompt.go(), system, parameters)
+    digest = ollama.create(files, quantize, template, system, parameters)
     ours.write_text(digest)
     return digest
 
@@ -203,25 +205,28 @@ def main():
         prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
         (merged / "Modelfile").unlink()  # its num_ctx is not ours, and it knows no system text
         put_rope_on_top(merged / "config.json", needed=ollama is not None)
-        say_as_trained(merged, prompt, system)
+        say_as_trained(merged, prompt, system, settings.fixed_system)
         check, reply = check_merge(base, args.trained / "adapter", merged, args.generated, settings.question, system,
                                    work, environment("none", args.cache, work))
 
-        parameters = {"stop": prompt.stop, **asdict(settings), "num_ctx": num_ctx}
-        quantize, question = choose_quantize(parameters.pop("quantize"), merged), parameters.pop("question")
-        stage.output("Modelfile").write_text(modelfile(prompt, system, parameters), encoding="utf-8")
-        stage.receipt |= {**passport(trained, used), "check": check, "parameters": parameters, "quantize": quantize}
+        parameters = {"stop": prompt.stop, "num_ctx": num_ctx,
+                      **{name: getattr(settings, name) for name in SAMPLING}}
+        quantize, fixed = choose_quantize(settings.quantize, merged), settings.fixed_system
+        stage.output("Modelfile").write_text(modelfile(prompt, system, fixed, parameters), encoding="utf-8")
+        stage.receipt |= {**passport(trained, used), "check": check, "parameters": parameters, "quantize": quantize,
+                          "fixed_system": fixed}
         asked = "the merged model, loaded once"
         if ollama:
-            digest = create(ollama, merged, quantize, prompt, system, parameters, ours)
+            template = prompt.go_with(system, fixed) if fixed else prompt.go()
+            digest = create(ollama, merged, quantize, template, system, parameters, ours)
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             asked = "the Ollama model"
             try:
-                reply = ollama.chat([{"role": "user", "content": question}], None, settings.temperature, 0,
+                reply = ollama.chat([{"role": "user", "content": settings.question}], None, settings.temperature, 0,
                                     QUESTION_TOKENS, may_be_cut=True).text
             except (Unavailable, Unusable) as error:
                 raise Mistake(f"{args.name} is made but does not answer: {error}; export again") from None
-        stage.receipt["asked"] = {"who": asked, "question": question, "reply": reply}
+        stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:

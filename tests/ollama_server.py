@@ -110,7 +110,7 @@ class OllamaServer:
     "config" (config.json) added}; `loaded` {model: num_ctx}; `loads` every (model, num_ctx) that Ollama would have
     had to load anew. `before_chat(k, body)` is called before the k-th chat (from 1) is answered: to count, to wait,
     to kill the client, to raise a `Refusal`. What it returns, if anything, is said in place of the model's words; a
-    `Raw` goes out as it is.
+    `Raw` goes out as it is. `before_create(body)` is called when a model is being converted, to raise a `Refusal`.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0, parallel=1):
@@ -123,6 +123,7 @@ class OllamaServer:
         self.models = {tagged(name): digest_of(name.encode()) for name in models}
         self.requests, self.blobs, self.created, self.loaded, self.loads = [], {}, {}, {}, []
         self.before_chat = lambda k, body: None
+        self.before_create = lambda body: None
         self.on_gpu = 1.0  # share of a loaded model
         self.chats, self.lock = itertools.count(1), threading.Lock()
         self.http = ThreadingHTTPServer((host, port), Handler)
@@ -202,6 +203,7 @@ class OllamaServer:
             architecture = (config.get("architectures") or [""])[0]
             if architecture not in CONVERTIBLE:
                 raise Refusal(500, f"unsupported architecture {json.dumps(architecture)}")
+        self.before_create(body)
         if body.get("quantize"):
             if body["quantize"].upper() not in QUANTIZATIONS:
                 raise Refusal(400, f"unsupported quantization type {body['quantize']}")

@@ -101,7 +101,7 @@ def test_the_templates_named_as_supported_are_those_tested():
 def test_ollama_asks_as_the_training_did(trained, ollama_prompts, name, system):
     model = trained[name]
     conversations = [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]
-    text = modelfile(model.prompt, system, {"stop": model.prompt.stop})
+    text = modelfile(model.prompt, system, False, {"stop": model.prompt.stop})
     for conversation, prompt in zip(conversations, ollama_prompts(text, conversations), strict=True):
         assert model.tokens(prompt) == model.trained_on(conversation, system), prompt
 
@@ -110,10 +110,22 @@ def test_ollama_asks_as_the_training_did(trained, ollama_prompts, name, system):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_transformers_asks_as_the_training_did(trained, name, system):
     model = trained[name]
-    template = model.prompt.jinja(system)
+    template = model.prompt.jinja(system, False)
     for conversation in [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]:
         asked = model.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
         assert asked == model.trained_on(conversation, system)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_fixed_system_text_lets_no_other_through(trained, ollama_prompts, system):
+    model = trained["qwen"]
+    conversations = given_system(CONVERSATIONS, "Current date: 2026-11-23")
+    prompts = ollama_prompts(modelfile(model.prompt, system, True, {}), conversations)
+    template = model.prompt.jinja(system, True)
+    for conversation, prompt in zip(conversations, prompts, strict=True):
+        wanted = model.trained_on(conversation[1:], system)
+        assert model.tokens(prompt) == wanted
+        assert model.tokenizer.apply_chat_template(conversation, chat_template=template) == wanted
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -124,7 +136,7 @@ def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompt
     conversation = [{"role": role, "content": text}
                     for role, text in zip(("user", "assistant", "user"), said, strict=True)]
     model = trained["qwen"]
-    [prompt] = ollama_prompts(modelfile(model.prompt, system, {}), [conversation])
+    [prompt] = ollama_prompts(modelfile(model.prompt, system, False, {}), [conversation])
     assert model.tokens(prompt) == model.trained_on(conversation, system)
 
 
@@ -132,7 +144,7 @@ def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompt
 def test_a_newline_more_would_be_seen(trained, ollama_prompts, name):
     """Wherever one is put into what is said around the texts, some conversation gets other tokens."""
     model = trained[name]
-    text = modelfile(model.prompt, PERSONA, {})
+    text = modelfile(model.prompt, PERSONA, False, {})
     conversation = CONVERSATIONS[1]
     start, end = text.index('TEMPLATE """') + len('TEMPLATE """'), text.index('"""\n\nSYSTEM')
     places = [start + place.start() for place in re.finditer(r"(?=<\|)|(?<=\|>)|(?<=\n)", text[start:end])]

@@ -25,22 +25,31 @@ class Prompt(NamedTuple):
     assistant: str
     stop: list[str]
 
-    def go(self, system="{{ .System }}", given=".System"):
-        """Return the TEMPLATE of a Modelfile (Go's text/template); `given`: where it finds the system text."""
-        return (f"{self.prefix}{{{{ if {given} }}}}{self.system.replace('{{ .System }}', system)}{{{{ end }}}}"
+    def go(self, value=".System"):
+        """Return the TEMPLATE of a Modelfile (Go's text/template); `value`: where it finds the system text."""
+        system = self.system.replace("{{ .System }}", f"{{{{ {value} }}}}")
+        return (f"{self.prefix}{{{{ if {value} }}}}{system}{{{{ end }}}}"
                 f'{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.user}'
                 f'{{{{ else if eq .Role "assistant" }}}}{self.assistant}{{{{ end }}}}{{{{ end }}}}')
 
-    def jinja(self, system):
-        """Return the chat template of transformers, vLLM and llama-server; `system` is said where none is given."""
+    def go_with(self, system, fixed):
+        """Return a TEMPLATE that has the system text `system` inside: where none is given, or `fixed`, always."""
+        text = '"' + "".join(character if character.isascii() and character.isalnum() else f"\\U{ord(character):08x}"
+                             for character in system) + '"'
+        ours = "" if fixed else "{{ if .System }}{{ $system = .System }}{{ end }}"
+        return f"{{{{ $system := {text} }}}}{ours}{self.go('$system')}"
+
+    def jinja(self, system, fixed):
+        """Return the chat template of transformers, vLLM and llama-server, with `system` inside as in `go_with`."""
+        ours = f"{{% set system = {quoted(system)} %}}"
+        given = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% endif %}"
+
         def said(piece, gap, value):
             before, after = piece.split(gap)
             return "{{ " + " + ".join([quoted(before), value, quoted(after)]) + " }}"
 
         return (
-            "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
-            f"{{% else %}}{{% set system = {quoted(system)} %}}{{% endif %}}"
-            f"{{{{ {quoted(self.prefix)} }}}}"
+            f"{ours}{'' if fixed else given}{{{{ {quoted(self.prefix)} }}}}"
             f"{{% if system %}}{said(self.system, '{{ .System }}', 'system')}{{% endif %}}"
             "{% for message in messages %}"
             f"{{% if message['role'] == 'user' %}}{said(self.user, '{{ .Content }}', 'message.content')}"
@@ -69,19 +78,15 @@ def read_prompt(modelfile, tokenizer_config):
     return prompt._replace(prefix=prompt.prefix.removeprefix(first)) if settings.get("add_bos_token") else prompt
 
 
-def modelfile(prompt, system, parameters):
+def modelfile(prompt, system, fixed, parameters):
     """Return the Modelfile of the model in ./merged.
 
-    What Ollama's parser (parser/parser.go) cannot take back out of SYSTEM, that is a line that ends in three quotation
-    marks, or characters Go does not print, such as the joiners of emojis, goes escaped into TEMPLATE.
+    What Ollama's parser (parser/parser.go) cannot take back out of SYSTEM goes escaped into TEMPLATE: three quotation
+    marks at the end of a line, or characters Go does not print, such as the joiners of emojis.
     """
-    if '"""' not in system and all(character.isprintable() or character == "\n" for character in system):
-        words = [f'TEMPLATE """{prompt.go()}"""', f'SYSTEM """{system}"""']
-    else:
-        escaped = "".join(character if character.isascii() and character.isalnum() else f"\\U{ord(character):08x}"
-                          for character in system)
-        ours = f'{{{{ $system := .System }}}}{{{{ if not $system }}}}{{{{ $system = "{escaped}" }}}}{{{{ end }}}}'
-        words = [f'TEMPLATE """{ours}{prompt.go("{{ $system }}", "$system")}"""']
+    plain = '"""' not in system and all(character.isprintable() or character == "\n" for character in system)
+    words = [f'TEMPLATE """{prompt.go() if plain and not fixed else prompt.go_with(system, fixed)}"""',
+             *([f'SYSTEM """{system}"""'] if plain else [])]
     lines = [f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}" for name, value in parameters.items()
              for item in (value if isinstance(value, list) else [value])]
     return "\n\n".join(["FROM ./merged", *words, "\n".join(lines)]) + "\n"
