@@ -26,7 +26,7 @@ from llm.client import llm_arguments, open_ollama, read_llm_settings
 from llm.ollama import tagged
 from training.base import check_disk
 from training.llamafactory import compare, environment, run_program
-from training.memory import GIB
+from training.memory import GIB, as_text
 from training.prompt import modelfile, read_prompt
 from training.served import check_served, choose_quantize, put_rope_on_top
 
@@ -67,10 +67,10 @@ def check_base(base, digests):
 def check_memory(size, memory, swap):
     """Say what merging weights of `size` bytes needs, and raise `Mistake` where it cannot be had."""
     needed, free = size + PROGRAMS, memory.available + swap.free
-    print(f"export: merging needs about {needed / GIB:.1f} GiB of RAM, {free / GIB:.1f} are free", flush=True)
+    print(f"export: merging needs about {as_text(needed)} of RAM, {as_text(free)} are free", flush=True)
     if needed > free:
-        raise Mistake(f"merging needs {needed / GIB:.1f} GiB of RAM and {free / GIB:.1f} are free; close programs, or "
-                      "in WSL, which gets half of the machine's, set memory= in .wslconfig")
+        raise Mistake(f"merging needs {as_text(needed)} of RAM and {as_text(free)} are free; close programs, or in "
+                      "WSL, which gets half of the machine's, set memory= in .wslconfig")
 
 
 def check_room(out, size, store):

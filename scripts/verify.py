@@ -8,7 +8,6 @@ Exit status 1 then. Folders come in the order of the stages; those of stages not
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from common.errors import Mistake, run
@@ -88,11 +87,9 @@ def main():
         raise Mistake("no stage is done yet: there is no receipt to verify")
     broken = [*breaks(receipts), *unexplained(receipts, args.folders)]
     line, holds = served(receipts, read_llm_settings(args), args.ollama_url)
-    if line and holds:
-        print(f"verify: {line}")
+    for found in [*broken, *([line] if line else [])]:
+        print(f"verify: {found}", flush=True)
     if broken or not holds:
-        for problem in [*broken, *([] if holds else [line])]:
-            print(f"verify: {problem}", file=sys.stderr)
         raise Mistake("the chain is broken, see above; what lies behind the break was not made from what is there now")
     files = {path for folder, receipt in receipts.items() for _, path, _ in claims(folder, receipt)}
     stages = [receipt["stage"] for receipt in receipts.values()]

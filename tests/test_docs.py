@@ -15,7 +15,7 @@ from qq.history import ROW
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
 SETTINGS = {"decrypt": "decrypt", "parse": "parse", "combine": "combine", "llm": "llm.client", "pair": "pair",
-            "gen": "gen", "export": "export", "preflight": "training.plan"}
+            "gen": "gen", "export": "export", "chat": "chat", "preflight": "training.plan"}
 
 
 def text(name):
