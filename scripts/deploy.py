@@ -18,7 +18,7 @@ should a program insist, give it the same, word for word:
 
 {system}
 
-LangBot (PyPI: langbot; gone through with 4.10 and 4.11)
+LangBot (PyPI: langbot; gone through with 4.10.11, and with 4.11.2 as far as the model's test)
   Models, add a provider
     Provider        Ollama (ollama-chat)
     Base URL        {url}

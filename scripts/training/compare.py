@@ -2,6 +2,7 @@
 
 In:  {"base", "adapter", "merged": folders, "samples": rows for the loss, "asked": rows to reply to}
 Out: {"trained" and "merged": {"loss": mean over the samples, "replies": [greedy replies]}}
+It prints an empty line when a row is done.
 """
 
 import json
@@ -32,6 +33,12 @@ def reply(model, tokenizer, row):
     return tokenizer.decode(answer[0, prompt.shape[1]:], skip_special_tokens=True)
 
 
+def told_of(results):
+    for result in results:
+        print(flush=True)
+        yield result
+
+
 @torch.inference_mode()
 def main(questions, answers):
     told = json.loads(Path(questions).read_text(encoding="utf-8"))
@@ -41,8 +48,8 @@ def main(questions, answers):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")  # one after the other: memory holds one
         model = PeftModel.from_pretrained(model, adapter) if adapter else model
         model.eval()
-        losses = [loss(model, tokenizer, row) for row in told["samples"]]
-        replies = [reply(model, tokenizer, row) for row in told["asked"]]
+        losses = list(told_of(loss(model, tokenizer, row) for row in told["samples"]))
+        replies = list(told_of(reply(model, tokenizer, row) for row in told["asked"]))
         found[name] = {"loss": sum(losses) / len(losses), "replies": replies}
         del model
     Path(answers).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

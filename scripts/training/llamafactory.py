@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from common.errors import Mistake
+from common.progress import Progress
 
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -88,16 +89,20 @@ def answer(values, adapter, rows, folder, variables):
 
 def compare(content, folder, variables):
     """Return what compare.py finds out, in a process of its own; it says what `content` is."""
-    return ask_program("compare", content, folder, variables)
+    with Progress("compare", 2 * (len(content["samples"]) + len(content["asked"])), "rows") as progress:
+        return ask_program("compare", content, folder, variables, progress.add)
 
 
-def ask_program(name, content, folder, variables):
+def ask_program(name, content, folder, variables, tick=lambda: None):
+    """Run the program `name` beside us on `content` and return its answer; `tick` is called for each line it prints."""
     question, answers = folder / f"{name}.questions.json", folder / f"{name}.answers.json"
     question.write_text(json.dumps(content), encoding="utf-8")
     program = Path(__file__).parent / f"{name}.py"
-    with open(folder / f"{name}.log", "w", encoding="utf-8") as errors:
-        ended = subprocess.run([sys.executable, program, question, answers], env=variables, stdout=subprocess.DEVNULL,
-                               stderr=errors, stdin=subprocess.DEVNULL)
-    if ended.returncode:
+    with open(folder / f"{name}.log", "w", encoding="utf-8") as errors, subprocess.Popen(
+            [sys.executable, program, question, answers], env=variables, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=errors, preexec_fn=end_with_parent) as child:
+        for _ in child.stdout:
+            tick()
+    if child.returncode:
         raise Mistake(f"the trained model cannot be asked; what it said is in {folder}/{name}.log")
     return json.loads(answers.read_text(encoding="utf-8"))
