@@ -77,7 +77,7 @@ def check_room(out, size, store):
     """Raise `Mistake` unless the disks hold the merged model and what Ollama makes of it in its folder `store`."""
     together = store is not None and store.stat().st_dev == out.stat().st_dev
     copies = OLLAMA_COPIES if together else 0
-    check_disk(out, (1 + copies) * size, "the merged model" + (" and Ollama's copies of it" if together else ""))
+    check_disk(out, (1 + copies) * size, "the merged model" + (" with Ollama's copies of it" if together else ""))
     if store is not None and not together:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 

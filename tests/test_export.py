@@ -124,7 +124,12 @@ def test_the_round_trip(export, ollama):
     assert asked[1]["messages"][1]["content"] in talk.stdout and "options" not in asked[0]
 
     shutil.rmtree(export.folder)  # make clean-export
+    (export.path / "export.yaml").write_text("fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n")
     assert export.run().returncode == 0, "ours is still ours"
+    made = ollama.created[NAME]
+    assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
+    assert made["parameters"] == {**PARAMETERS, "num_ctx": 300, "temperature": 0.0} and made["quantize"] == "f16"
+
     ollama.models[NAME] = "somebody else's"
     before = len(ollama.requests)
     assert export.complaint() == (
@@ -161,8 +166,8 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
     check_room(tmp_path, 4 * GIB, None)
     with pytest.raises(Mistake) as mistake:
         check_room(tmp_path, GIB, tmp_path)
-    assert str(mistake.value) == ("the merged model and Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB are "
-                                  "free; make room")
+    assert str(mistake.value) == ("the merged model with Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB "
+                                  "are free; make room")
     with pytest.raises(Mistake) as mistake:
         check_room(tmp_path, 5 * GIB, None)
     assert str(mistake.value) == "the merged model needs 5.0 GiB of disk and 4.0 GiB are free; make room"
@@ -276,14 +281,6 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
 
 
 # ---- What Ollama needs
-
-
-def test_a_fixed_system_text_is_in_the_template(export, ollama):
-    (export.path / "export.yaml").write_text("fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n")
-    assert export.run().returncode == 0
-    made = ollama.created[NAME]
-    assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
-    assert made["parameters"] == {**PARAMETERS, "num_ctx": 300, "temperature": 0.0} and made["quantize"] == "f16"
 
 
 @pytest.mark.parametrize(("rope", "wanted"), [

@@ -270,8 +270,9 @@ def test_an_override_that_goes_is_noticed_whatever_the_dates(demo, tmp_path):
     assert stages_run(make(project, "--dry-run", "combine", *DEMO).stdout) == ["combine"]
 
 
-def test_no_target(project):
-    assert complaint(make(project, "all", "RUN_IN=host")) == (
+@pytest.mark.parametrize("goal", ["all", "chat", "deploy", "verify"])
+def test_no_target(project, goal):
+    assert complaint(make(project, goal, "RUN_IN=host")) == (
         "no TARGET: write the QQ number of the member to learn from into config/target.txt, or say TARGET=...; "
         "`make members` lists who is there")
 
