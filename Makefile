@@ -59,10 +59,16 @@ $(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `m
 endif
 endif
 
-# ---- Where a script runs
+# ---- Where a script runs: in .venv/, or in a container (docker/docker.mk says the same for that)
 RUN.host := env -u QQ_DB_KEY PATH="$(CURDIR)/.venv/bin:$$PATH"
-RUN.docker = $(error the containers are not there yet: add RUN_IN=host)
+base.host := .venv/base
+train.host := .venv/train
+ollama.host := http://127.0.0.1:11434
+gpu.host = $(GPU)
+include docker/docker.mk
 RUN = $(RUN.$(RUN_IN))
+base = $(base.$(RUN_IN))
+train = $(train.$(RUN_IN))
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
@@ -111,50 +117,50 @@ $(SOURCE):
 	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
 endif
 sample: data/demo/sample/receipt.json## the invented history of the demo
-data/demo/sample/receipt.json: scripts/sample.py | .venv/base
+data/demo/sample/receipt.json: scripts/sample.py | $(base)
 	$(RUN) python $< --out $(@D)
 
 # Settings that name data/tiny/ work with the tiny random model, made first.
 tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
-data/tiny/receipt.json: scripts/tiny.py | .venv/base
+data/tiny/receipt.json: scripts/tiny.py | $(base)
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
-$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | .venv/base
+$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | $(base)
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
 messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
-$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | .venv/base
+$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | $(base)
 	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
 
-$(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | .venv/base
+$(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
 	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
 
-llm = --llm $(call config,llm.yaml) --ollama-url http://127.0.0.1:11434
+llm = --llm $(call config,llm.yaml) --ollama-url $(ollama.$(RUN_IN))
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.py) | .venv/base $(call tiny,llm.yaml)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.py) | $(base) $(call tiny,llm.yaml)
 	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
-$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | .venv/base $(call tiny,llm.yaml)
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml)
 	$(RUN) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(GPU) --cache .cache $(llm) --out $(result.train)
-$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | .venv/train $(call tiny,train.yaml)
+training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --out $(result.train)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
 	$(RUN) $(training)
-preflight: $(result.gen)/receipt.json | .venv/train $(call tiny,train.yaml)## does the training fit the card? Says so and stops
+preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## does the training fit the card? Says so and stops
 	@$(RUN) $(training) --dry-run
 
-$(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | .venv/train
+$(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
-members: $(result.combine)/receipt.json## who is there, and of whom there is enough to learn from
+members: $(result.combine)/receipt.json | $(base)## who is there, and of whom there is enough to learn from
 	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
-samples: $(result.gen)/receipt.json## ten random rows of the dataset, with their origin
+samples: $(result.gen)/receipt.json | $(base)## ten random rows of the dataset, with their origin
 	@$(RUN) python scripts/samples.py $(result.gen)
 
 # These look at what is there: an edited setting is no reason to train before one can talk.
@@ -168,7 +174,7 @@ verify: | .venv/base## every hash in the receipts computed anew, back to SOURCE
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
-summary: | .venv/base## what each stage read, wrote and dropped, and what the model said
+summary: | $(base)## what each stage read, wrote and dropped, and what the model said
 	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done

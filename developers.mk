@@ -1,4 +1,4 @@
-# What developers type: tests, style, measurements. The Makefile includes it.
+# What developers type: tests, style, measurements, always on the host. The Makefile includes it.
 test: .venv/train .venv/dev## all tests
 	.venv/bin/pytest
 lint: .venv/dev## style
@@ -7,10 +7,10 @@ golden: .venv/dev## write the expected files of tests/cases anew; the diff is th
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
 bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
 bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
-	$(RUN) python bench/history.py 1000000 data/bench/history
+	$(RUN.host) python bench/history.py 1000000 data/bench/history
 bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
-	$(RUN) python bench/combine.py data/bench/combine
+	$(RUN.host) python bench/combine.py data/bench/combine
 bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
-	$(RUN) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
+	$(RUN.host) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
 .PHONY: test lint golden bench bench-history bench-combine bench-replies

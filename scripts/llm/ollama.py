@@ -53,6 +53,25 @@ class Ollama:
         except (requests.RequestException, KeyError, TypeError):
             raise self.absent() from None
 
+    def is_there(self):
+        return tagged(self.model) in self.models()
+
+    def pull(self):
+        """Let the server fetch the model; yield (part, bytes there, bytes in all) as it goes on."""
+        status = None
+        with self.session.post(f"{self.url}/api/pull", json={"model": self.model}, stream=True,
+                               timeout=(CONNECT_SECONDS, self.read_seconds)) as answer:
+            for line in filter(None, answer.iter_lines()):
+                event = json.loads(line)
+                if "error" in event:  # comes on a 200, too
+                    raise Mistake(f"Ollama cannot fetch {self.model}: {event['error']}; is the name right, is the "
+                                  "network there? HTTPS_PROXY names a proxy")
+                status = event.get("status")
+                if "total" in event:
+                    yield event["digest"], event.get("completed", 0), event["total"]
+        if status != "success":
+            raise Mistake(f"Ollama stopped fetching {self.model} after: {status}; start again, what is there is kept")
+
     def prepare(self):
         """Load the model; check that its context is as large as `num_ctx` and that it really is on the GPU."""
         info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})

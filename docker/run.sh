@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Run one command of the pipeline in a container; the Makefile calls it with RUN_IN=docker.
+#
+#     docker/run.sh data|train COMMAND...     in that image, which is built first if docker/ or requirements/ changed
+#     docker/run.sh build                     both images
+#     docker/run.sh down                      stop what was started; the models stay
+#
+# GPU names the card to lend, or none. BASE_IMAGE and OLLAMA_IMAGE name other places to fetch those images from.
+set -euo pipefail
+cd -P "$(dirname "$0")/.."
+
+fail() { echo "docker: $1" >&2; exit 1; }
+quiet() { "$@" > /dev/null 2>&1; }
+
+export REPOSITORY=$PWD GPU=${GPU:-none} HOST_UID HOST_GID PIPELINE_MEMORY PIPELINE_IMAGE
+export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-huiyin} COMPOSE_PROGRESS=${COMPOSE_PROGRESS:-quiet}
+HOST_UID=$(id -u) HOST_GID=$(id -g) PIPELINE_IMAGE=huiyin-data
+PIPELINE_MEMORY=$(awk '/^MemTotal/ { print int($2 * 0.9) "k" }' /proc/meminfo)
+BASE_IMAGE=${BASE_IMAGE:-$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)}
+OLLAMA_IMAGE=${OLLAMA_IMAGE:-$(sed -n 's/.*{OLLAMA_IMAGE:-\(.*\)}/\1/p' docker/compose.yaml)}
+
+# ---- Is there an engine, and may we use it?
+check_engine() {
+    local said wsl="Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, switch this distribution on"
+    if ! quiet command -v docker; then
+        [ -z "${WSL_DISTRO_NAME:-}" ] || fail "$wsl; or add RUN_IN=host"
+        fail "there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host"
+    fi
+    if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        case $said in
+            *"WSL 2 distro"*) fail "$wsl; or add RUN_IN=host" ;;
+            *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker $(id -un), then log in again" ;;
+            *) fail "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), or add RUN_IN=host" ;;
+        esac
+    fi
+    # In rootless Docker root is the caller, and any other user a stranger to his files.
+    case $(docker info --format '{{.SecurityOptions}}') in *rootless*) HOST_UID=0 HOST_GID=0 ;; esac
+    case "${HTTP_PROXY:-}${HTTPS_PROXY:-}${http_proxy:-}${https_proxy:-}" in *127.0.0.1*|*localhost*)
+        echo "docker: your proxy is at 127.0.0.1, which inside a container is the container; let it listen for your network and name this machine's address" >&2 ;;
+    esac
+}
+
+# Sets COMPOSE to the command; with a card it is lent to both services.
+use_compose() {
+    if quiet docker compose version; then COMPOSE=(docker compose)
+    elif quiet docker-compose version; then COMPOSE=(docker-compose)
+    else fail "Docker is here, but Compose is not: sudo apt install docker-compose-v2, or docker-compose-plugin"; fi
+    COMPOSE+=(--file docker/compose.yaml)
+    [ "$GPU" = none ] || COMPOSE+=(--file docker/compose.gpu.yaml)
+}
+
+# ---- Images. What one is made of is written on it, so that it is built anew when that changes, and only then.
+made_of() {
+    local files=(docker/Dockerfile requirements/base.txt)
+    [ "$1" = data ] || files+=(requirements/train.txt requirements/torchaudio/*.py)
+    cat "${files[@]}" | sha256sum | cut -c1-16
+}
+
+need_image() {
+    [ "$(docker image inspect --format '{{index .Config.Labels "huiyin.made-of"}}' "huiyin-$1" 2> /dev/null)" = "$(made_of "$1")" ] || build "$1"
+}
+
+build() {
+    local name arguments=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
+    for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
+        [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")
+    done
+    fetch "$BASE_IMAGE" BASE_IMAGE
+    echo "docker: building the image huiyin-$1; what it fetches is in README.md" >&2
+    docker build "${arguments[@]}" --label "huiyin.made-of=$(made_of "$1")" --target "$1" --tag "huiyin-$1" --file docker/Dockerfile . >&2 ||
+        fail "the image huiyin-$1 could not be built; if packages could not be fetched: PIP_INDEX_URL names a mirror, HTTPS_PROXY a proxy"
+    quiet docker image prune --force --filter label=huiyin.made-of || true  # the one that this one replaces
+}
+
+fetch() {
+    quiet docker image inspect "$1" || docker pull "$1" >&2 ||
+        fail "the image $1 could not be fetched; is the network there? $2=<mirror>/${1%@*} names a mirror, Docker's own settings a proxy"
+}
+
+# ---- The card, and Ollama
+check_card() {
+    local said
+    said=$(docker run --rm --network none --gpus "\"device=$GPU\"" --entrypoint true "$PIPELINE_IMAGE" 2>&1) && return
+    case $said in
+        *"could not select device driver"*) fail "Docker cannot lend a card: install the NVIDIA Container Toolkit (see 'Docker' in README.md), or say GPU=none" ;;
+        *) fail "Docker cannot lend card GPU=$GPU: ${said##*$'\n'}; nvidia-smi lists what is there, GPU=none does without" ;;
+    esac
+}
+
+# A plain value of the settings of the language model, '' where the default stands
+setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" "$llm" | tr -d "\r\"'"; }
+
+start_ollama() {
+    local container tries
+    export OLLAMA_IMAGE OLLAMA_NUM_PARALLEL OLLAMA_CONTEXT_LENGTH
+    OLLAMA_NUM_PARALLEL=$(setting parallel) OLLAMA_CONTEXT_LENGTH=$(setting num_ctx)
+    fetch "$OLLAMA_IMAGE" OLLAMA_IMAGE
+    "${COMPOSE[@]}" up --detach ollama >&2 || fail "Ollama's container does not start; what stands above says why"
+    container=$("${COMPOSE[@]}" ps --quiet ollama)
+    for tries in {1..60}; do
+        case $(docker inspect --format '{{.State.Health.Status}}' "$container") in healthy) return ;; esac
+        sleep 1
+    done
+    fail "Ollama has not come up in $tries seconds; docker logs ${container:0:12} shows what it says"
+}
+
+# ---- A command
+run() {
+    local word before='' place llm='' gpu='' asks='' options=(--rm --no-deps)
+    declare -A outside=()
+    for word in "$@"; do
+        case $before in --llm) llm=$word ;; --gpu) gpu=$word ;; --answers) asks=yes ;; esac
+        before=$word
+        # What lies outside the repository is lent read-only, with what is beside it; of a link, both ends.
+        [ -e "$word" ] || continue
+        for place in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
+            [ -d "$place" ] || place=$(dirname "$place")
+            [[ $place/ = "$PWD"/* ]] || outside[$place]=yes
+        done
+    done
+    for place in "${!outside[@]}"; do options+=(--volume "$place:$place:ro"); done
+    [ -z "${QQ_DB_KEY:-}" ] || options+=(-e QQ_DB_KEY)  # its name only: arguments can be read by everybody
+    [[ -t 0 && -t 1 ]] || options+=(-T)
+
+    need_image "${PIPELINE_IMAGE#huiyin-}"
+    # Who has settings of the language model which leave it to Ollama needs that one; but training without a card, or
+    # not yet, has nothing to ask of it.
+    if [[ -n $llm && $gpu != none && " $* " != *" --dry-run "* && $(setting backend) =~ ^(ollama)?$ && $(setting url) =~ ^(auto)?$ ]]; then
+        [ "$GPU" = none ] || check_card
+        use_compose
+        start_ollama
+        [ -z "$asks" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/pull.py --llm "$llm" --ollama-url http://ollama:11434
+    elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
+        check_card
+    else
+        GPU=none  # nothing here would use it
+    fi
+    use_compose
+    exec "${COMPOSE[@]}" run "${options[@]}" pipeline "$@"
+}
+
+check_engine
+case $1 in
+    data|train) PIPELINE_IMAGE=huiyin-$1; run "${@:2}" ;;
+    build) build data; build train ;;
+    down) GPU=none; use_compose; exec "${COMPOSE[@]}" down ;;
+    *) fail "unknown word $1: data, train, build or down" ;;
+esac
