@@ -59,16 +59,10 @@ $(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `m
 endif
 endif
 
-# ---- Where a script runs: in .venv/, or in a container (docker/docker.mk says the same for that)
+# ---- Where a script runs: in .venv/ or in a container; docker/docker.mk says what is $(base), $(train), ... in each
 RUN.host := env -u QQ_DB_KEY PATH="$(CURDIR)/.venv/bin:$$PATH"
-base.host := .venv/base
-train.host := .venv/train
-ollama.host := http://127.0.0.1:11434
-gpu.host = $(GPU)
-include docker/docker.mk
 RUN = $(RUN.$(RUN_IN))
-base = $(base.$(RUN_IN))
-train = $(train.$(RUN_IN))
+include docker/docker.mk
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.

@@ -1,16 +1,26 @@
-# What the Makefile needs to know of the containers. The work is in docker/run.sh, the services are in compose.yaml.
+# Where a script runs, RUN_IN=host or docker: what differs. The containers' work is in docker/run.sh and compose.yaml.
 
-# Every rule names its environment after the |. Here that is what the image is made of, which docker/run.sh looks after.
+# The environment that each rule names after its |: .venv/ on the host; else what the image is made of, since
+# docker/run.sh itself looks after the image, and only when there is something to run.
+base.host := .venv/base
+train.host := .venv/train
 base.docker := docker/Dockerfile requirements/base.txt
 train.docker := docker/Dockerfile requirements/train.txt
+base = $(base.$(RUN_IN))
+train = $(train.$(RUN_IN))
 RUN.docker = env -u QQ_DB_KEY GPU=$(GPU) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
+
+ollama.host := http://127.0.0.1:11434
 ollama.docker := http://ollama:11434
-# Of the cards outside only those lent are inside, counted from 0.
+
+# Of the cards outside only those that are lent are inside, counted from 0.
 comma := ,
 blank := $(subst ,, )
-gpu.docker = $(if $(filter none,$(GPU)),none,$(subst $(blank),$(comma),$(wordlist 1,$(words $(subst $(comma), ,$(GPU))),0 1 2 3 4 5 6 7)))
+cards = $(wordlist 1,$(words $(subst $(comma), ,$(GPU))),0 1 2 3 4 5 6 7)
+gpu.host = $(GPU)
+gpu.docker = $(if $(filter none,$(GPU)),none,$(subst $(blank),$(comma),$(cards)))
 
-# $(origin ...): this Make warns of undefined variables, and that is what this one is anywhere but in WSL.
+# WSL_DISTRO_NAME is there in WSL only
 ifeq ($(RUN_IN)$(filter undefined,$(origin WSL_DISTRO_NAME))$(filter-out /mnt/%,$(CURDIR)),docker)
 $(info docker: $(CURDIR) is on a Windows disk: slow from here, and there your results are open to others; move the repository into your Linux home)
 endif

@@ -44,7 +44,7 @@ check_engine() {
 use_compose() {
     if quiet docker compose version; then COMPOSE=(docker compose)
     elif quiet docker-compose version; then COMPOSE=(docker-compose)
-    else fail "Docker is here, but Compose is not: sudo apt install docker-compose-v2, or docker-compose-plugin"; fi
+    else fail "Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)"; fi
     COMPOSE+=(--file docker/compose.yaml)
     [ "$GPU" = none ] || COMPOSE+=(--file docker/compose.gpu.yaml)
 }

@@ -22,11 +22,11 @@ def run_script(name, *arguments, env=None):
 def copy_project(folder):
     """Copy what git would hold into `folder`/huiyin, with our own .venv; return that folder."""
     project = folder / "huiyin"
-    for name in ("config", "scripts", "requirements"):
+    for name in ("config", "scripts", "requirements", "docker"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "target.txt"))
     shutil.copytree(ROOT / "config/demo", project / "config/demo", dirs_exist_ok=True)
     (project / "data").mkdir()
-    for name in ("Makefile", "developers.mk", ".gitignore", "data/README.md"):
+    for name in ("Makefile", "developers.mk", ".gitignore", ".dockerignore", "data/README.md"):
         shutil.copy2(ROOT / name, project / name)
     (project / ".venv").symlink_to(ROOT / ".venv")
     return project
