@@ -15,7 +15,6 @@ quiet() { "$@" > /dev/null 2>&1; }
 export REPOSITORY=$PWD GPU=${GPU:-none} HOST_UID HOST_GID PIPELINE_MEMORY PIPELINE_IMAGE
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-huiyin} COMPOSE_PROGRESS=${COMPOSE_PROGRESS:-quiet}
 HOST_UID=$(id -u) HOST_GID=$(id -g) PIPELINE_IMAGE=huiyin-data
-PIPELINE_MEMORY=$(awk '/^MemTotal/ { print int($2 * 0.9) "k" }' /proc/meminfo)
 BASE_IMAGE=${BASE_IMAGE:-$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)}
 OLLAMA_IMAGE=${OLLAMA_IMAGE:-$(sed -n 's/.*{OLLAMA_IMAGE:-\(.*\)}/\1/p' docker/compose.yaml)}
 
@@ -33,8 +32,10 @@ check_engine() {
             *) fail "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), or add RUN_IN=host" ;;
         esac
     fi
-    # In rootless Docker root is the caller, and any other user a stranger to his files.
-    case $(docker info --format '{{.SecurityOptions}}') in *rootless*) HOST_UID=0 HOST_GID=0 ;; esac
+    # Docker may have less memory than this machine; and where it is rootless, its root is the caller.
+    said=$(docker info --format '{{.MemTotal}} {{.SecurityOptions}}')
+    PIPELINE_MEMORY=$((${said%% *} / 10 * 9))
+    case $said in *rootless*) HOST_UID=0 HOST_GID=0 ;; esac
     case "${HTTP_PROXY:-}${HTTPS_PROXY:-}${http_proxy:-}${https_proxy:-}" in *127.0.0.1*|*localhost*)
         echo "docker: your proxy is at 127.0.0.1, which inside a container is the container; let it listen for your network and name this machine's address" >&2 ;;
     esac

@@ -11,7 +11,7 @@ import pytest
 
 from helpers import ROOT, copy_project, make
 
-TOOLS = ["awk", "bash", "cat", "chmod", "cut", "dirname", "env", "false", "grep", "id", "make", "mkdir", "sed", "true"]
+TOOLS = ["bash", "cat", "chmod", "cut", "dirname", "env", "false", "grep", "id", "make", "mkdir", "sed", "true"]
 
 
 @pytest.fixture
@@ -68,9 +68,7 @@ def test_a_daemon_that_does_not_serve_us(project, said, line):
 
 
 def test_no_compose(project):
-    fake(project, "docker", '[ "$1" != compose ]')
-    for tool in ("realpath", "sha256sum"):
-        (project / "bin" / tool).symlink_to(shutil.which(tool))
+    fake(project, "docker", '[ "$1" != compose ] && echo 1000 []')
     done = make(project, "down", env={"PATH": str(project / "bin")})
     assert done.stderr.splitlines()[0] == (
         "docker: Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)")
