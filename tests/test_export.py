@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import training.base
 from common.errors import Mistake
-from export import check_loss, check_memory, check_merge, check_room
+from export import check_loss, check_memory, check_merge, check_merged, check_room
 from helpers import CLEAN, ROOT, run_script
 from ollama_server import Refusal
 from training.llamafactory import environment
@@ -244,6 +244,17 @@ def test_a_merged_model_that_differs(demo, tmp_path):
     said = str(mistake.value)
     assert said.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
     assert said.endswith(", more than 0.01% apart; export again")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "model.safetensors", "Modelfile"])
+def test_a_file_that_the_merge_has_lost(demo, tmp_path, name):
+    merged = shutil.copytree(demo[0] / "data/demo/10002/exported/merged", tmp_path / "merged")
+    (merged / "Modelfile").touch()
+    check_merged(merged)
+    (merged / name).unlink()
+    with pytest.raises(Mistake) as mistake:
+        check_merged(merged)
+    assert str(mistake.value) == f"{merged}/{name}: no such file; LLaMA-Factory should have written it; export again"
 
 
 def test_the_tolerance_follows_the_type_of_the_weights():
