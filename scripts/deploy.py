@@ -6,6 +6,7 @@
 
 import argparse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from common.errors import run
 from common.stage import need, read_receipt
@@ -46,6 +47,10 @@ FIXED = {
     False: "Set fixed_system: true in export.yaml and\n  export again, so that the model does not hear it.",
     True: "The model does not hear it:\n  fixed_system is true in export.yaml.",
 }
+INSIDE = """\
+This Ollama is inside the containers' own network, and no port of it is published: let the platform join that network
+(docker run --network huiyin_private ...), and the address below is right for it.
+"""
 TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
 
 
@@ -63,6 +68,8 @@ def main():
     if "ollama" not in receipt:
         print(f"There is no Ollama model yet; this makes it:\n  ollama create {args.name} --quantize "
               f"{receipt['quantize']} -f {args.exported}/Modelfile\n")
+    if urlsplit(url).hostname == "ollama":  # as the containers call it
+        print(INSIDE)
     print(SETTINGS.format(name=args.name, url=url, system=system, exchanges=TRAINED_EXCHANGES,
                           fixed=FIXED[receipt["fixed_system"]], **receipt["parameters"]), end="")
 

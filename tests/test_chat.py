@@ -157,6 +157,11 @@ def test_deploy_says_what_a_platform_needs(demo, tmp_path):
     assert done.stdout.startswith("The model huiyin-10002 at http://192.168.1.2:11434\n")
     assert "The model does not hear it:" in done.stdout
 
+    (tmp_path / "llm.yaml").write_text("url: http://ollama:11434\n")
+    done = run_script("deploy", tmp_path, "--generated", demo[0] / "data/demo/10002/generated", "--name",
+                      "huiyin-10002", "--llm", tmp_path / "llm.yaml")
+    assert done.stdout.startswith("This Ollama is inside the containers' own network, and no port of it is published")
+
 
 # ---- verify
 
