@@ -158,12 +158,12 @@ samples: $(result.gen)/receipt.json | $(base)## ten random rows of the dataset, 
 	@$(RUN) python scripts/samples.py $(result.gen)
 
 # These look at what is there: an edited setting is no reason to train before one can talk.
-chat: | .venv/train## talk to the member in the terminal
+chat: | $(train)## talk to the member in the terminal
 	@$(RUN) python scripts/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
-deploy: | .venv/base## the settings that connect the model to a chat platform
+deploy: | $(base)## the settings that connect the model to a chat platform
 	@$(RUN) python scripts/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
-verify: | .venv/base## every hash in the receipts computed anew, back to SOURCE
-	@$(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+verify: | $(base)## every hash in the receipts computed anew, back to SOURCE
+	@LEND=$(SOURCE) $(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
