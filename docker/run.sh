@@ -29,7 +29,7 @@ check_engine() {
     if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
         case $said in
             *"WSL 2 distro"*) fail "$wsl; or add RUN_IN=host" ;;
-            *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker $(id -un), then log in again" ;;
+            *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker \$USER, then log in again" ;;
             *) fail "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), or add RUN_IN=host" ;;
         esac
     fi
