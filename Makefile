@@ -163,7 +163,7 @@ chat: | $(train)## talk to the member in the terminal
 deploy: | $(base)## the settings that connect the model to a chat platform
 	@$(RUN) python scripts/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
 verify: | $(base)## every hash in the receipts computed anew, back to SOURCE
-	@$(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+	@LEND=$(SOURCE) $(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card

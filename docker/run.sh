@@ -5,7 +5,8 @@
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
-# GPU names the card to lend, or none. BASE_IMAGE and OLLAMA_IMAGE name other places to fetch those images from.
+# GPU names the card to lend, or none; LEND one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE other
+# places to fetch those images from.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
@@ -28,7 +29,7 @@ check_engine() {
     if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
         case $said in
             *"WSL 2 distro"*) fail "$wsl; or add RUN_IN=host" ;;
-            *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker $(id -un), then log in again" ;;
+            *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker \$USER, then log in again" ;;
             *) fail "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), or add RUN_IN=host" ;;
         esac
     fi
@@ -109,7 +110,7 @@ start_ollama() {
 run() {
     local word before='' place llm='' gpu='' asks='' options=(--rm --no-deps)
     declare -A outside=()
-    for word in "$@"; do
+    for word in "$@" "${LEND:-}"; do
         case $before in --llm) llm=$word ;; --gpu) gpu=$word ;; --answers) asks=yes ;; esac
         before=$word
         # What lies outside the repository is lent read-only, with what is beside it; of a link, both ends.

@@ -3,7 +3,6 @@
 What an engine itself says and does is in tests/containers.py.
 """
 
-import getpass
 import re
 import shutil
 
@@ -60,7 +59,7 @@ def test_wsl_without_integration(project):
      "or add RUN_IN=host"),
     ("The command 'docker' could not be found in this WSL 2 distro.", WSL),
     ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
-     f"docker: Docker does not let you in: sudo usermod -aG docker {getpass.getuser()}, then log in again"),
+     "docker: Docker does not let you in: sudo usermod -aG docker $USER, then log in again"),
 ])
 def test_a_daemon_that_does_not_serve_us(project, said, line):
     fake(project, "docker", f'echo "{said}" >&2; exit 1')
