@@ -4,7 +4,7 @@ test: .venv/train .venv/dev## all tests
 lint: .venv/dev## style
 	.venv/bin/ruff check
 golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
-	GOLDEN=1 .venv/bin/pytest tests/test_cases.py
+	GOLDEN=1 .venv/bin/pytest tests/test_cases.py tests/test_linker.py
 bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
 bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
 	$(RUN.host) python bench/history.py 1000000 data/bench/history

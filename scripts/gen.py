@@ -33,6 +33,7 @@ EVAL_FROM_SAMPLES = 20
 @dataclass
 class Settings:
     fill: bool = True
+    min_confidence: float = 0.0
     batch_size: AtLeast1 = 15
     context_turns: AtLeast0 = 3
     characters_shown: AtLeast1 = 100
@@ -156,6 +157,11 @@ def main():
         name = name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
 
         stage.ledger.read = len(pairs) + len(unpaired)
+        sure = pairs
+        if settings.min_confidence:
+            sure = [line for line in pairs
+                    if line["confidence"] is None or line["confidence"] >= settings.min_confidence]
+            stage.ledger.dropped["doubtful"] = len(pairs) - len(sure)
         written = {}
         if settings.fill:
             written = fill(unpaired, turns, name, prompt, settings, client, llm.gen_temperature)
@@ -164,7 +170,7 @@ def main():
             stage.ledger.dropped["unfilled"] = len(unpaired)
         filled = [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"}
                   for line in unpaired if line["turn_id"] in written]
-        samples = sorted(pairs + filled, key=lambda line: (line["time"], line["turn_id"]))
+        samples = sorted(sure + filled, key=lambda line: (line["time"], line["turn_id"]))
         if settings.hide_personal_data:
             hide = redaction_for(turns, settings)
             samples = [{**sample, "prompt": hide(sample["prompt"]), "reply": hide(sample["reply"])}

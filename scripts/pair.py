@@ -19,7 +19,9 @@ import polars as pl
 from common.errors import Mistake, run
 from common.settings import AtLeast0, AtLeast1, read_settings
 from common.stage import Stage, arguments, need
+from linking.blind import blind_quotes, in_reach, thresholds_earned
 from linking.cases import cases_of
+from linking.linker import Linker
 from linking.names import named_by
 from linking.rule import link
 from llm.client import Client, llm_arguments, read_llm_settings
@@ -35,6 +37,8 @@ class Settings:
     stop_at_own_turn: bool = False
     quotes_first: bool = True
     quotes_tested: AtLeast0 = 200
+    linker_alone: Literal["auto", "always", "never"] = "auto"
+    linker_threshold: float = 0.8
     min_confidence: float = 0.0
     merge_replies: Literal["rule", "llm"] = "rule"
     batch_size: AtLeast1 = 20
@@ -42,7 +46,8 @@ class Settings:
     characters_shown: AtLeast1 = 200
 
     PRESETS: ClassVar = {
-        "default": {}, "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0}}
+        "default": {},
+        "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0, "linker_alone": "never"}}
 
 
 def line_of(case):
@@ -134,6 +139,24 @@ def apply_rule(cases, named):
             case.reason = "undecided"
 
 
+def apply_linker(cases, decisions, least, min_confidence):
+    """Take over what the linker is sure of; the rest of the cases stays open.
+
+    decisions: [(turn_id or None, confidence), ...]; least: {group: the confidence that is enough there, or None}.
+    """
+    for case, (answered, confidence) in zip(cases, decisions, strict=False):
+        enough = least[case.turn["group_id"]]
+        if enough is None or confidence < enough:
+            continue
+        if answered is None:
+            case.reason = "none"
+        elif confidence < min_confidence:
+            case.reason = "low_confidence"
+        else:
+            prompt = next(other for other in case.candidates if other["turn_id"] == answered)
+            case.answered(prompt, "linker", confidence)
+
+
 def apply_answers(cases, answers, min_confidence):
     for case, answer in zip(cases, answers, strict=True):
         if answer is None:
@@ -146,54 +169,58 @@ def apply_answers(cases, answers, min_confidence):
             case.answered(case.candidates[int(answer.value) - 1], "llm", answer.confidence)
 
 
-def blind_quotes(turns, groups, settings):
-    """Return the Cases of the latest quotes of all members of `groups`, as if they were no quotes.
+def report_on_quotes(tested, quotes, named, linked, answers):
+    """Return what the receipt says of the quotes asked blind, and say it.
 
-    Clients put an @ of the quoted one before a quote, so that goes, too.
+    quotes: those in reach, of `tested`; linked: {turn_id: turn_id or None} of the linker; answers: of the model; both
+    may be None.
     """
-    quoting = turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(groups))
-    latest = quoting.sort("time", maintain_order=True).tail(settings.quotes_tested).sort("turn_id").rows(named=True)
-    cases, rows = cases_of(latest, turns, settings.candidates, settings.stop_at_own_turn)
-    for case in cases:
-        author = rows[case.turn["reply_to_turn"]]["user_id"]
-        case.turn = {**case.turn, "mentions": [user for user in case.turn["mentions"] if user != author]}
-    return cases
-
-
-def report_on_quotes(blind, in_reach, named, answers):
-    """Return what the receipt says of the quotes asked blind, and say it; `answers`: the model's, or None."""
-    quoted = [case.turn["reply_to_turn"] for case in in_reach]
-    ruled = [(link(case.turn, case.window, named)[0] or {}).get("turn_id") for case in in_reach]
-    counts = {"tested": len(blind), "in_reach": len(in_reach), "found_by_rule": sum(map(operator.eq, quoted, ruled))}
+    quoted = [case.turn["reply_to_turn"] for case in quotes]
+    found = {"rule": [(link(case.turn, case.window, named)[0] or {}).get("turn_id") for case in quotes]}
+    if linked is not None:
+        found["linker"] = [linked[case.turn["turn_id"]] for case in quotes]
     if answers is not None:
-        chosen = [case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
-                  for case, answer in zip(in_reach, answers, strict=True)]
-        counts["found_by_llm"] = sum(map(operator.eq, quoted, chosen))
-    by_llm = "" if answers is None else f"the model found {counts['found_by_llm']:,}, "
-    print(f"pair: of {len(blind):,} quotes asked blind, {len(in_reach):,} within the candidates: "
-          f"{by_llm}the rule found {counts['found_by_rule']:,}", flush=True)
-    return counts
+        found["llm"] = [case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
+                        for case, answer in zip(quotes, answers, strict=True)]
+    counts = {f"found_by_{who}": sum(map(operator.eq, quoted, turn_ids)) for who, turn_ids in found.items()}
+    names = {"found_by_rule": "the rule", "found_by_linker": "the linker", "found_by_llm": "the model"}
+    print(f"pair: of {tested:,} quotes asked blind, {len(quotes):,} within the candidates: "
+          + ", ".join(f"{names[who]} found {count:,}" for who, count in reversed(counts.items())), flush=True)
+    return {"tested": tested, "in_reach": len(quotes), **counts}
 
 
 def cascade(cases, turns, settings, client, prompt, temperature):
-    """Decide the cases that quotes have left open; return what the receipt says of the quotes asked blind."""
-    groups = sorted({case.turn["group_id"] for case in cases})
+    """Decide the cases that quotes have left open: the linker what it may, then the model, or without one the rule.
+
+    Return what the receipt says of that.
+    """
+    groups, said = sorted({case.turn["group_id"] for case in cases}), {}
     named = named_by(turns, groups)
     blind = blind_quotes(turns, groups, settings) if settings.quotes_tested else []
-    in_reach = [case for case in blind
-                if case.turn["reply_to_turn"] in {other["turn_id"] for other in case.candidates}]
-    open_cases, answers = [case for case in cases if case.open], None
-    # a linker that has learnt (scripts/linking) decides here what it is sure of
+    quotes = [case for case in blind if in_reach(case)]
+    open_cases, answers, linked = [case for case in cases if case.open], None, None
+    if settings.linker_alone != "never":
+        found = Linker().decide([*open_cases, *quotes], turns, named, settings.candidates, settings.stop_at_own_turn)
+        linked = found[len(open_cases):]
+        said["linker"] = thresholds_earned(groups, quotes, linked, settings)
+        least = {group: earned["threshold"] for group, earned in said["linker"].items()}
+        apply_linker(open_cases, found, least, settings.min_confidence)
+        open_cases = [case for case in open_cases if case.open]
+    newest = sorted(blind, key=lambda case: case.turn["time"])[-settings.quotes_tested:]
+    asked = [case for case in newest if in_reach(case)]
     if settings.use_llm:
         questions = [which_turn(prompt, case.turn, case.window, settings.characters_shown, temperature)
-                     for case in [*open_cases, *in_reach]]
-        quotes = sum(case.decided_by == "quote" for case in cases)
-        answers = client.ask_all("pair", questions, f"{quotes / len(cases):.0%} from quotes")
+                     for case in [*open_cases, *asked]]
+        shares = Counter(case.decided_by for case in cases)
+        answers = client.ask_all("pair", questions, f"{shares['quote'] / len(cases):.0%} from quotes, "
+                                 f"{shares['linker'] / len(cases):.0%} from the linker")
         apply_answers(open_cases, answers[:len(open_cases)], settings.min_confidence)
+        answers = answers[len(open_cases):]
     else:
         apply_rule(open_cases, named)
-    of_blind = None if answers is None else answers[len(open_cases):]
-    return report_on_quotes(blind, in_reach, named, of_blind) if blind else None
+    if linked is not None:
+        linked = {case.turn["turn_id"]: answered for case, (answered, _) in zip(quotes, linked, strict=True)}
+    return {**said, "quotes": report_on_quotes(len(newest), asked, named, linked, answers)} if blind else said
 
 
 def write_lines(path, lines):
@@ -214,7 +241,7 @@ def main():
     prompt = read_prompt(args.prompt, ["name", "context", "reply"])
     merge_prompt = read_prompt(args.merge_prompt, ["context"])
 
-    with (Stage("pair", args.out, packages=["polars", "requests"]) as stage,
+    with (Stage("pair", args.out, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
           Client(llm, args.ollama_url, args.answers) as client):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.merge_prompt)
@@ -231,8 +258,7 @@ def main():
         for case in cases:
             decide(case, rows, settings)
         if settings.method == "cascade" and cases:
-            tested = cascade(cases, turns, settings, client, prompt, llm.pair_temperature)
-            stage.receipt |= {"quotes": tested} if tested else {}
+            stage.receipt |= cascade(cases, turns, settings, client, prompt, llm.pair_temperature)
         pairs = [line_of(case) for case in cases if case.prompt]
         unpaired = [line_of(case) for case in cases if not case.prompt]
         write_lines(stage.output("pairs.jsonl"), pairs)

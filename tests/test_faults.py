@@ -132,9 +132,9 @@ def test_a_context_the_model_does_not_have(folder):
 
 def test_it_says_how_much_there_is_to_ask(folder):
     done = succeeded(folder.pair())
-    assert done.stdout.splitlines()[0].startswith("pair: 3 questions to ask, about ")
+    assert done.stdout.splitlines()[1].startswith("pair: 3 questions to ask, about ")
     again = succeeded(folder.pair())
-    assert again.stdout.splitlines()[0] == "pair: 0 questions to ask and 3 answered in the journal, about 0 tokens"
+    assert again.stdout.splitlines()[1] == "pair: 0 questions to ask and 3 answered in the journal, about 0 tokens"
 
 
 # ---- Several servers

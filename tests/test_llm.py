@@ -337,8 +337,8 @@ def test_a_merge_that_adds_or_loses_words_is_refused_and_the_turns_stay(folder, 
 # ---- without a model, and what quotes tell
 
 
-def test_without_a_model_the_rule_decides_and_the_rest_stays_undecided(folder):
-    folder.settings("pair", "use_llm: false\n")
+def test_without_model_and_linker_the_rule_decides_and_the_rest_stays_undecided(folder):
+    folder.settings("pair", "use_llm: false\nlinker_alone: never\n")
     turns([{"time": 0, "user_id": "2", "text": "晚上吃什么"}, {"time": 10, "user_id": "3", "text": "作业呢"},
            {"time": 20, "user_id": "me", "text": "名2，火锅"},
            {"time": 30, "user_id": "3", "text": "me，写完没", "mentions": ["me"]},
@@ -364,8 +364,9 @@ def test_quotes_of_all_members_are_asked_blind(folder):
     folder.ollama.before_chat = lambda k, body: json.dumps({"answers": "2" if "名4：火锅" in prompt_of(body) else "1"})
     done = succeeded(folder.pair())
     assert folder.json("paired/receipt.json")["quotes"] == {
-        "tested": 3, "in_reach": 3, "found_by_rule": 1, "found_by_llm": 2}
-    assert "pair: of 3 quotes asked blind, 3 within the candidates: the model found 2, the rule found 1" in done.stdout
+        "tested": 3, "in_reach": 3, "found_by_rule": 1, "found_by_linker": 1, "found_by_llm": 2}
+    assert ("pair: of 3 quotes asked blind, 3 within the candidates: the model found 2, the linker found 1, "
+            "the rule found 1") in done.stdout
     assert len(folder.chats()) == 3
     # they stay quotes
     assert [(line["decided_by"], line["prompt_turn_id"]) for line in folder.lines("pairs.jsonl")] == [("quote", 0)]
@@ -374,7 +375,7 @@ def test_quotes_of_all_members_are_asked_blind(folder):
 
 def test_only_the_latest_quotes_are_asked(folder):
     turns(QUOTES).write_parquet(folder.path / "turns.parquet")
-    folder.settings("pair", "use_llm: false\nquotes_tested: 2\ncandidates: 2\n")
+    folder.settings("pair", "use_llm: false\nquotes_tested: 2\ncandidates: 2\nlinker_alone: never\n")
     succeeded(folder.pair())
     assert folder.json("paired/receipt.json")["quotes"] == {"tested": 2, "in_reach": 1, "found_by_rule": 1}
 

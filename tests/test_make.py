@@ -320,7 +320,8 @@ def test_members_lists_who_is_there(demo):
 def test_samples_shows_rows_with_their_origin(demo):
     shown = make(demo[0], "samples", *DEMO)
     assert shown.returncode == 0, shown.stderr
-    assert len(re.findall(r"^--- row \d+, turns \[\d+\], (quote|llm|written)$", shown.stdout, re.MULTILINE)) == 10
+    rows = re.findall(r"^--- row \d+, turns \[\d+\], (quote|linker|llm|written)$", shown.stdout, re.MULTILINE)
+    assert len(rows) == 10
 
 
 def test_no_secret_reaches_the_log(demo):
@@ -342,7 +343,7 @@ def test_nothing_of_ours_is_in_git(demo):
 
 @pytest.mark.parametrize("settings", [
     "method: previous\n", "method: mention\n", "method: empty\n", "use_llm: false\n", "preset: seed\n",
-    "merge_replies: llm\n",
+    "use_llm: false\nlinker_alone: never\n", "merge_replies: llm\n",
 ])
 @pytest.mark.parametrize("source", ["demo", "csv"])
 def test_the_ledgers_balance_with_every_method(demo, tmp_path, settings, source):

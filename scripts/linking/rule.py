@@ -2,7 +2,6 @@
 
 Right in 77.5 % of the cases on annotated IRC chat with the seed's window and in 73.7 % with the default one, where the
 previous turn is right in 24.1 and 21.8 % (`make bench-replies`, dev).
-A linker that has learnt more will take the same arguments.
 """
 
 # Share of right decisions on annotated IRC (its train split, 10 candidates, no cut at the own turn).

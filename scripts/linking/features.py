@@ -1,0 +1,263 @@
+"""What is known of a turn and each of the turns before it, as numbers; nothing of it depends on the language.
+
+All turns of a group at once, as arrays: the axes are [turn, candidate], and where two candidates are compared
+[turn, candidate, candidate]. Candidate 0 is the turn just before, 1 the one before that.
+"""
+
+import re
+from itertools import chain
+
+import numpy as np
+from scipy import sparse
+
+WIDTH = 30  # turns before each that are looked at
+NAMED = 4  # people that a turn names, at most; the one addressed comes first
+AT_ONCE = 2_000  # turns worked on at a time
+BUCKETS = 2**20  # of hashed n-grams
+NGRAMS = (2, 3, 4)
+MINUTE, FAR = 60, 1e6  # seconds
+WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
+LINK = re.compile("https?://|www[.]")
+CALL = re.compile(r"\S{2,}[:：]\s")  # `name: text`, whoever that is
+
+OF_PAIR = [
+    "distance", "seconds", "own", "own_after", "author_after", "author_before", "people_after", "latest_of_author",
+    "named_first", "named", "names_other", "names_me_first", "names_me", "names_somebody_else", "names_the_same",
+    "author_is_my_last", "author_last_named_me", "named_after", "i_named_author", "author_named_me",
+    "since_dealings", "turns_taken", "i_name_author_elsewhere", "author_names_me_elsewhere", "i_follow_author",
+    "question", "length", "link", "order_sign", "seconds_to_next", "seconds_since_previous", "nearest_other",
+    "latest_named", "characters", "words", "rank_of_characters", "author_characters",
+]
+OF_TURN = [
+    "turn_question", "turn_length", "turn_link", "turn_order_sign", "turn_names", "turn_calls", "turn_named_here",
+    "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "turn_characters",
+    "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
+]
+NAMES = ["is_none", *OF_PAIR, *OF_TURN]
+ABOUT_NAMES = {"named_first", "named", "names_other", "names_me_first", "names_me", "names_somebody_else",
+               "names_the_same", "author_is_my_last", "author_last_named_me", "named_after", "i_named_author",
+               "author_named_me", "since_dealings", "latest_named", "i_name_author_elsewhere",
+               "author_names_me_elsewhere", "turn_names", "turn_calls", "turn_named_here", "waiting_for_me",
+               "naming_in_group", "naming_by_me", "names_me_since_own"}
+
+
+class Talk:
+    """The turns of one group as arrays: users, seconds, who is named, texts."""
+
+    def __init__(self, users, first, last, texts, named):
+        self.codes = {}
+        self.users = np.array([self.code(user) for user in users])
+        self.first, self.last = seconds(first), seconds(last)
+        self.texts = texts
+        self.named = self.coded(named, users)
+
+    def code(self, user):
+        return self.codes.setdefault(user, len(self.codes))
+
+    def coded(self, named, users):
+        """Return the user ids `named` by each of `users` as an array [turn, NAMED], -1 where there is none."""
+        table = np.full((len(named), NAMED), -1)
+        for row, some, me in zip(table, named, users, strict=True):
+            some = [self.code(user) for user in some if user != me][:NAMED]
+            row[:len(some)] = some
+        return table
+
+
+def seconds(times):
+    """Return `times` (epoch seconds) as floats; where they are whole minutes, those of a minute are spread over it."""
+    times = np.asarray(times, float)
+    if len(times) and not (times % MINUTE).any():
+        starts = np.flatnonzero(np.diff(times, prepend=times[0] - 1))
+        counts = np.diff(np.append(starts, len(times)))
+        place = np.arange(len(times)) - np.repeat(starts, counts)
+        return times + MINUTE * (place + 0.5) / np.repeat(counts, counts)
+    return times
+
+
+def hashed(texts):
+    """Return (document, bucket) of every character n-gram of `texts`, as two arrays."""
+    joined = np.frombuffer("\0".join(texts).lower().encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
+    document = np.cumsum(joined == 0)
+    rows, buckets = [], []
+    for size in NGRAMS:
+        if len(joined) < size:
+            continue
+        many, ends = len(joined) - size + 1, joined == 0
+        value, crosses = np.full(many, size, np.uint64), np.zeros(many, bool)
+        for place in range(size):
+            value = value * np.uint64(0x9E3779B97F4A7C15) + joined[place:place + many]
+            value ^= value >> np.uint64(29)
+            crosses |= ends[place:place + many]
+        rows.append(document[:many][~crosses])
+        buckets.append((value % np.uint64(BUCKETS)).astype(np.int64)[~crosses])
+    return (np.concatenate(rows), np.concatenate(buckets)) if rows else (np.zeros(0, int), np.zeros(0, int))
+
+
+def weighted(rows, columns, shape):
+    """Return the sparse matrix of tf-idf weights, its rows of length 1."""
+    counts = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
+    counts.sum_duplicates()
+    documents = np.bincount(counts.indices, minlength=shape[1])
+    idf = np.log((shape[0] + 1) / (documents + 1)).astype(np.float32) + 1
+    counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
+    lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(1)).ravel())
+    return sparse.diags(1 / np.maximum(lengths, 1e-9)) @ counts
+
+
+def of_characters(texts):
+    rows, buckets = hashed(texts)
+    return weighted(rows, buckets, (len(texts), BUCKETS))
+
+
+def of_words(texts):
+    codes, found = {}, [WORD.findall(text.lower()) for text in texts]
+    columns = [codes.setdefault(word, len(codes)) for word in chain.from_iterable(found)]
+    rows = np.repeat(np.arange(len(texts)), [len(words) for words in found])
+    return weighted(rows, np.array(columns, int), (len(texts), max(1, len(codes))))
+
+
+def likeness(matrix, left, right):
+    """Return the cosine of the rows `left` and `right` (arrays of one shape) of `matrix`."""
+    product = matrix[left.ravel()].multiply(matrix[right.ravel()])
+    return np.asarray(product.sum(1), np.float32).reshape(left.shape)
+
+
+def pair_counts(left, right, people):
+    """Return a function: (one, other) -> how often they stand beside each other in the arrays `left`, `right`."""
+    good = (left >= 0) & (right >= 0)
+    keys, counts = np.unique(left[good] * people + right[good], return_counts=True)
+    keys, counts = np.append(keys, np.iinfo(np.int64).max), np.append(counts, 0)
+
+    def count(one, other):
+        wanted = one * people + other
+        place = np.searchsorted(keys, wanted)
+        return np.where(keys[place] == wanted, counts[place], 0)
+
+    return count
+
+
+def features(talk, places, texts=None, named=None, width=WIDTH):
+    """Return (rows, sizes, candidates): what is known of the turns at `places` of `talk` and of each one before it.
+
+    texts, named: of those turns, where they differ from what `talk` has there; named as Talk.coded returns it.
+    rows: float32, for each turn one row a candidate, the nearest first, and one for `none`, columns NAMES; sizes: rows
+    of each turn; candidates: the place of the candidate of each row, -1 for none.
+    """
+    places = np.asarray(places, int)
+    texts = [talk.texts[place] for place in places] if texts is None else texts
+    named = talk.named[places] if named is None else named
+    whole = [*talk.texts, *texts]
+    known = {
+        "characters": of_characters(whole), "words": of_words(whole),
+        "length": np.array([min(len(text), 400) for text in whole], np.float32),
+        "question": np.array(["?" in text or "？" in text for text in whole]),
+        "link": np.array([LINK.search(text) is not None for text in whole]),
+        "order_sign": np.array([text[:1] in ("!", "/", ".", "！") for text in whole]),
+        "calls": np.array([CALL.match(text) is not None for text in whole]),
+    }
+    people = int(max(talk.users.max(), talk.named.max(), named.max() if named.size else 0)) + 1
+    naming = talk.named >= 0
+    who = np.repeat(talk.users, NAMED)
+    known["names"] = pair_counts(who, talk.named.ravel(), people)
+    known["follows"] = pair_counts(talk.users[1:], talk.users[:-1], people)
+    known["turns_of"] = np.bincount(talk.users, minlength=people)
+    known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
+    known["naming"] = naming.any(1).mean() if len(naming) else 0
+    parts = [part_of(talk, places[start:start + AT_ONCE], np.arange(start, min(start + AT_ONCE, len(places)))
+                     + len(talk.texts), named[start:start + AT_ONCE], known, width)
+             for start in range(0, len(places), AT_ONCE)]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def part_of(talk, places, own_rows, named, known, width):
+    """Return what `features` does, for a part of the turns; own_rows: where their texts are among all texts."""
+    before = places[:, None] - 1 - np.arange(width)
+    there = before >= 0
+    at = np.where(there, before, 0)
+    me = talk.users[places][:, None]
+    users = np.where(there, talk.users[at], -1 - np.arange(width))
+    names = np.where(there[..., None], talk.named[at], -1)
+    somebody = (names >= 0).any(2)
+    own = users == me
+    later = np.tri(width, k=-1, dtype=bool)  # [candidate, other]: the other was said later
+    same = users[:, :, None] == users[:, None, :]
+    names_author = (names[:, None] == users[:, :, None, None]).any(3) & there[:, :, None]  # [candidate, other]
+    names_me = (names == me[..., None]).any(2)
+    column = np.arange(width)
+
+    def nearest(mask):
+        """The place of the first True along the last axis; the width where there is none."""
+        return np.where(mask.any(-1), mask.argmax(-1), width)
+
+    now, then = talk.first[places][:, None], np.where(there, talk.last[at], -FAR)
+    begun = np.where(there, talk.first[at], -FAR)
+    own_place = nearest(own)
+    my_naming = nearest(own & somebody)
+    my_last = np.take_along_axis(names, np.minimum(my_naming, width - 1)[:, None, None], 1)[:, 0]
+    my_last = np.where(my_naming[:, None] < width, my_last, -1)
+    author_naming = nearest(same & somebody[:, None, :])
+    dealings = (own[:, None, :] & names_author) | (same & names_me[:, None, :])
+    author_after = (same & later).sum(2)
+    latest = there & (author_after == 0)
+    is_named = (named[:, None, :] == users[..., None]).any(2)
+    any_named = (named >= 0).any(1)[:, None]
+    taken = np.zeros((len(places), width))
+    taken[:, :] = ((own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])).sum(2)
+    cosine = likeness(known["characters"], np.where(there, own_rows[:, None], 0), at) * there
+    order = (-cosine).argsort(1, kind="stable").argsort(1, kind="stable")
+    author = np.where(there, users, 0)
+    mine = np.maximum(known["turns_of"][me] - 1, 1)
+    named_there = (talk.named[places][:, None, :] == users[..., None]).any(2)  # what habits must not count
+    others = there & ~own
+    since_own = column < own_place[:, None]
+    pair = {
+        "distance": np.broadcast_to(column + 1, at.shape), "seconds": np.minimum(now - then, FAR), "own": own,
+        "own_after": (own[:, None, :] & later).sum(2), "author_after": author_after,
+        "author_before": (same & later.T).sum(2), "people_after": ((latest & ~own)[:, None, :] & later).sum(2),
+        "latest_of_author": latest, "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
+        "named": is_named, "names_other": any_named & ~is_named, "names_me_first": names[..., 0] == me,
+        "names_me": names_me, "names_somebody_else": somebody & ~names_me,
+        "names_the_same": ((names[..., None] == named[:, None, None, :]) & (names[..., None] >= 0)).any((2, 3)),
+        "author_is_my_last": (my_last[:, None, :] == users[..., None]).any(2),
+        "author_last_named_me": np.take_along_axis(names_me, np.minimum(author_naming, width - 1), 1)
+        & (author_naming < width),
+        "named_after": (names_author & later & ~own[:, None, :]).sum(2),
+        "i_named_author": (own[:, None, :] & names_author).sum(2),
+        "author_named_me": (same & names_me[:, None, :]).sum(2), "since_dealings": nearest(dealings),
+        "turns_taken": taken, "i_name_author_elsewhere": (known["names"](me, author) - named_there) / mine,
+        "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["turns_of"][author], 1),
+        "i_follow_author": (known["follows"](me, author) - (column == 0)) / mine,
+        "question": known["question"][at], "length": known["length"][at], "link": known["link"][at],
+        "order_sign": known["order_sign"][at],
+        "seconds_to_next": np.concatenate([now, begun[:, :-1]], 1) - then,
+        "seconds_since_previous": np.minimum(begun - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
+        "nearest_other": column == nearest(others)[:, None], "latest_named": is_named & latest,
+        "characters": cosine, "words": likeness(known["words"], np.where(there, own_rows[:, None], 0), at) * there,
+        "rank_of_characters": order,
+        "author_characters": np.where(same, cosine[:, None, :], 0).max(2),
+    }
+    ten = min(10, width)
+    turn = {
+        "turn_question": known["question"][own_rows], "turn_length": known["length"][own_rows],
+        "turn_link": known["link"][own_rows], "turn_order_sign": known["order_sign"][own_rows],
+        "turn_names": (named >= 0).sum(1), "turn_calls": known["calls"][own_rows],
+        "turn_named_here": is_named.any(1), "own_distance": own_place,
+        "own_seconds": np.where(own_place < width, pair["seconds"][np.arange(len(at)), np.minimum(
+            own_place, width - 1)], FAR),
+        "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, ten - 1],
+        "people_of_ten": latest[:, :ten].sum(1), "people": latest.sum(1), "turn_characters": cosine.max(1),
+        "seen": there.sum(1), "naming_in_group": np.full(len(at), known["naming"]),
+        "naming_by_me": ((known["namings_of"][me] - (talk.named[places] >= 0).any(1)[:, None]) / mine)[:, 0],
+        "asked_by_others": (pair["question"] & others & since_own).sum(1),
+        "names_me_since_own": nearest(names_me & since_own),
+        "seconds_since_last": pair["seconds"][:, 0],
+    }
+    table = np.full((len(places), width + 1, len(NAMES)), np.nan, np.float32)
+    table[..., 0] = column_of_none = np.arange(width + 1) == width
+    for number, name in enumerate(OF_PAIR, 1):
+        table[:, :width, number] = pair[name]
+    for number, name in enumerate(OF_TURN, 1 + len(OF_PAIR)):
+        table[..., number] = turn[name][:, None]
+    used = np.concatenate([there, np.ones((len(places), 1), bool)], 1)
+    candidates = np.where(column_of_none, -1, np.concatenate([at, at[:, :1]], 1))
+    return table[used], used.sum(1), candidates[used]
