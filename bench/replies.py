@@ -1,9 +1,10 @@
-"""How often is the turn right that pairing names, without a model? On annotated chat; quotes aside, which are certain.
+"""How often is the turn right that pairing names, without a language model? On annotated chat; quotes are certain.
 
     python bench/replies.py FOLDER        # with dev.jsonl.gz; make bench-replies DATA=FOLDER
 
 A turn counts if all its lines were judged. What it answers outside its window counts as nothing, on both sides: a
-pairing step that looks only there can know no better.
+pairing step that looks only there can know no better. `at 90 %`, `at 95 %`: share of the calls, turns with a candidate,
+that can be decided, the surest first, so that so many of them are right. Under `no names` nobody names anybody.
 """
 
 import gzip
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from predict_replies import CANDIDATES, add_named, groups_of, linked, window
+from predict_replies import CANDIDATES, Linker, add_named, by_linker, by_rule, groups_of, window
 
 ROUNDS = 3
 
@@ -36,59 +37,78 @@ def judged_turns(turns, ids, gold):
 
 
 def previous(turns, stop_at_own_turn):
-    """Yield (turn, the turn before it, 0), as `linked` does."""
+    """Yield (turn, the turn before it, 0), as `by_rule` does."""
     for place, turn in enumerate(turns):
         near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
         yield turn, near[-1] if near else None, 0
 
 
 def score(groups, ids, gold, method, stop_at_own_turn):
-    """Return [(does it name somebody?, turns rightly named, the predicted one or None), ...] of the judged turns."""
+    """Return a dict for each judged turn: `names` somebody?, `gold` turns, the `predicted` one, how `sure`, `call`?"""
     found = []
     for turns in groups:
         decisions = list(method(turns, stop_at_own_turn))
         for place, answered in judged_turns(turns, ids, gold):
-            turn, predicted, _ = decisions[place]
+            turn, predicted, sure = decisions[place]
             near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
-            in_reach = answered & {other["turn_id"] for other in near if other["user_id"] != turn["user_id"]}
+            candidates = {other["turn_id"] for other in near if other["user_id"] != turn["user_id"]}
             if predicted is not None and predicted["user_id"] == turn["user_id"]:
                 predicted = None
-            found.append((bool(turn["named"]), in_reach, predicted and predicted["turn_id"]))
+            found.append({"names": bool(turn["named"]), "gold": answered & candidates, "sure": sure,
+                          "predicted": predicted and predicted["turn_id"], "call": bool(candidates)})
     return found
 
 
+def is_right(case):
+    return case["predicted"] in case["gold"] if case["predicted"] is not None else not case["gold"]
+
+
+def decided_at(found, share):
+    """Return the percentage of the calls that can be decided, the surest first, with so many of them right."""
+    right, best = 0, 0
+    calls = sorted((case for case in found if case["call"]), key=lambda case: -case["sure"])
+    for number, case in enumerate(calls, 1):
+        right += is_right(case)
+        if right >= share * number:
+            best = number
+    return 100 * best / len(calls)
+
+
 def figures(found):
-    """Return accuracy, precision, recall, F1 in percent, and the number of turns."""
-    hits = sum(predicted in gold for _, gold, predicted in found)
-    right = hits + sum(predicted is None and not gold for _, gold, predicted in found)
-    made, there = sum(predicted is not None for *_, predicted in found), sum(len(gold) for _, gold, _ in found)
-    return [100 * right / len(found), 100 * hits / max(made, 1), 100 * hits / max(there, 1),
-            200 * hits / max(made + there, 1), len(found)]
+    """Return number, accuracy of all and of the calls, precision, recall, F1, calls decided at 90 and 95 %, in %."""
+    hits = sum(case["predicted"] in case["gold"] for case in found)
+    calls = [case for case in found if case["call"]]
+    made, there = sum(case["predicted"] is not None for case in found), sum(len(case["gold"]) for case in found)
+    return [len(found), 100 * sum(map(is_right, found)) / len(found), 100 * sum(map(is_right, calls)) / len(calls),
+            100 * hits / max(made, 1), 100 * hits / max(there, 1), 200 * hits / max(made + there, 1),
+            decided_at(found, 0.90), decided_at(found, 0.95)]
 
 
-def main(folder):
-    source = Path(folder) / "dev.jsonl.gz"
+def main(folder, name="dev"):
+    source = Path(folder) / f"{name}.jsonl.gz"
     gold = gold_of(source)
     groups, ids = groups_of(source)
-    seconds = []
+    linker, seconds = Linker(), {"rule": [], "linker": []}
     for _ in range(ROUNDS):
-        started = time.perf_counter()
-        for turns in groups:
-            add_named(turns)
-            for _ in linked(turns, stop_at_own_turn=False):
-                pass
-        seconds.append(time.perf_counter() - started)
-    print(f"{'window':<10}{'method':<16}{'turns':<18}{'number':>7}{'accuracy':>10}{'P':>8}{'R':>8}{'F1':>8}")
+        for name, decide in (("rule", by_rule), ("linker", by_linker(linker))):
+            started = time.perf_counter()
+            for turns in groups:
+                add_named(turns)
+                list(decide(turns, stop_at_own_turn=False))
+            seconds[name].append(time.perf_counter() - started)
+    columns = "".join(f"{name:>10}" for name in ("number", "accuracy", "calls", "P", "R", "F1", "at 90 %", "at 95 %"))
+    print(f"{'window':<10}{'method':<20}{'turns':<16}{columns}")
     for name, stop_at_own_turn in (("seed", True), ("default", False)):
-        for method, decide in (("previous turn", previous), ("rule", linked)):
+        for method, decide in (("previous turn", previous), ("rule", by_rule), ("linker", by_linker(linker)),
+                               ("linker, no names", by_linker(linker, with_names=False))):
             found = score(groups, ids, gold, decide, stop_at_own_turn)
-            for kind, part in (("all", found), ("name somebody", [case for case in found if case[0]]),
-                               ("name nobody", [case for case in found if not case[0]])):
-                accuracy, precision, recall, f1, number = figures(part)
-                print(f"{name:<10}{method:<16}{kind:<18}{number:>7}{accuracy:>10.1f}"
-                      f"{precision:>8.1f}{recall:>8.1f}{f1:>8.1f}")
+            for kind, part in (("all", found), ("name somebody", [case for case in found if case["names"]]),
+                               ("name nobody", [case for case in found if not case["names"]])):
+                number, *percent = figures(part)
+                print(f"{name:<10}{method:<20}{kind:<16}{number:>10}" + "".join(f"{value:>10.1f}" for value in percent))
     number = sum(map(len, groups))
-    print(f"the rule: {number / statistics.median(seconds):,.0f} turns/s on one core, names and all")
+    for name, runs in seconds.items():
+        print(f"the {name}: {number / statistics.median(runs):,.0f} turns/s on one core, names and all")
 
 
 if __name__ == "__main__":

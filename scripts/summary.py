@@ -34,8 +34,9 @@ def main():
             print("That is gibberish, as it should be: the demo's model is tiny and its weights are random.")
     quotes = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
     if "found_by_llm" in quotes:
+        linker = f"the linker {quotes['found_by_linker']}, " if "found_by_linker" in quotes else ""
         print(f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
-              f"the rule on names {quotes['found_by_rule']}.")
+              f"{linker}the rule on names {quotes['found_by_rule']}.")
     print()
     print("\n".join(table(receipts)))
 

@@ -3,6 +3,12 @@
 import json
 import re
 
+import numpy as np
+import pytest
+
+from linking.blind import threshold_earned
+from linking.features import NAMES, WIDTH, Talk, features
+from linking.linker import decisions
 from llm_folder import prompt_of, succeeded
 from test_cases import cases, compare, ledger_of, read_lines, turns
 
@@ -28,3 +34,62 @@ def test_pair_with_a_model(case, folder):
     lines["pairs.jsonl"] = re.sub(r'("llm", "confidence": )[^,]+', r"\1null", lines["pairs.jsonl"])
     compare(case, {"ledger.json": ledger_of(folder.path / "paired"), "linker.json": linker, **lines,
                    "said.txt": "\n".join(said) + "\n"})
+
+
+def test_what_a_blind_quote_mentions_is_not_seen():
+    """Neither itself nor in the habits of its author; its share of all namings in the group is no habit of his."""
+    users, times = list("abcabcabca"), np.arange(10) * 7.0
+    named = [["b"], [], ["a"], [], ["c"], [], ["b"], [], ["a"], []]
+    texts = [f"turn {place % 4}" for place in range(10)]
+    blind = named.copy()
+    blind[8] = []
+    seen = Talk(users, times, times, texts, named, [0] * 10)
+    rows, *_ = features(seen, [8], named=seen.coded([[]], ["c"]))
+    expected, *_ = features(Talk(users, times, times, texts, blind, [0] * 10), [8])
+    columns = [place for place, name in enumerate(NAMES) if name != "naming_in_group"]
+    np.testing.assert_array_equal(rows[:, columns], expected[:, columns])
+
+
+def test_features_are_those_of_each_turn_alone():
+    """Whatever else is asked about at the same time; but what words are rare depends on all texts there are."""
+    generator = np.random.default_rng(1)
+    users = [str(number) for number in generator.integers(0, 5, 60)]
+    talk = Talk(users, np.arange(60.0) * 7 + 0.5, np.arange(60.0) * 7 + 0.5, ["same"] * 60,
+                [[str(number)] if number < 3 else [] for number in generator.integers(0, 9, 60)], range(60))
+    rows, sizes, candidates = features(talk, range(60))
+    assert sizes.tolist() == [min(place, WIDTH) + 1 for place in range(60)]
+    for place in (0, 1, 7, 30, 59):
+        start = sizes[:place].sum()
+        alone = features(talk, [place])
+        np.testing.assert_allclose(rows[start:start + sizes[place]], alone[0], rtol=1e-5)
+        assert candidates[start:start + sizes[place]].tolist() == alone[2].tolist()
+
+
+def test_the_probability_of_what_is_out_of_sight_is_that_of_none():
+    talk = Talk(list("abcbd"), [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ["x"] * 5, [[]] * 5, [0] * 5)
+    rows, sizes, candidates = features(talk, [2, 3, 4])  # of c, b and d
+    shares = np.array([0.5, 0.3, 0.2, 0.1, 0.2, 0.6, 0.1, 0.3, 0.3, 0.25, 0.05, 0.1])
+
+    def decided(most, stop_at_own_turn):
+        places, sure = decisions(rows, sizes, candidates, shares, most, stop_at_own_turn)
+        return places.tolist(), pytest.approx(sure.tolist())
+
+    assert decided(10, stop_at_own_turn=False) == ([1, 0, 3], [0.5, 0.6, 0.3])
+    assert decided(10, stop_at_own_turn=True) == ([1, -1, 3], [0.5, 0.9, 0.3])
+    assert decided(1, stop_at_own_turn=False) == ([-1, -1, -1], [0.5, 0.9, 0.7])
+
+
+@pytest.mark.parametrize(("tried", "threshold", "reason"), [
+    ([(0.9, True)] * 49, None, "nothing alone: 49 quotes to test it on, 50 are needed"),
+    ([(0.9, True)] * 45 + [(0.9, False)] * 5, 0.8,
+     "alone from 0.8 on: there it decides 50 of 50 quotes asked blind, 90% of them rightly"),
+    ([(0.95, True)] * 30 + [(0.85, False)] * 30, 0.86,
+     "alone from 0.86 on: there it decides 30 of 60 quotes asked blind, 100% of them rightly"),
+    ([(0.95, True)] * 19 + [(0.9, False)] * 31, None,
+     "nothing alone: of 50 quotes asked blind it is surest of 50, and there right in 38%"),
+    ([(0.79, True)] * 60, None,
+     "nothing alone: of 60 quotes asked blind it is sure (from 0.8 on) of fewer than 20"),
+])
+def test_the_threshold_is_raised_until_nine_in_ten_are_right(tried, threshold, reason):
+    earned, why = threshold_earned(tried, 0.8)
+    assert (earned["threshold"], earned["quotes"], why) == (threshold, len(tried), reason)

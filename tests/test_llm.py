@@ -295,6 +295,17 @@ def test_equal_rows_stay_once(folder):
         "read": 4, "written": 3, "dropped": {"duplicate": 1, "failed": 0}}
 
 
+def test_doubtful_pairs_are_left_out(folder):
+    folder.settings("gen", "min_confidence: 0.7\n")
+    pairs = [pair(0, "在吗", "在"), pair(100, "吃了没", "没"), pair(200, "几点", "八点"), pair(300, "谁去", "我去")]
+    pairs[1]["confidence"], pairs[2]["confidence"], pairs[3]["confidence"] = 0.69, 0.7, None
+    write_paired(folder, pairs)
+    succeeded(folder.gen())
+    assert [row["output"] for row in folder.json("generated/alpaca.json")] == ["在", "八点", "我去"]
+    assert folder.json("generated/receipt.json")["ledger"] == {
+        "read": 4, "written": 3, "dropped": {"doubtful": 1, "duplicate": 0, "failed": 0}}
+
+
 def test_personal_data_does_not_reach_the_dataset(folder):
     folder.settings("gen", "fill: false\n")
     write_paired(folder, [pair(0, "我电话多少", "13800138000，或者 a.b@example.com"), pair(100, "名2在吗", "在")])

@@ -324,6 +324,15 @@ def test_samples_shows_rows_with_their_origin(demo):
     assert len(rows) == 10
 
 
+def test_the_demo_shows_who_decided_and_who_finds_quotes_asked_blind(demo):
+    receipt = json.loads((demo[0] / "data/demo/10002/paired/receipt.json").read_text(encoding="utf-8"))
+    assert set(receipt["decided_by"]) == {"quote", "linker", "llm"}
+    assert receipt["linker"] == {group: {"threshold": 0.6} for group in ("2900100300", "700100200")}
+    quotes = receipt["quotes"]
+    assert set(quotes) == {"tested", "in_reach", "found_by_rule", "found_by_linker", "found_by_llm"}
+    assert f"the linker {quotes['found_by_linker']}, the rule on names {quotes['found_by_rule']}." in demo[1]
+
+
 def test_no_secret_reaches_the_log(demo):
     key = (demo[0] / "data/demo/sample/key.txt").read_text(encoding="utf-8").strip()
     assert key not in demo[1]

@@ -10,11 +10,13 @@ from itertools import chain
 import numpy as np
 from scipy import sparse
 
-WIDTH = 30  # turns before each that are looked at
+AHEAD = 8  # turns after each that are looked at: who goes on with whom
+WIDTH = 12  # turns before each that are looked at
 NAMED = 4  # people that a turn names, at most; the one addressed comes first
 AT_ONCE = 2_000  # turns worked on at a time
 BUCKETS = 2**20  # of hashed n-grams
 NGRAMS = (2, 3, 4)
+REGULAR = 50  # turns from which on somebody is no newcomer
 MINUTE, FAR = 60, 1e6  # seconds
 WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
 LINK = re.compile("https?://|www[.]")
@@ -26,29 +28,29 @@ OF_PAIR = [
     "author_is_my_last", "author_last_named_me", "named_after", "i_named_author", "author_named_me",
     "since_dealings", "turns_taken", "i_name_author_elsewhere", "author_names_me_elsewhere", "i_follow_author",
     "question", "length", "link", "order_sign", "seconds_to_next", "seconds_since_previous", "nearest_other",
-    "latest_named", "characters", "words", "rank_of_characters", "author_characters",
+    "latest_named", "characters", "words", "rank_of_characters", "author_characters", "rarest_word",
+    "turns_after_own", "author_before_own", "author_and_me_of_ten", "author_next", "author_next_names_me",
+    "i_name_author_next",
+    "author_said",
 ]
 OF_TURN = [
     "turn_question", "turn_length", "turn_link", "turn_order_sign", "turn_names", "turn_calls", "turn_named_here",
     "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "turn_characters",
     "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
+    "turn_said",
 ]
 NAMES = ["is_none", *OF_PAIR, *OF_TURN]
-ABOUT_NAMES = {"named_first", "named", "names_other", "names_me_first", "names_me", "names_somebody_else",
-               "names_the_same", "author_is_my_last", "author_last_named_me", "named_after", "i_named_author",
-               "author_named_me", "since_dealings", "latest_named", "i_name_author_elsewhere",
-               "author_names_me_elsewhere", "turn_names", "turn_calls", "turn_named_here", "waiting_for_me",
-               "naming_in_group", "naming_by_me", "names_me_since_own"}
 
 
 class Talk:
     """The turns of one group as arrays: users, seconds, who is named, texts."""
 
-    def __init__(self, users, first, last, texts, named):
+    def __init__(self, users, first, last, texts, named, said):
+        """said: how many turns the user had said before each of them, newcomers being the ones who ask."""
         self.codes = {}
         self.users = np.array([self.code(user) for user in users])
         self.first, self.last = seconds(first), seconds(last)
-        self.texts = texts
+        self.texts, self.said = texts, np.minimum(said, REGULAR)
         self.named = self.coded(named, users)
 
     def code(self, user):
@@ -117,9 +119,10 @@ def of_words(texts):
 
 
 def likeness(matrix, left, right):
-    """Return the cosine of the rows `left` and `right` (arrays of one shape) of `matrix`."""
-    product = matrix[left.ravel()].multiply(matrix[right.ravel()])
-    return np.asarray(product.sum(1), np.float32).reshape(left.shape)
+    """Return the cosine of the rows `left` and `right` (arrays of one shape) of `matrix`, and its greatest part."""
+    product = matrix[left.ravel()].multiply(matrix[right.ravel()]).tocsr()
+    return (np.asarray(product.sum(1), np.float32).reshape(left.shape),
+            product.max(1).toarray().reshape(left.shape))
 
 
 def pair_counts(left, right, people):
@@ -136,7 +139,7 @@ def pair_counts(left, right, people):
     return count
 
 
-def features(talk, places, texts=None, named=None, width=WIDTH):
+def features(talk, places, texts=None, named=None):
     """Return (rows, sizes, candidates): what is known of the turns at `places` of `talk` and of each one before it.
 
     texts, named: of those turns, where they differ from what `talk` has there; named as Talk.coded returns it.
@@ -164,46 +167,56 @@ def features(talk, places, texts=None, named=None, width=WIDTH):
     known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
     known["naming"] = naming.any(1).mean() if len(naming) else 0
     parts = [part_of(talk, places[start:start + AT_ONCE], np.arange(start, min(start + AT_ONCE, len(places)))
-                     + len(talk.texts), named[start:start + AT_ONCE], known, width)
+                     + len(talk.texts), named[start:start + AT_ONCE], known)
              for start in range(0, len(places), AT_ONCE)]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def part_of(talk, places, own_rows, named, known, width):
+def part_of(talk, places, own_rows, named, known):
     """Return what `features` does, for a part of the turns; own_rows: where their texts are among all texts."""
-    before = places[:, None] - 1 - np.arange(width)
+    before = places[:, None] - 1 - np.arange(WIDTH)
     there = before >= 0
     at = np.where(there, before, 0)
     me = talk.users[places][:, None]
-    users = np.where(there, talk.users[at], -1 - np.arange(width))
+    users = np.where(there, talk.users[at], -1 - np.arange(WIDTH))
     names = np.where(there[..., None], talk.named[at], -1)
     somebody = (names >= 0).any(2)
     own = users == me
-    later = np.tri(width, k=-1, dtype=bool)  # [candidate, other]: the other was said later
+    later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: the other was said later
     same = users[:, :, None] == users[:, None, :]
     names_author = (names[:, None] == users[:, :, None, None]).any(3) & there[:, :, None]  # [candidate, other]
     names_me = (names == me[..., None]).any(2)
-    column = np.arange(width)
+    column = np.arange(WIDTH)
 
     def nearest(mask):
-        """The place of the first True along the last axis; the width where there is none."""
-        return np.where(mask.any(-1), mask.argmax(-1), width)
+        """The place of the first True along the last axis; the WIDTH where there is none."""
+        return np.where(mask.any(-1), mask.argmax(-1), WIDTH)
 
     now, then = talk.first[places][:, None], np.where(there, talk.last[at], -FAR)
     begun = np.where(there, talk.first[at], -FAR)
     own_place = nearest(own)
     my_naming = nearest(own & somebody)
-    my_last = np.take_along_axis(names, np.minimum(my_naming, width - 1)[:, None, None], 1)[:, 0]
-    my_last = np.where(my_naming[:, None] < width, my_last, -1)
+    my_last = np.take_along_axis(names, np.minimum(my_naming, WIDTH - 1)[:, None, None], 1)[:, 0]
+    my_last = np.where(my_naming[:, None] < WIDTH, my_last, -1)
     author_naming = nearest(same & somebody[:, None, :])
     dealings = (own[:, None, :] & names_author) | (same & names_me[:, None, :])
     author_after = (same & later).sum(2)
     latest = there & (author_after == 0)
     is_named = (named[:, None, :] == users[..., None]).any(2)
     any_named = (named >= 0).any(1)[:, None]
-    taken = np.zeros((len(places), width))
-    taken[:, :] = ((own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])).sum(2)
-    cosine = likeness(known["characters"], np.where(there, own_rows[:, None], 0), at) * there
+    taken = ((own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])).sum(2)
+    own_text = np.where(there, own_rows[:, None], 0)
+    cosine = likeness(known["characters"], own_text, at)[0] * there
+    words, rarest = likeness(known["words"], own_text, at)
+    after = places[:, None] + 1 + np.arange(AHEAD)
+    comes = after < len(talk.users)
+    after = np.where(comes, after, 0)
+    next_users = np.where(comes, talk.users[after], -1)
+    next_names = np.where(comes[..., None], talk.named[after], -1)
+    is_next = next_users[:, None, :] == users[..., None]  # [candidate, turn after]
+    author_next = np.where(is_next.any(2), is_next.argmax(2), AHEAD)
+    next_names_me = is_next & (next_names == me[..., None]).any(2)[:, None, :]
+    my_next_names = ((next_names[:, None] == users[:, :, None, None]).any(3) & (next_users == me)[:, None, :]).any(2)
     order = (-cosine).argsort(1, kind="stable").argsort(1, kind="stable")
     author = np.where(there, users, 0)
     mine = np.maximum(known["turns_of"][me] - 1, 1)
@@ -219,8 +232,8 @@ def part_of(talk, places, own_rows, named, known, width):
         "names_me": names_me, "names_somebody_else": somebody & ~names_me,
         "names_the_same": ((names[..., None] == named[:, None, None, :]) & (names[..., None] >= 0)).any((2, 3)),
         "author_is_my_last": (my_last[:, None, :] == users[..., None]).any(2),
-        "author_last_named_me": np.take_along_axis(names_me, np.minimum(author_naming, width - 1), 1)
-        & (author_naming < width),
+        "author_last_named_me": np.take_along_axis(names_me, np.minimum(author_naming, WIDTH - 1), 1)
+        & (author_naming < WIDTH),
         "named_after": (names_author & later & ~own[:, None, :]).sum(2),
         "i_named_author": (own[:, None, :] & names_author).sum(2),
         "author_named_me": (same & names_me[:, None, :]).sum(2), "since_dealings": nearest(dealings),
@@ -232,30 +245,34 @@ def part_of(talk, places, own_rows, named, known, width):
         "seconds_to_next": np.concatenate([now, begun[:, :-1]], 1) - then,
         "seconds_since_previous": np.minimum(begun - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
         "nearest_other": column == nearest(others)[:, None], "latest_named": is_named & latest,
-        "characters": cosine, "words": likeness(known["words"], np.where(there, own_rows[:, None], 0), at) * there,
+        "characters": cosine, "words": words * there, "rarest_word": rarest * there,
         "rank_of_characters": order,
         "author_characters": np.where(same, cosine[:, None, :], 0).max(2),
+        "turns_after_own": own_place[:, None] - column,
+        "author_before_own": (same & (column > own_place[:, None])[:, None, :]).sum(2),
+        "author_and_me_of_ten": (same | own[:, None, :])[..., :10].sum(2),
+        "author_next": author_next, "author_next_names_me": next_names_me.any(2), "i_name_author_next": my_next_names,
+        "author_said": talk.said[at],
     }
-    ten = min(10, width)
     turn = {
         "turn_question": known["question"][own_rows], "turn_length": known["length"][own_rows],
         "turn_link": known["link"][own_rows], "turn_order_sign": known["order_sign"][own_rows],
         "turn_names": (named >= 0).sum(1), "turn_calls": known["calls"][own_rows],
         "turn_named_here": is_named.any(1), "own_distance": own_place,
-        "own_seconds": np.where(own_place < width, pair["seconds"][np.arange(len(at)), np.minimum(
-            own_place, width - 1)], FAR),
-        "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, ten - 1],
-        "people_of_ten": latest[:, :ten].sum(1), "people": latest.sum(1), "turn_characters": cosine.max(1),
+        "own_seconds": np.where(own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(
+            own_place, WIDTH - 1)], FAR),
+        "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, 9],
+        "people_of_ten": latest[:, :10].sum(1), "people": latest.sum(1), "turn_characters": cosine.max(1),
         "seen": there.sum(1), "naming_in_group": np.full(len(at), known["naming"]),
         "naming_by_me": ((known["namings_of"][me] - (talk.named[places] >= 0).any(1)[:, None]) / mine)[:, 0],
         "asked_by_others": (pair["question"] & others & since_own).sum(1),
         "names_me_since_own": nearest(names_me & since_own),
-        "seconds_since_last": pair["seconds"][:, 0],
+        "seconds_since_last": pair["seconds"][:, 0], "turn_said": talk.said[places],
     }
-    table = np.full((len(places), width + 1, len(NAMES)), np.nan, np.float32)
-    table[..., 0] = column_of_none = np.arange(width + 1) == width
+    table = np.full((len(places), WIDTH + 1, len(NAMES)), np.nan, np.float32)
+    table[..., 0] = column_of_none = np.arange(WIDTH + 1) == WIDTH
     for number, name in enumerate(OF_PAIR, 1):
-        table[:, :width, number] = pair[name]
+        table[:, :WIDTH, number] = pair[name]
     for number, name in enumerate(OF_TURN, 1 + len(OF_PAIR)):
         table[..., number] = turn[name][:, None]
     used = np.concatenate([there, np.ones((len(places), 1), bool)], 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from linking.features import NAMES, WIDTH, Talk, features
+from linking.features import AHEAD, NAMES, WIDTH, Talk, features
 
 MODEL = Path(__file__).parent / "linker.txt"
 OWN, OWN_AFTER, DISTANCE = map(NAMES.index, ("own", "own_after", "distance"))
@@ -74,8 +74,9 @@ class Linker:
             of_group = [place for place, case in enumerate(cases) if case.turn["group_id"] == group]
             some = [cases[place] for place in of_group]
             ids = np.array([case.turn["turn_id"] for case in some])
-            near = np.unique(np.concatenate([ids - back for back in range(WIDTH + 1)]))
-            near = turns.filter(pl.col("turn_id").is_in(near), pl.col("group_id") == group)
+            near = np.unique(np.concatenate([ids + step for step in range(-WIDTH, AHEAD + 1)]))
+            of_all = turns.filter(pl.col("group_id") == group).with_columns(said=pl.int_range(pl.len()).over("user_id"))
+            near = of_all.filter(pl.col("turn_id").is_in(near))
             talk = talk_of(near, [named(turn) for turn in near.iter_rows(named=True)])
             naming = talk.coded([named(case.turn) for case in some], [case.turn["user_id"] for case in some])
             rows, sizes, places = features(talk, near["turn_id"].search_sorted(ids),
@@ -87,6 +88,7 @@ class Linker:
 
 
 def talk_of(turns, named):
-    """Return the Talk of `turns` (a frame of one group, in order); named: the user ids that each names."""
+    """Return the Talk of `turns` (a frame of one group, in order, with `said`); named: the user ids that each names."""
     return Talk(turns["user_id"].to_list(), turns["first_time"].dt.epoch("ms").to_numpy() / 1000,
-                turns["last_time"].dt.epoch("ms").to_numpy() / 1000, turns["text"].to_list(), named)
+                turns["last_time"].dt.epoch("ms").to_numpy() / 1000, turns["text"].to_list(), named,
+                turns["said"].to_numpy())
