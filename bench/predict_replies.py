@@ -75,8 +75,8 @@ def by_rule(turns, stop_at_own_turn):
 def by_linker(linker, with_names=True):
     """Return a function that does what `by_rule` does."""
     def decide(turns, stop_at_own_turn):
-        rows, sizes, candidates = features(talk_of(turns, with_names), range(len(turns)))
-        found = decisions(rows, sizes, candidates, linker.shares(rows, sizes), CANDIDATES, stop_at_own_turn)
+        rows, sizes, candidates = features(talk_of(turns, with_names), range(len(turns)), stop_at_own_turn)
+        found = decisions(rows, sizes, candidates, linker.shares(rows, sizes), CANDIDATES)
         for turn, place, confidence in zip(turns, *found, strict=True):
             yield turn, turns[place] if place >= 0 else None, float(confidence)
 

@@ -2,8 +2,8 @@
 
     python bench/train_linker.py FOLDER/train.jsonl.gz scripts/linking/linker.txt
 
-A turn answers the turns of others that its lines answer; where there are none in the window, its own earlier ones;
-else none. Any of the several is right: the loss is the logarithm of the probability that they have together.
+A turn answers those of its candidates that its lines answer; where there are none, nothing. Any of several is right:
+the loss is the logarithm of the probability that they have together. It learns with and without stop_at_own_turn.
 
 Every log is learnt twice, as it is and with nobody naming anybody. In most groups of friends few do, and a linker that
 knows only chat full of names would take their silence for "answers nobody", and be sure of it.
@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from linking.features import NAMES, WIDTH, features
+from linking.features import NAMES, features
 from linking.linker import softmax, starts_of
 from predict_replies import add_named, groups_of, talk_of
 from replies import gold_of, judged_turns
@@ -32,14 +32,14 @@ PARAMETERS = {
 }
 
 
-def examples(talk, judged):
+def examples(talk, judged, stop_at_own_turn):
     """Return (rows, sizes, right) of the `judged` turns of a log: [(place, {places it answers}), ...]."""
-    rows, sizes, candidates = features(talk, [place for place, _ in judged])
+    rows, sizes, candidates = features(talk, [place for place, _ in judged], stop_at_own_turn)
     right = np.zeros(len(rows), bool)
-    for (place, answered), start, size in zip(judged, starts_of(sizes), sizes, strict=True):
-        within = [other for other in answered if place - WIDTH <= other < place]
-        of_others = [other for other in within if talk.users[other] != talk.users[place]]
-        right[start:start + size] = np.isin(candidates[start:start + size], of_others or within or [-1])
+    for (_, answered), start, size in zip(judged, starts_of(sizes), sizes, strict=True):
+        part = slice(start, start + size)
+        right[part] = np.isin(candidates[part], list(answered))
+        right[start + size - 1] = not right[part].any()
     return rows, sizes, right
 
 
@@ -52,7 +52,9 @@ def examples_of(source):
         first = turns[0]["turn_id"]
         judged = [(place, {other - first for other in answered}) for place, answered in judged_turns(turns, ids, gold)]
         for with_names, weight in ((True, 1.0), (False, WITHOUT_NAMES)):
-            found.append((*examples(talk_of(turns, with_names), judged), np.full(len(judged), weight)))
+            for stop_at_own_turn in (True, False):
+                found.append((*examples(talk_of(turns, with_names), judged, stop_at_own_turn),
+                              np.full(len(judged), weight)))
     return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
 
 

@@ -44,8 +44,8 @@ def test_what_a_blind_quote_mentions_is_not_seen():
     blind = named.copy()
     blind[8] = []
     seen = Talk(users, times, times, texts, named, [0] * 10)
-    rows, *_ = features(seen, [8], named=seen.coded([[]], ["c"]))
-    expected, *_ = features(Talk(users, times, times, texts, blind, [0] * 10), [8])
+    rows, *_ = features(seen, [8], False, named=seen.coded([[]], ["c"]))
+    expected, *_ = features(Talk(users, times, times, texts, blind, [0] * 10), [8], False)
     columns = [place for place, name in enumerate(NAMES) if name != "naming_in_group"]
     np.testing.assert_array_equal(rows[:, columns], expected[:, columns])
 
@@ -56,27 +56,25 @@ def test_features_are_those_of_each_turn_alone():
     users = [str(number) for number in generator.integers(0, 5, 60)]
     talk = Talk(users, np.arange(60.0) * 7 + 0.5, np.arange(60.0) * 7 + 0.5, ["same"] * 60,
                 [[str(number)] if number < 3 else [] for number in generator.integers(0, 9, 60)], range(60))
-    rows, sizes, candidates = features(talk, range(60))
-    assert sizes.tolist() == [min(place, WIDTH) + 1 for place in range(60)]
+    rows, sizes, candidates = features(talk, range(60), False)
+    assert sizes.tolist() == [1 + sum(user != users[place] for user in users[max(0, place - WIDTH):place])
+                              for place in range(60)]
     for place in (0, 1, 7, 30, 59):
         start = sizes[:place].sum()
-        alone = features(talk, [place])
+        alone = features(talk, [place], False)
         np.testing.assert_allclose(rows[start:start + sizes[place]], alone[0], rtol=1e-5)
         assert candidates[start:start + sizes[place]].tolist() == alone[2].tolist()
 
 
-def test_the_probability_of_what_is_out_of_sight_is_that_of_none():
+def test_candidates_are_turns_of_others_and_what_is_further_back_counts_as_none():
     talk = Talk(list("abcbd"), [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ["x"] * 5, [[]] * 5, [0] * 5)
-    rows, sizes, candidates = features(talk, [2, 3, 4])  # of c, b and d
-    shares = np.array([0.5, 0.3, 0.2, 0.1, 0.2, 0.6, 0.1, 0.3, 0.3, 0.25, 0.05, 0.1])
-
-    def decided(most, stop_at_own_turn):
-        places, sure = decisions(rows, sizes, candidates, shares, most, stop_at_own_turn)
-        return places.tolist(), pytest.approx(sure.tolist())
-
-    assert decided(10, stop_at_own_turn=False) == ([1, 0, 3], [0.5, 0.6, 0.3])
-    assert decided(10, stop_at_own_turn=True) == ([1, -1, 3], [0.5, 0.9, 0.3])
-    assert decided(1, stop_at_own_turn=False) == ([-1, -1, -1], [0.5, 0.9, 0.7])
+    rows, sizes, candidates = features(talk, [2, 3, 4], False)  # of c, b and d
+    assert candidates.tolist() == [1, 0, -1, 2, 0, -1, 3, 2, 1, 0, -1]
+    shares = np.array([0.5, 0.3, 0.2, 0.3, 0.6, 0.1, 0.3, 0.3, 0.25, 0.05, 0.1])
+    for most, places, sure in ((10, [1, 0, 3], [0.5, 0.6, 0.3]), (1, [-1, -1, -1], [0.5, 0.7, 0.7])):
+        found = decisions(rows, sizes, candidates, shares, most)
+        assert (found[0].tolist(), found[1].tolist()) == (places, pytest.approx(sure))
+    assert features(talk, [2, 3, 4], True)[2].tolist() == [1, 0, -1, 2, -1, 3, 2, 1, 0, -1]
 
 
 @pytest.mark.parametrize(("tried", "threshold", "reason"), [

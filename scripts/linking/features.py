@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 AHEAD = 8  # turns after each that are looked at: who goes on with whom
-WIDTH = 12  # turns before each that are looked at
+WIDTH = 10  # turns before each that are looked at
 NAMED = 4  # people that a turn names, at most; the one addressed comes first
 AT_ONCE = 2_000  # turns worked on at a time
 BUCKETS = 2**20  # of hashed n-grams
@@ -39,7 +39,7 @@ OF_TURN = [
     "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
     "turn_said",
 ]
-NAMES = ["is_none", *OF_PAIR, *OF_TURN]
+NAMES = ["is_none", "stops_at_own_turn", *OF_PAIR, *OF_TURN]
 
 
 class Talk:
@@ -139,12 +139,13 @@ def pair_counts(left, right, people):
     return count
 
 
-def features(talk, places, texts=None, named=None):
+def features(talk, places, stop_at_own_turn, texts=None, named=None):
     """Return (rows, sizes, candidates): what is known of the turns at `places` of `talk` and of each one before it.
 
     texts, named: of those turns, where they differ from what `talk` has there; named as Talk.coded returns it.
-    rows: float32, for each turn one row a candidate, the nearest first, and one for `none`, columns NAMES; sizes: rows
-    of each turn; candidates: the place of the candidate of each row, -1 for none.
+    rows: float32, for each turn one row a candidate (a turn of somebody else among the WIDTH before it; with
+    `stop_at_own_turn` after the own previous one), the nearest first, and one for `none`, columns NAMES; sizes: rows of
+    each turn; candidates: the place of the candidate of each row, -1 for none.
     """
     places = np.asarray(places, int)
     texts = [talk.texts[place] for place in places] if texts is None else texts
@@ -167,12 +168,12 @@ def features(talk, places, texts=None, named=None):
     known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
     known["naming"] = naming.any(1).mean() if len(naming) else 0
     parts = [part_of(talk, places[start:start + AT_ONCE], np.arange(start, min(start + AT_ONCE, len(places)))
-                     + len(talk.texts), named[start:start + AT_ONCE], known)
+                     + len(talk.texts), named[start:start + AT_ONCE], known, stop_at_own_turn)
              for start in range(0, len(places), AT_ONCE)]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def part_of(talk, places, own_rows, named, known):
+def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
     """Return what `features` does, for a part of the turns; own_rows: where their texts are among all texts."""
     before = places[:, None] - 1 - np.arange(WIDTH)
     there = before >= 0
@@ -271,10 +272,12 @@ def part_of(talk, places, own_rows, named, known):
     }
     table = np.full((len(places), WIDTH + 1, len(NAMES)), np.nan, np.float32)
     table[..., 0] = column_of_none = np.arange(WIDTH + 1) == WIDTH
-    for number, name in enumerate(OF_PAIR, 1):
+    table[..., 1] = stop_at_own_turn
+    for number, name in enumerate(OF_PAIR, 2):
         table[:, :WIDTH, number] = pair[name]
-    for number, name in enumerate(OF_TURN, 1 + len(OF_PAIR)):
+    for number, name in enumerate(OF_TURN, 2 + len(OF_PAIR)):
         table[..., number] = turn[name][:, None]
-    used = np.concatenate([there, np.ones((len(places), 1), bool)], 1)
+    used = others & since_own if stop_at_own_turn else others
+    used = np.concatenate([used, np.ones((len(places), 1), bool)], 1)
     candidates = np.where(column_of_none, -1, np.concatenate([at, at[:, :1]], 1))
     return table[used], used.sum(1), candidates[used]

@@ -15,7 +15,7 @@ import polars as pl
 from linking.features import AHEAD, NAMES, WIDTH, Talk, features
 
 MODEL = Path(__file__).parent / "linker.txt"
-OWN, OWN_AFTER, DISTANCE = map(NAMES.index, ("own", "own_after", "distance"))
+DISTANCE = NAMES.index("distance")
 
 
 def starts_of(sizes):
@@ -30,16 +30,14 @@ def softmax(scores, sizes):
     return powers / np.repeat(np.add.reduceat(powers, starts), sizes)
 
 
-def decisions(rows, sizes, candidates, shares, most, stop_at_own_turn):
+def decisions(rows, sizes, candidates, shares, most):
     """Return (places, confidences): the place each turn answers, or -1, and how probable it is that this is right.
 
-    rows, sizes, candidates: of `features`; shares: of `softmax`. Only the `most` turns before each count, only those
-    of other people, with `stop_at_own_turn` only those after the own previous one. All the rest is no answer.
+    rows, sizes, candidates: of `features`; shares: of `softmax`. What is further back than the `most` turns before
+    counts as no answer.
     """
     starts = starts_of(sizes)
-    in_view = (rows[:, DISTANCE] <= most) & (rows[:, OWN] == 0)  # of the row for `none` both are NaN
-    if stop_at_own_turn:
-        in_view &= rows[:, OWN_AFTER] == 0
+    in_view = rows[:, DISTANCE] <= most  # of the row for `none` it is NaN
     shares = np.where(in_view, shares, 0)
     best, none = np.maximum.reduceat(shares, starts), 1 - np.add.reduceat(shares, starts)
     is_best = in_view & (shares == np.repeat(best, sizes))
@@ -79,9 +77,9 @@ class Linker:
             near = of_all.filter(pl.col("turn_id").is_in(near))
             talk = talk_of(near, [named(turn) for turn in near.iter_rows(named=True)])
             naming = talk.coded([named(case.turn) for case in some], [case.turn["user_id"] for case in some])
-            rows, sizes, places = features(talk, near["turn_id"].search_sorted(ids),
+            rows, sizes, places = features(talk, near["turn_id"].search_sorted(ids), stop_at_own_turn,
                                            [case.turn["text"] for case in some], naming)
-            chosen, sure = decisions(rows, sizes, places, self.shares(rows, sizes), candidates, stop_at_own_turn)
+            chosen, sure = decisions(rows, sizes, places, self.shares(rows, sizes), candidates)
             for place, answered, confidence in zip(of_group, chosen, sure, strict=True):
                 found[place] = near["turn_id"][int(answered)] if answered >= 0 else None, round(float(confidence), 4)
         return [found[place] for place in range(len(cases))]
