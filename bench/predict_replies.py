@@ -12,17 +12,16 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts")]
 
 import irc_to_csv  # noqa: E402
-from linking.features import Talk, features  # noqa: E402
-from linking.linker import Linker, decisions  # noqa: E402
+from linking.linker import Linker  # noqa: E402
 from linking.names import Names  # noqa: E402
 from linking.rule import link  # noqa: E402
 from linking.window import window  # noqa: E402
@@ -44,41 +43,35 @@ def groups_of(source):
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         messages = map(json.loads, lines)
         ids = [(line["log_id"], line["line_no"]) for line in messages if not line.get("is_system")]
+    turns = turns.with_columns(said=pl.int_range(pl.len()).over("group_id", "user_id"))
     return [group.rows(named=True) for _, group in turns.group_by("group_id", maintain_order=True)], ids
 
 
-def add_named(turns):
-    """Give each of the turns of a group `named`: the user ids it names."""
+def namer(turns):
+    """Return a function: turn -> the user ids it names, for the turns of a group."""
     names = Names([(turn["nickname"], turn["user_id"]) for turn in turns], [turn["text"] for turn in turns])
-    for turn in turns:
-        turn["named"] = list(dict.fromkeys([*turn["mentions"], *names.named(turn["text"])]))
+    return lambda turn: list(dict.fromkeys([*turn["mentions"], *names.named(turn["text"])]))
 
 
-def talk_of(turns, with_names=True):
-    """Return the Talk of the turns of a group, dicts with `named`."""
-    said, many = [], Counter()
-    for turn in turns:
-        said.append(many[turn["user_id"]])
-        many[turn["user_id"]] += 1
-    return Talk([turn["user_id"] for turn in turns], [turn["first_time"].timestamp() for turn in turns],
-                [turn["last_time"].timestamp() for turn in turns], [turn["text"] for turn in turns],
-                [turn["named"] if with_names else [] for turn in turns], said)
+def nobody(_):
+    return []
 
 
 def by_rule(turns, stop_at_own_turn):
-    """Yield (turn, the turn it answers or None, confidence) for the turns of a group."""
+    """Yield (the turn that each of the turns of a group answers, or None, confidence)."""
+    named = namer(turns)
     for place, turn in enumerate(turns):
         near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
-        yield turn, *link(turn, near, lambda of: of["named"])
+        yield link(turn, near, named)
 
 
 def by_linker(linker, with_names=True):
     """Return a function that does what `by_rule` does."""
     def decide(turns, stop_at_own_turn):
-        rows, sizes, candidates = features(talk_of(turns, with_names), range(len(turns)), stop_at_own_turn)
-        found = decisions(rows, sizes, candidates, linker.shares(rows, sizes), CANDIDATES)
-        for turn, place, confidence in zip(turns, *found, strict=True):
-            yield turn, turns[place] if place >= 0 else None, float(confidence)
+        named = namer(turns) if with_names else nobody
+        found = linker.answered(turns, named, np.arange(len(turns)), CANDIDATES, stop_at_own_turn)
+        for place, confidence in zip(*found, strict=True):
+            yield turns[place] if place >= 0 else None, float(confidence)
 
     return decide
 
@@ -88,8 +81,7 @@ def main(source, target, method="linker"):
     groups, ids = groups_of(source)
     with open(target, "w", encoding="utf-8") as file:
         for turns in groups:
-            add_named(turns)
-            for turn, answered, confidence in decide(turns, stop_at_own_turn=True):
+            for turn, (answered, confidence) in zip(turns, decide(turns, stop_at_own_turn=True), strict=True):
                 parents = [answered["message_ids"][-1] if answered else None, *turn["message_ids"]]
                 for message, parent in zip(turn["message_ids"], parents, strict=False):
                     log, line = ids[message]

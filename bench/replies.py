@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from predict_replies import CANDIDATES, Linker, add_named, by_linker, by_rule, groups_of, window
+from predict_replies import CANDIDATES, Linker, by_linker, by_rule, groups_of, namer, window
 
 ROUNDS = 3
 
@@ -37,24 +37,24 @@ def judged_turns(turns, ids, gold):
 
 
 def previous(turns, stop_at_own_turn):
-    """Yield (turn, the turn before it, 0), as `by_rule` does."""
+    """Yield (the turn before it, 0) for each of the turns, as `by_rule` does."""
     for place, turn in enumerate(turns):
         near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
-        yield turn, near[-1] if near else None, 0
+        yield near[-1] if near else None, 0
 
 
 def score(groups, ids, gold, method, stop_at_own_turn):
     """Return a dict for each judged turn: `names` somebody?, `gold` turns, the `predicted` one, how `sure`, `call`?"""
     found = []
     for turns in groups:
-        decisions = list(method(turns, stop_at_own_turn))
+        decisions, named = list(method(turns, stop_at_own_turn)), namer(turns)
         for place, answered in judged_turns(turns, ids, gold):
-            turn, predicted, sure = decisions[place]
+            turn, (predicted, sure) = turns[place], decisions[place]
             near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
             candidates = {other["turn_id"] for other in near if other["user_id"] != turn["user_id"]}
             if predicted is not None and predicted["user_id"] == turn["user_id"]:
                 predicted = None
-            found.append({"names": bool(turn["named"]), "gold": answered & candidates, "sure": sure,
+            found.append({"names": bool(named(turn)), "gold": answered & candidates, "sure": sure,
                           "predicted": predicted and predicted["turn_id"], "call": bool(candidates)})
     return found
 
@@ -93,7 +93,6 @@ def main(folder, name="dev"):
         for name, decide in (("rule", by_rule), ("linker", by_linker(linker))):
             started = time.perf_counter()
             for turns in groups:
-                add_named(turns)
                 list(decide(turns, stop_at_own_turn=False))
             seconds[name].append(time.perf_counter() - started)
     columns = "".join(f"{name:>10}" for name in ("number", "accuracy", "calls", "P", "R", "F1", "at 90 %", "at 95 %"))

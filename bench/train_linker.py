@@ -1,9 +1,12 @@
-"""Train scripts/linking/linker.txt on annotated chat; the same data gives the same file.
+"""Train scripts/linking/linker.txt and linker_second.txt on annotated chat; the same data gives the same files.
 
-    python bench/train_linker.py FOLDER/train.jsonl.gz scripts/linking/linker.txt
+    python bench/train_linker.py FOLDER/train.jsonl.gz scripts/linking
 
-A turn answers those of its candidates that its lines answer; where there are none, nothing. Any of several is right:
-the loss is the logarithm of the probability that they have together. It learns with and without stop_at_own_turn.
+A line answers those of its candidates that people say it answers, of its own author too; where there are none, nothing.
+Any of several is right: the loss is the logarithm of the probability that they have together.
+
+The second pass learns from what a first one says of logs that it has not learnt from: each half is read by the trees
+of the other half.
 
 Every log is learnt twice, as it is and with nobody naming anybody. In most groups of friends few do, and a linker that
 knows only chat full of names would take their silence for "answers nobody", and be sure of it.
@@ -11,6 +14,7 @@ knows only chat full of names would take their silence for "answers nobody", and
 
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightgbm
@@ -18,13 +22,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from linking.features import NAMES, features
-from linking.linker import softmax, starts_of
-from predict_replies import add_named, groups_of, talk_of
-from replies import gold_of, judged_turns
+from linking.features import NAMES, WIDTH, Talk, features
+from linking.lines import lines_of
+from linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
+from linking.threads import NAMES as NAMES_OF_THREADS
+from linking.threads import thread_features
+from predict_replies import groups_of, namer, nobody
+from replies import gold_of
 
 ROUNDS = 200
-WITHOUT_NAMES = 0.3  # the weight of a turn of a log in which nobody names anybody
+WITHOUT_NAMES = 0.3  # the weight of a line of a log in which nobody names anybody
 PARAMETERS = {
     "learning_rate": 0.07, "num_leaves": 31, "min_data_in_leaf": 200, "lambda_l2": 2.0, "max_bin": 127,
     "feature_fraction": 0.6, "bagging_fraction": 0.7, "bagging_freq": 1, "seed": 7, "verbosity": -1,
@@ -32,34 +39,53 @@ PARAMETERS = {
 }
 
 
-def examples(talk, judged, stop_at_own_turn):
-    """Return (rows, sizes, right) of the `judged` turns of a log: [(place, {places it answers}), ...]."""
-    rows, sizes, candidates = features(talk, [place for place, _ in judged], stop_at_own_turn)
-    right = np.zeros(len(rows), bool)
-    for (_, answered), start, size in zip(judged, starts_of(sizes), sizes, strict=True):
-        part = slice(start, start + size)
-        right[part] = np.isin(candidates[part], list(answered))
-        right[start + size - 1] = not right[part].any()
-    return rows, sizes, right
+@dataclass
+class Log:
+    talk: Talk
+    places: np.ndarray  # of the lines that were judged, and of those just before
+    judged: np.ndarray  # which of these
+    rows: np.ndarray
+    sizes: np.ndarray
+    right: np.ndarray  # of the rows
+    weight: float  # of a line
+
+    def of_judged(self):
+        """Return the (rows, sizes, right, weights) of the lines that were judged."""
+        kept = np.repeat(self.judged, self.sizes)
+        sizes = self.sizes[self.judged]
+        return self.rows[kept], sizes, self.right[kept], np.full(len(sizes), self.weight)
 
 
-def examples_of(source):
-    """Return (rows, sizes, right, weights) of the annotated chat in the file `source`; weights: of the turns."""
+def logs_of(source):
+    """Return a Log for each log in the file `source`, and one for each as if nobody named anybody."""
     groups, ids = groups_of(source)
     gold, found = gold_of(source), []
     for turns in groups:
-        add_named(turns)
-        first = turns[0]["turn_id"]
-        judged = [(place, {other - first for other in answered}) for place, answered in judged_turns(turns, ids, gold)]
-        for with_names, weight in ((True, 1.0), (False, WITHOUT_NAMES)):
-            for stop_at_own_turn in (True, False):
-                found.append((*examples(talk_of(turns, with_names), judged, stop_at_own_turn),
-                              np.full(len(judged), weight)))
-    return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        for named, weight in ((namer(turns), 1.0), (nobody, WITHOUT_NAMES)):
+            found.append(log_of(lines_of(turns, named), ids, gold, weight))
+    return found
 
 
-def train(rows, sizes, right, weights):
-    """Return the booster whose softmax over the rows of each turn gives the right ones most."""
+def log_of(lines, ids, gold, weight):
+    talk, _, messages = lines
+    place_of = {ids[message]: place for place, message in enumerate(messages)}
+    is_judged = np.array([ids[message] in gold for message in messages])
+    ends = np.flatnonzero(is_judged)
+    places = np.arange(max(0, ends[0] - 2 * WIDTH), ends[-1] + 1)
+    rows, sizes, candidates = features(talk, places)
+    right = np.zeros(len(rows), bool)
+    for place, start, size in zip(places, starts_of(sizes), sizes, strict=True):
+        log, _ = ids[messages[place]]
+        answered = [place_of.get((log, line), -2) for line in gold.get(ids[messages[place]], ())]
+        right[start:start + size] = np.isin(candidates[start:start + size], answered)
+        right[start + size - 1] = not right[start:start + size].any()
+    return Log(talk, places, is_judged[places], rows, sizes, right, weight)
+
+
+def train(logs, names):
+    """Return the trees whose softmax over the rows of each line gives the right ones most."""
+    rows, sizes, right, weights = (np.concatenate(arrays)
+                                   for arrays in zip(*(log.of_judged() for log in logs), strict=True))
     starts, weights = starts_of(sizes), np.repeat(weights, sizes)
 
     def gradient(scores, _):
@@ -68,16 +94,35 @@ def train(rows, sizes, right, weights):
         wanted /= np.repeat(np.maximum(np.add.reduceat(wanted, starts), 1e-12), sizes)
         return weights * (shares - wanted), weights * np.maximum(shares * (1 - shares), 1e-3)
 
-    data = lightgbm.Dataset(rows, label=right.astype(np.float32), feature_name=NAMES)
+    data = lightgbm.Dataset(rows, label=right.astype(np.float32), feature_name=names)
     return lightgbm.train({**PARAMETERS, "objective": gradient}, data, ROUNDS)
+
+
+def with_threads(logs, first):
+    """Return `logs` with the rows of the second pass; first: the trees of a first pass."""
+    found = []
+    for log in logs:
+        shares = softmax(scores(first, log.rows), log.sizes)
+        known = by_distance(shares, log.places, log.sizes, len(log.talk.users))
+        found.append(replace(log, rows=np.concatenate([log.rows, thread_features(log.talk, log.places, *known)], 1)))
+    return found
+
+
+def both_passes(logs):
+    """Return the trees of the first and the second pass."""
+    halves = [log for place, log in enumerate(logs) if place // 2 % 2], [
+        log for place, log in enumerate(logs) if not place // 2 % 2]
+    second = [with_threads(half, train(other, NAMES)) for half, other in (halves, halves[::-1])]
+    return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
 
 def main(source, target):
     started = time.monotonic()
-    rows, sizes, right, weights = examples_of(source)
-    train(rows, sizes, right, weights).save_model(target)
-    print(f"{target}: {len(sizes):,} turns, {len(rows):,} rows, {len(NAMES)} features, "
-          f"{time.monotonic() - started:.0f} s")
+    logs = logs_of(source)
+    for model, name in zip(both_passes(logs), (FIRST, SECOND), strict=True):
+        model.save_model(Path(target) / name)
+    print(f"{target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
+          f"{len(NAMES)} and {len(NAMES_OF_THREADS)} features, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 import json
 import re
+from datetime import timedelta
 
 import numpy as np
+import polars as pl
 import pytest
 
 from linking.blind import threshold_earned
-from linking.features import NAMES, WIDTH, Talk, features
-from linking.linker import decisions
+from linking.cases import Case
+from linking.features import WIDTH, Talk, features
+from linking.lines import lines_of, shares_of_turns
+from linking.linker import REACH, Linker, choose
+from linking.threads import thread_features, threads
 from llm_folder import prompt_of, succeeded
-from test_cases import cases, compare, ledger_of, read_lines, turns
+from test_cases import START, cases, compare, ledger_of, read_lines, turns
 
 
 @cases("pair_with_a_model")
@@ -36,45 +41,83 @@ def test_pair_with_a_model(case, folder):
                    "said.txt": "\n".join(said) + "\n"})
 
 
-def test_what_a_blind_quote_mentions_is_not_seen():
-    """Neither itself nor in the habits of its author; its share of all namings in the group is no habit of his."""
-    users, times = list("abcabcabca"), np.arange(10) * 7.0
-    named = [["b"], [], ["a"], [], ["c"], [], ["b"], [], ["a"], []]
-    texts = [f"turn {place % 4}" for place in range(10)]
-    blind = named.copy()
-    blind[8] = []
-    seen = Talk(users, times, times, texts, named, [0] * 10)
-    rows, *_ = features(seen, [8], False, named=seen.coded([[]], ["c"]))
-    expected, *_ = features(Talk(users, times, times, texts, blind, [0] * 10), [8], False)
-    columns = [place for place, name in enumerate(NAMES) if name != "naming_in_group"]
-    np.testing.assert_array_equal(rows[:, columns], expected[:, columns])
+def said(place, user, text, messages=1, mentions=(), seconds=0):
+    """A turn said at minute `place`, its messages `place` * 10 and the next; the last `seconds` after the first."""
+    first = START + timedelta(minutes=place)
+    return {"turn_id": place, "group_id": "g", "user_id": user, "nickname": user, "text": text, "said": 0,
+            "message_ids": [place * 10 + number for number in range(messages)], "mentions": list(mentions),
+            "time": first, "first_time": first, "last_time": first + timedelta(seconds=seconds), "reply_to_turn": None}
 
 
-def test_features_are_those_of_each_turn_alone():
-    """Whatever else is asked about at the same time; but what words are rare depends on all texts there are."""
+def mentions(turn):
+    return turn["mentions"]
+
+
+def test_what_a_blind_quote_mentions_is_seen_by_nobody():
+    """Not in the quote itself, not in the habits of its author, not by those who speak before and after."""
+    users = "abcabcabca"
+    plain = [said(place, user, f"text {place % 4}") for place, user in enumerate(users)]
+    quoting = [*plain[:8], said(8, "c", "text 0", mentions=["a"]), *plain[9:]]
+    cases = [Case(plain[place], [], []) for place in (5, 8, 9)]
+    linker, of = Linker(), pl.DataFrame(quoting).drop("said")
+    assert linker.decide(cases, of, mentions, 10, False) == linker.decide(
+        cases, pl.DataFrame(plain).drop("said"), mentions, 10, False)
+    asked = [Case(quoting[8], [], [])]
+    assert linker.decide(asked, of, mentions, 10, False) != linker.decide(cases[1:2], of, mentions, 10, False)
+
+
+def test_lines_are_in_the_order_in_which_they_were_said():
+    turns = [said(0, "a", "one，two", 2, mentions=["b"]), {**said(0, "b", "between"), "message_ids": [0.5]},
+             said(1, "c", "x，y，z", 2, seconds=30)]
+    talk, turn_of, messages = lines_of(turns, mentions)
+    assert (talk.texts, turn_of.tolist()) == (("one", "between", "two", "x", "y，z"), [0, 1, 0, 2, 2])
+    assert messages == (0, 0.5, 1, 10, 11)
+    assert np.diff(talk.times)[3] == pytest.approx(30)
+    assert (talk.named[:, 0] >= 0).tolist() == [True, False, False, False, False]
+
+
+def test_a_turn_answers_what_the_surest_of_its_lines_answers():
+    turn_of = np.array([0, 1, 0, 2, 2])
+    shares = np.zeros((5, 4))
+    shares[3, :3] = 0.3, 0.2, 0.4  # of turn 2, its first line: two lines of turn 0 are one turn, two turns back
+    shares[4, :2] = 0.9, 0.1  # goes on with its own turn
+    np.testing.assert_allclose(shares_of_turns(shares, turn_of, 3, 10)[2, :3], [0.2, 0.7, 0])
+
+
+def test_features_are_those_of_each_line_alone():
+    """Whatever else is asked about at the same time."""
     generator = np.random.default_rng(1)
     users = [str(number) for number in generator.integers(0, 5, 60)]
-    talk = Talk(users, np.arange(60.0) * 7 + 0.5, np.arange(60.0) * 7 + 0.5, ["same"] * 60,
+    talk = Talk(users, np.arange(60.0) * 7 + 0.5, ["same"] * 60,
                 [[str(number)] if number < 3 else [] for number in generator.integers(0, 9, 60)], range(60))
-    rows, sizes, candidates = features(talk, range(60), False)
-    assert sizes.tolist() == [1 + sum(user != users[place] for user in users[max(0, place - WIDTH):place])
-                              for place in range(60)]
+    rows, sizes, candidates = features(talk, range(60))
+    assert sizes.tolist() == [1 + min(place, WIDTH) for place in range(60)]
+    shares, none = generator.random((60, WIDTH)), generator.random(60)
+    of_threads = thread_features(talk, range(60), shares, none)
     for place in (0, 1, 7, 30, 59):
         start = sizes[:place].sum()
-        alone = features(talk, [place], False)
-        np.testing.assert_allclose(rows[start:start + sizes[place]], alone[0], rtol=1e-5)
-        assert candidates[start:start + sizes[place]].tolist() == alone[2].tolist()
+        part, alone = slice(start, start + sizes[place]), features(talk, [place])
+        np.testing.assert_allclose(rows[part], alone[0], rtol=1e-5)
+        np.testing.assert_array_equal(of_threads[part], thread_features(talk, [place], shares, none))
+        assert candidates[part].tolist() == alone[2].tolist()
 
 
-def test_candidates_are_turns_of_others_and_what_is_further_back_counts_as_none():
-    talk = Talk(list("abcbd"), [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], ["x"] * 5, [[]] * 5, [0] * 5)
-    rows, sizes, candidates = features(talk, [2, 3, 4], False)  # of c, b and d
-    assert candidates.tolist() == [1, 0, -1, 2, 0, -1, 3, 2, 1, 0, -1]
-    shares = np.array([0.5, 0.3, 0.2, 0.3, 0.6, 0.1, 0.3, 0.3, 0.25, 0.05, 0.1])
-    for most, places, sure in ((10, [1, 0, 3], [0.5, 0.6, 0.3]), (1, [-1, -1, -1], [0.5, 0.7, 0.7])):
-        found = decisions(rows, sizes, candidates, shares, most)
-        assert (found[0].tolist(), found[1].tolist()) == (places, pytest.approx(sure))
-    assert features(talk, [2, 3, 4], True)[2].tolist() == [1, 0, -1, 2, -1, 3, 2, 1, 0, -1]
+def test_threads():
+    assert [array.tolist() for array in threads(np.array([-1, 0, -1, 1, 2, 3]))] == [[0, 0, 2, 0, 2, 0],
+                                                                                    [0, 1, 0, 2, 1, 3]]
+
+
+@pytest.mark.parametrize(("most", "stop_at_own_turn", "places", "sure"), [
+    (10, False, [1, 0, 3], [0.6, 0.5, 0.4]), (10, True, [1, -1, 3], [0.6, 0.9, 0.4]),
+    (1, False, [1, -1, -1], [0.6, 0.9, 0.6]),
+])
+def test_candidates_are_turns_of_others_and_what_is_out_of_view_counts_as_none(most, stop_at_own_turn, places, sure):
+    shares = np.zeros((5, REACH))
+    shares[2, :2] = 0.6, 0.3
+    shares[3, :3] = 0.1, 0.4, 0.5  # whose own turn is the second before it
+    shares[4, :4] = 0.4, 0.1, 0.3, 0.1
+    found = choose(shares, np.array(list("abcbd")), np.array([2, 3, 4]), most, stop_at_own_turn)
+    assert (found[0].tolist(), found[1].tolist()) == (places, pytest.approx(sure))
 
 
 @pytest.mark.parametrize(("tried", "threshold", "reason"), [

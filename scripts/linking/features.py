@@ -1,7 +1,8 @@
-"""What is known of a turn and each of the turns before it, as numbers; nothing of it depends on the language.
+"""What is known of a line and each of the lines before it, as numbers; nothing of it depends on the language.
 
-All turns of a group at once, as arrays: the axes are [turn, candidate], and where two candidates are compared
-[turn, candidate, candidate]. Candidate 0 is the turn just before, 1 the one before that.
+All lines of a group at once, as arrays: the axes are [line, candidate], and where two candidates are compared
+[line, candidate, candidate]. Candidate 0 is the line just before, 1 the one before that. A line is what one message
+says (`lines.py`).
 """
 
 import re
@@ -10,10 +11,10 @@ from itertools import chain
 import numpy as np
 from scipy import sparse
 
-AHEAD = 8  # turns after each that are looked at: who goes on with whom
-WIDTH = 10  # turns before each that are looked at
-NAMED = 4  # people that a turn names, at most; the one addressed comes first
-AT_ONCE = 2_000  # turns worked on at a time
+AHEAD = 8  # lines after each that are looked at: who goes on with whom
+WIDTH = 15  # lines before each that are looked at
+NAMED = 4  # people that a line names, at most; the one addressed comes first
+AT_ONCE = 2_000  # lines worked on at a time
 BUCKETS = 2**20  # of hashed n-grams
 NGRAMS = (2, 3, 4)
 REGULAR = 50  # turns from which on somebody is no newcomer
@@ -33,23 +34,23 @@ OF_PAIR = [
     "i_name_author_next",
     "author_said",
 ]
-OF_TURN = [
+OF_LINE = [
     "turn_question", "turn_length", "turn_link", "turn_order_sign", "turn_names", "turn_calls", "turn_named_here",
     "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "turn_characters",
     "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
     "turn_said",
 ]
-NAMES = ["is_none", "stops_at_own_turn", *OF_PAIR, *OF_TURN]
+NAMES = ["is_none", *OF_PAIR, *OF_LINE]
 
 
 class Talk:
-    """The turns of one group as arrays: users, seconds, who is named, texts."""
+    """The lines of one group as arrays: users, seconds, who is named, texts."""
 
-    def __init__(self, users, first, last, texts, named, said):
+    def __init__(self, users, times, texts, named, said):
         """said: how many turns the user had said before each of them, newcomers being the ones who ask."""
         self.codes = {}
         self.users = np.array([self.code(user) for user in users])
-        self.first, self.last = seconds(first), seconds(last)
+        self.times = seconds(times)
         self.texts, self.said = texts, np.minimum(said, REGULAR)
         self.named = self.coded(named, users)
 
@@ -57,7 +58,7 @@ class Talk:
         return self.codes.setdefault(user, len(self.codes))
 
     def coded(self, named, users):
-        """Return the user ids `named` by each of `users` as an array [turn, NAMED], -1 where there is none."""
+        """Return the user ids `named` by each of `users` as an array [line, NAMED], -1 where there is none."""
         table = np.full((len(named), NAMED), -1)
         for row, some, me in zip(table, named, users, strict=True):
             some = [self.code(user) for user in some if user != me][:NAMED]
@@ -139,27 +140,22 @@ def pair_counts(left, right, people):
     return count
 
 
-def features(talk, places, stop_at_own_turn, texts=None, named=None):
-    """Return (rows, sizes, candidates): what is known of the turns at `places` of `talk` and of each one before it.
+def features(talk, places):
+    """Return (rows, sizes, candidates): what is known of the lines at `places` of `talk` and of each one before it.
 
-    texts, named: of those turns, where they differ from what `talk` has there; named as Talk.coded returns it.
-    rows: float32, for each turn one row a candidate (a turn of somebody else among the WIDTH before it; with
-    `stop_at_own_turn` after the own previous one), the nearest first, and one for `none`, columns NAMES; sizes: rows of
-    each turn; candidates: the place of the candidate of each row, -1 for none.
+    rows: float32, for each line one row a candidate (the WIDTH lines before it, the nearest first) and one for `none`,
+    columns NAMES; sizes: rows of each line; candidates: the place of the candidate of each row, -1 for none.
     """
-    places = np.asarray(places, int)
-    texts = [talk.texts[place] for place in places] if texts is None else texts
-    named = talk.named[places] if named is None else named
-    whole = [*talk.texts, *texts]
+    places, texts = np.asarray(places, int), talk.texts
     known = {
-        "characters": of_characters(whole), "words": of_words(whole),
-        "length": np.array([min(len(text), 400) for text in whole], np.float32),
-        "question": np.array(["?" in text or "？" in text for text in whole]),
-        "link": np.array([LINK.search(text) is not None for text in whole]),
-        "order_sign": np.array([text[:1] in ("!", "/", ".", "！") for text in whole]),
-        "calls": np.array([CALL.match(text) is not None for text in whole]),
+        "characters": of_characters(texts), "words": of_words(texts),
+        "length": np.array([min(len(text), 400) for text in texts], np.float32),
+        "question": np.array(["?" in text or "？" in text for text in texts]),
+        "link": np.array([LINK.search(text) is not None for text in texts]),
+        "order_sign": np.array([text[:1] in ("!", "/", ".", "！") for text in texts]),
+        "calls": np.array([CALL.match(text) is not None for text in texts]),
     }
-    people = int(max(talk.users.max(), talk.named.max(), named.max() if named.size else 0)) + 1
+    people = int(max(talk.users.max(), talk.named.max())) + 1
     naming = talk.named >= 0
     who = np.repeat(talk.users, NAMED)
     known["names"] = pair_counts(who, talk.named.ravel(), people)
@@ -167,14 +163,13 @@ def features(talk, places, stop_at_own_turn, texts=None, named=None):
     known["turns_of"] = np.bincount(talk.users, minlength=people)
     known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
     known["naming"] = naming.any(1).mean() if len(naming) else 0
-    parts = [part_of(talk, places[start:start + AT_ONCE], np.arange(start, min(start + AT_ONCE, len(places)))
-                     + len(talk.texts), named[start:start + AT_ONCE], known, stop_at_own_turn)
-             for start in range(0, len(places), AT_ONCE)]
+    parts = [part_of(talk, places[start:start + AT_ONCE], known) for start in range(0, len(places), AT_ONCE)]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
-    """Return what `features` does, for a part of the turns; own_rows: where their texts are among all texts."""
+def part_of(talk, places, known):
+    """Return what `features` does, for a part of the lines."""
+    named = talk.named[places]
     before = places[:, None] - 1 - np.arange(WIDTH)
     there = before >= 0
     at = np.where(there, before, 0)
@@ -193,8 +188,7 @@ def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
         """The place of the first True along the last axis; the WIDTH where there is none."""
         return np.where(mask.any(-1), mask.argmax(-1), WIDTH)
 
-    now, then = talk.first[places][:, None], np.where(there, talk.last[at], -FAR)
-    begun = np.where(there, talk.first[at], -FAR)
+    now, then = talk.times[places][:, None], np.where(there, talk.times[at], -FAR)
     own_place = nearest(own)
     my_naming = nearest(own & somebody)
     my_last = np.take_along_axis(names, np.minimum(my_naming, WIDTH - 1)[:, None, None], 1)[:, 0]
@@ -206,7 +200,7 @@ def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
     is_named = (named[:, None, :] == users[..., None]).any(2)
     any_named = (named >= 0).any(1)[:, None]
     taken = ((own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])).sum(2)
-    own_text = np.where(there, own_rows[:, None], 0)
+    own_text = np.broadcast_to(places[:, None], at.shape)
     cosine = likeness(known["characters"], own_text, at)[0] * there
     words, rarest = likeness(known["words"], own_text, at)
     after = places[:, None] + 1 + np.arange(AHEAD)
@@ -221,7 +215,6 @@ def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
     order = (-cosine).argsort(1, kind="stable").argsort(1, kind="stable")
     author = np.where(there, users, 0)
     mine = np.maximum(known["turns_of"][me] - 1, 1)
-    named_there = (talk.named[places][:, None, :] == users[..., None]).any(2)  # what habits must not count
     others = there & ~own
     since_own = column < own_place[:, None]
     pair = {
@@ -238,13 +231,13 @@ def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
         "named_after": (names_author & later & ~own[:, None, :]).sum(2),
         "i_named_author": (own[:, None, :] & names_author).sum(2),
         "author_named_me": (same & names_me[:, None, :]).sum(2), "since_dealings": nearest(dealings),
-        "turns_taken": taken, "i_name_author_elsewhere": (known["names"](me, author) - named_there) / mine,
+        "turns_taken": taken, "i_name_author_elsewhere": (known["names"](me, author) - is_named) / mine,
         "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["turns_of"][author], 1),
         "i_follow_author": (known["follows"](me, author) - (column == 0)) / mine,
         "question": known["question"][at], "length": known["length"][at], "link": known["link"][at],
         "order_sign": known["order_sign"][at],
-        "seconds_to_next": np.concatenate([now, begun[:, :-1]], 1) - then,
-        "seconds_since_previous": np.minimum(begun - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
+        "seconds_to_next": np.concatenate([now, then[:, :-1]], 1) - then,
+        "seconds_since_previous": np.minimum(then - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
         "nearest_other": column == nearest(others)[:, None], "latest_named": is_named & latest,
         "characters": cosine, "words": words * there, "rarest_word": rarest * there,
         "rank_of_characters": order,
@@ -256,28 +249,26 @@ def part_of(talk, places, own_rows, named, known, stop_at_own_turn):
         "author_said": talk.said[at],
     }
     turn = {
-        "turn_question": known["question"][own_rows], "turn_length": known["length"][own_rows],
-        "turn_link": known["link"][own_rows], "turn_order_sign": known["order_sign"][own_rows],
-        "turn_names": (named >= 0).sum(1), "turn_calls": known["calls"][own_rows],
+        "turn_question": known["question"][places], "turn_length": known["length"][places],
+        "turn_link": known["link"][places], "turn_order_sign": known["order_sign"][places],
+        "turn_names": (named >= 0).sum(1), "turn_calls": known["calls"][places],
         "turn_named_here": is_named.any(1), "own_distance": own_place,
         "own_seconds": np.where(own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(
             own_place, WIDTH - 1)], FAR),
         "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, 9],
         "people_of_ten": latest[:, :10].sum(1), "people": latest.sum(1), "turn_characters": cosine.max(1),
         "seen": there.sum(1), "naming_in_group": np.full(len(at), known["naming"]),
-        "naming_by_me": ((known["namings_of"][me] - (talk.named[places] >= 0).any(1)[:, None]) / mine)[:, 0],
+        "naming_by_me": ((known["namings_of"][me] - any_named) / mine)[:, 0],
         "asked_by_others": (pair["question"] & others & since_own).sum(1),
         "names_me_since_own": nearest(names_me & since_own),
         "seconds_since_last": pair["seconds"][:, 0], "turn_said": talk.said[places],
     }
     table = np.full((len(places), WIDTH + 1, len(NAMES)), np.nan, np.float32)
     table[..., 0] = column_of_none = np.arange(WIDTH + 1) == WIDTH
-    table[..., 1] = stop_at_own_turn
-    for number, name in enumerate(OF_PAIR, 2):
+    for number, name in enumerate(OF_PAIR, 1):
         table[:, :WIDTH, number] = pair[name]
-    for number, name in enumerate(OF_TURN, 2 + len(OF_PAIR)):
+    for number, name in enumerate(OF_LINE, 1 + len(OF_PAIR)):
         table[..., number] = turn[name][:, None]
-    used = others & since_own if stop_at_own_turn else others
-    used = np.concatenate([used, np.ones((len(places), 1), bool)], 1)
+    used = np.concatenate([there, np.ones((len(places), 1), bool)], 1)
     candidates = np.where(column_of_none, -1, np.concatenate([at, at[:, :1]], 1))
     return table[used], used.sum(1), candidates[used]
