@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import linking.linker
 from linking.blind import threshold_earned
 from linking.cases import Case
 from linking.features import WIDTH, Talk, features
@@ -53,8 +54,10 @@ def mentions(turn):
     return turn["mentions"]
 
 
-def test_what_a_blind_quote_mentions_is_seen_by_nobody():
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_what_a_blind_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
     """Not in the quote itself, not in the habits of its author, not by those who speak before and after."""
+    monkeypatch.setattr(linking.linker, "CASES_AT_ONCE", at_once)
     users = "abcabcabca"
     plain = [said(place, user, f"text {place % 4}") for place, user in enumerate(users)]
     quoting = [*plain[:8], said(8, "c", "text 0", mentions=["a"]), *plain[9:]]

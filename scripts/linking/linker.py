@@ -23,6 +23,7 @@ from linking.lines import lines_of, shares_of_turns
 FOLDER = Path(__file__).parent
 FIRST, SECOND = "linker.txt", "linker_second.txt"
 REACH = 10  # turns before one that it may answer
+CASES_AT_ONCE = 5_000  # with all turns around them: some 2 GB
 
 
 def starts_of(sizes):
@@ -115,19 +116,21 @@ class Linker:
         changed is seen as the Case has it, by the others too: what a blind quote must not mention, nobody sees.
         """
         found = {}
+        changed = {case.turn["turn_id"]: case.turn for case in cases}
         for group in dict.fromkeys(case.turn["group_id"] for case in cases):
-            of_group = [place for place, case in enumerate(cases) if case.turn["group_id"] == group]
-            ids = np.array([cases[place].turn["turn_id"] for place in of_group])
-            near = np.unique(np.add.outer(ids, np.arange(-2 * WIDTH, 2 * AHEAD + 1)))
-            of_all = turns.filter(pl.col("group_id") == group).with_columns(said=pl.int_range(pl.len()).over("user_id"))
-            near = of_all.filter(pl.col("turn_id").is_in(near))
-            changed = {cases[place].turn["turn_id"]: cases[place].turn for place in of_group}
-            as_asked = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
-            places = near["turn_id"].search_sorted(ids).to_numpy()
-            answers = self.answered(as_asked, named, places, candidates, stop_at_own_turn)
-            for place, answered, confidence in zip(of_group, *answers, strict=True):
-                found[place] = near["turn_id"][int(answered)] if answered >= 0 else None, round(float(confidence), 4)
-        return [found[place] for place in range(len(cases))]
+            said = turns.filter(pl.col("group_id") == group).with_columns(
+                said=pl.int_range(pl.len()).over("user_id"))
+            ids = np.unique([case.turn["turn_id"] for case in cases if case.turn["group_id"] == group])
+            for asked in np.array_split(ids, -(-len(ids) // CASES_AT_ONCE)):
+                around = np.unique(np.add.outer(asked, np.arange(-2 * WIDTH, 2 * AHEAD + 1)))
+                near = said.filter(pl.col("turn_id").is_in(around))
+                as_asked = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
+                places = near["turn_id"].search_sorted(asked).to_numpy()
+                answers = self.answered(as_asked, named, places, candidates, stop_at_own_turn)
+                for turn_id, answered, confidence in zip(asked, *answers, strict=True):
+                    found[turn_id] = (near["turn_id"][int(answered)] if answered >= 0 else None,
+                                      round(float(confidence), 4))
+        return [found[case.turn["turn_id"]] for case in cases]
 
 
 def load(path, names):
