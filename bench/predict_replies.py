@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts")]
 
 import irc_to_csv  # noqa: E402
+from linking.lines import with_said  # noqa: E402
 from linking.linker import Linker  # noqa: E402
 from linking.names import Names  # noqa: E402
 from linking.rule import link  # noqa: E402
@@ -43,8 +44,7 @@ def groups_of(source):
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         messages = map(json.loads, lines)
         ids = [(line["log_id"], line["line_no"]) for line in messages if not line.get("is_system")]
-    turns = turns.with_columns(said=pl.int_range(pl.len()).over("group_id", "user_id"))
-    return [group.rows(named=True) for _, group in turns.group_by("group_id", maintain_order=True)], ids
+    return [group.rows(named=True) for _, group in with_said(turns).group_by("group_id", maintain_order=True)], ids
 
 
 def namer(turns):
@@ -60,9 +60,10 @@ def nobody(_):
 def by_rule(turns, stop_at_own_turn):
     """Yield (the turn that each of the turns of a group answers, or None, confidence)."""
     named = namer(turns)
+    names = {turn["turn_id"]: named(turn) for turn in turns}
     for place, turn in enumerate(turns):
         near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
-        yield link(turn, near, named)
+        yield link(turn, near, lambda of: names[of["turn_id"]])
 
 
 def by_linker(linker, with_names=True):

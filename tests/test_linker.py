@@ -14,6 +14,7 @@ from linking.cases import Case
 from linking.features import WIDTH, Talk, features
 from linking.lines import lines_of, shares_of_turns
 from linking.linker import REACH, Linker, choose
+from linking.threads import NAMES as NAMES_OF_THREADS
 from linking.threads import thread_features, threads
 from llm_folder import prompt_of, succeeded
 from test_cases import START, cases, compare, ledger_of, read_lines, turns
@@ -108,6 +109,25 @@ def test_features_are_those_of_each_line_alone():
 def test_threads():
     assert [array.tolist() for array in threads(np.array([-1, 0, -1, 1, 2, 3]))] == [[0, 0, 2, 0, 2, 0],
                                                                                     [0, 1, 0, 2, 1, 3]]
+
+
+def test_what_the_first_pass_found_stands_beside_the_candidates():
+    """c speaks at last; a asks, b answers, c answers b, d goes on with a, and nobody knows whom c answers now."""
+    talk = Talk(list("abcdcb"), range(6), ["x"] * 6, [[]] * 6, [0] * 6)
+    shares, none = np.zeros((6, WIDTH)), np.zeros(6)
+    none[0], shares[1, 0], shares[2, 0], shares[3, 2], shares[5, 0] = 1, 0.9, 0.8, 0.7, 0.6
+    none[4], shares[4, :2] = 0.5, [0.2, 0.3]
+    rows = thread_features(talk, [4], shares, none)
+    found = {name: rows[:, place].tolist() for place, name in enumerate(NAMES_OF_THREADS)}  # of d, c, b, a and none
+    expected = {
+        "first_share": [0.2, 0.3, 0, 0, 0.5], "first_lead": [-0.3, -0.2, -0.5, -0.5, 0], "first_rank": [1, 0, 2, 3],
+        "answers": [0, 0, 1, 2], "my_answers": [0, 0, 1, 0], "answers_share": [0, 0, 0.8, 1.6],
+        "my_answers_share": [0, 0, 0.8, 0], "starts": [0, 0, 0, 1], "answers_somebody": [0.7, 0.8, 0.9, 0],
+        "answers_me": [0, 0, 0, 0], "in_thread_of_my_last": [1, 1, 1, 1], "newest_of_thread": [1, 0, 0, 0],
+        "size_of_thread": [4, 4, 4, 4], "unanswered": [1, 1, 0, 0], "depth": [1, 2, 1, 0], "people_of_thread": [4] * 4,
+        "author_answers_me_next": [0, 0, 0.6, 0], "next_answer_me": [0.6] * 5, "my_next_go_on": [0] * 5}
+    for name, values in expected.items():
+        assert found[name][:len(values)] == pytest.approx(values), name
 
 
 @pytest.mark.parametrize(("most", "stop_at_own_turn", "places", "sure"), [

@@ -24,23 +24,24 @@ LINK = re.compile("https?://|www[.]")
 CALL = re.compile(r"\S{2,}[:：]\s")  # `name: text`, whoever that is
 
 OF_PAIR = [
-    "distance", "seconds", "own", "own_after", "author_after", "author_before", "people_after", "latest_of_author",
+    "is_none", "distance", "seconds", "own", "own_after", "author_after", "author_before", "people_after",
+    "latest_of_author",
     "named_first", "named", "names_other", "names_me_first", "names_me", "names_somebody_else", "names_the_same",
     "author_is_my_last", "author_last_named_me", "named_after", "i_named_author", "author_named_me",
     "since_dealings", "turns_taken", "i_name_author_elsewhere", "author_names_me_elsewhere", "i_follow_author",
     "question", "length", "link", "order_sign", "seconds_to_next", "seconds_since_previous", "nearest_other",
     "latest_named", "characters", "words", "rank_of_characters", "author_characters", "rarest_word",
-    "turns_after_own", "author_before_own", "author_and_me_of_ten", "author_next", "author_next_names_me",
+    "lines_after_own", "author_before_own", "author_and_me_of_ten", "author_next", "author_next_names_me",
     "i_name_author_next",
     "author_said",
 ]
 OF_LINE = [
-    "turn_question", "turn_length", "turn_link", "turn_order_sign", "turn_names", "turn_calls", "turn_named_here",
-    "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "turn_characters",
+    "line_question", "line_length", "line_link", "line_order_sign", "line_names", "line_calls", "line_named_here",
+    "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "line_characters",
     "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
-    "turn_said",
+    "line_said",
 ]
-NAMES = ["is_none", *OF_PAIR, *OF_LINE]
+NAMES = [*OF_PAIR, *OF_LINE]
 
 
 class Talk:
@@ -64,6 +65,42 @@ class Talk:
             some = [self.code(user) for user in some if user != me][:NAMED]
             row[:len(some)] = some
         return table
+
+
+class Around:
+    """The WIDTH lines before each of those at `places` of `talk`, its candidates, and the AHEAD after each."""
+
+    def __init__(self, talk, places):
+        before = places[:, None] - 1 - np.arange(WIDTH)
+        self.there = before >= 0
+        self.at = np.where(self.there, before, 0)
+        self.me = talk.users[places][:, None]
+        self.users = np.where(self.there, talk.users[self.at], -1 - np.arange(WIDTH))
+        self.own = self.users == self.me
+        self.later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: the other was said later
+        self.same = self.users[:, :, None] == self.users[:, None, :]
+        after = places[:, None] + 1 + np.arange(AHEAD)
+        self.comes = after < len(talk.users)
+        self.after = np.where(self.comes, after, 0)
+        self.next_users = np.where(self.comes, talk.users[self.after], -1)
+        self.is_next = self.next_users[:, None, :] == self.users[..., None]  # [candidate, line after]
+
+    def table(self, of_pair, of_line, pair, line, of_none):
+        """Return the rows of all lines, one after the other: of each its candidates and then the row for none.
+
+        pair: {name: [line, candidate]}, line: {name: [line]}; of_none: those of `pair` that the row for none has, too,
+        {name: [line] or a number}; columns: `of_pair`, `of_line`.
+        """
+        table = np.full((len(self.at), WIDTH + 1, len(of_pair) + len(of_line)), np.nan, np.float32)
+        for number, name in enumerate(of_pair):
+            table[:, :WIDTH, number] = pair[name]
+            table[:, WIDTH, number] = of_none.get(name, np.nan)
+        for number, name in enumerate(of_line, len(of_pair)):
+            table[..., number] = line[name][:, None]
+        return table[self.rows()]
+
+    def rows(self):
+        return np.concatenate([self.there, np.ones((len(self.at), 1), bool)], 1)
 
 
 def seconds(times):
@@ -160,7 +197,7 @@ def features(talk, places):
     who = np.repeat(talk.users, NAMED)
     known["names"] = pair_counts(who, talk.named.ravel(), people)
     known["follows"] = pair_counts(talk.users[1:], talk.users[:-1], people)
-    known["turns_of"] = np.bincount(talk.users, minlength=people)
+    known["lines_of"] = np.bincount(talk.users, minlength=people)
     known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
     known["naming"] = naming.any(1).mean() if len(naming) else 0
     parts = [part_of(talk, places[start:start + AT_ONCE], known) for start in range(0, len(places), AT_ONCE)]
@@ -170,16 +207,12 @@ def features(talk, places):
 def part_of(talk, places, known):
     """Return what `features` does, for a part of the lines."""
     named = talk.named[places]
-    before = places[:, None] - 1 - np.arange(WIDTH)
-    there = before >= 0
-    at = np.where(there, before, 0)
-    me = talk.users[places][:, None]
-    users = np.where(there, talk.users[at], -1 - np.arange(WIDTH))
+    around = Around(talk, places)
+    there, at, me, users, own = around.there, around.at, around.me, around.users, around.own
+    later, same, is_next = around.later, around.same, around.is_next
     names = np.where(there[..., None], talk.named[at], -1)
     somebody = (names >= 0).any(2)
     own = users == me
-    later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: the other was said later
-    same = users[:, :, None] == users[:, None, :]
     names_author = (names[:, None] == users[:, :, None, None]).any(3) & there[:, :, None]  # [candidate, other]
     names_me = (names == me[..., None]).any(2)
     column = np.arange(WIDTH)
@@ -203,22 +236,19 @@ def part_of(talk, places, known):
     own_text = np.broadcast_to(places[:, None], at.shape)
     cosine = likeness(known["characters"], own_text, at)[0] * there
     words, rarest = likeness(known["words"], own_text, at)
-    after = places[:, None] + 1 + np.arange(AHEAD)
-    comes = after < len(talk.users)
-    after = np.where(comes, after, 0)
-    next_users = np.where(comes, talk.users[after], -1)
-    next_names = np.where(comes[..., None], talk.named[after], -1)
-    is_next = next_users[:, None, :] == users[..., None]  # [candidate, turn after]
+    next_names = np.where(around.comes[..., None], talk.named[around.after], -1)
     author_next = np.where(is_next.any(2), is_next.argmax(2), AHEAD)
     next_names_me = is_next & (next_names == me[..., None]).any(2)[:, None, :]
-    my_next_names = ((next_names[:, None] == users[:, :, None, None]).any(3) & (next_users == me)[:, None, :]).any(2)
+    mine_next = (around.next_users == me)[:, None, :]
+    my_next_names = ((next_names[:, None] == users[:, :, None, None]).any(3) & mine_next).any(2)
     order = (-cosine).argsort(1, kind="stable").argsort(1, kind="stable")
     author = np.where(there, users, 0)
-    mine = np.maximum(known["turns_of"][me] - 1, 1)
+    mine = np.maximum(known["lines_of"][me] - 1, 1)
     others = there & ~own
     since_own = column < own_place[:, None]
     pair = {
-        "distance": np.broadcast_to(column + 1, at.shape), "seconds": np.minimum(now - then, FAR), "own": own,
+        "is_none": np.zeros(at.shape), "distance": np.broadcast_to(column + 1, at.shape),
+        "seconds": np.minimum(now - then, FAR), "own": own,
         "own_after": (own[:, None, :] & later).sum(2), "author_after": author_after,
         "author_before": (same & later.T).sum(2), "people_after": ((latest & ~own)[:, None, :] & later).sum(2),
         "latest_of_author": latest, "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
@@ -232,7 +262,7 @@ def part_of(talk, places, known):
         "i_named_author": (own[:, None, :] & names_author).sum(2),
         "author_named_me": (same & names_me[:, None, :]).sum(2), "since_dealings": nearest(dealings),
         "turns_taken": taken, "i_name_author_elsewhere": (known["names"](me, author) - is_named) / mine,
-        "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["turns_of"][author], 1),
+        "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["lines_of"][author], 1),
         "i_follow_author": (known["follows"](me, author) - (column == 0)) / mine,
         "question": known["question"][at], "length": known["length"][at], "link": known["link"][at],
         "order_sign": known["order_sign"][at],
@@ -242,33 +272,27 @@ def part_of(talk, places, known):
         "characters": cosine, "words": words * there, "rarest_word": rarest * there,
         "rank_of_characters": order,
         "author_characters": np.where(same, cosine[:, None, :], 0).max(2),
-        "turns_after_own": own_place[:, None] - column,
+        "lines_after_own": own_place[:, None] - column,
         "author_before_own": (same & (column > own_place[:, None])[:, None, :]).sum(2),
         "author_and_me_of_ten": (same | own[:, None, :])[..., :10].sum(2),
         "author_next": author_next, "author_next_names_me": next_names_me.any(2), "i_name_author_next": my_next_names,
         "author_said": talk.said[at],
     }
-    turn = {
-        "turn_question": known["question"][places], "turn_length": known["length"][places],
-        "turn_link": known["link"][places], "turn_order_sign": known["order_sign"][places],
-        "turn_names": (named >= 0).sum(1), "turn_calls": known["calls"][places],
-        "turn_named_here": is_named.any(1), "own_distance": own_place,
+    line = {
+        "line_question": known["question"][places], "line_length": known["length"][places],
+        "line_link": known["link"][places], "line_order_sign": known["order_sign"][places],
+        "line_names": (named >= 0).sum(1), "line_calls": known["calls"][places],
+        "line_named_here": is_named.any(1), "own_distance": own_place,
         "own_seconds": np.where(own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(
             own_place, WIDTH - 1)], FAR),
         "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, 9],
-        "people_of_ten": latest[:, :10].sum(1), "people": latest.sum(1), "turn_characters": cosine.max(1),
+        "people_of_ten": latest[:, :10].sum(1), "people": latest.sum(1), "line_characters": cosine.max(1),
         "seen": there.sum(1), "naming_in_group": np.full(len(at), known["naming"]),
         "naming_by_me": ((known["namings_of"][me] - any_named) / mine)[:, 0],
         "asked_by_others": (pair["question"] & others & since_own).sum(1),
         "names_me_since_own": nearest(names_me & since_own),
-        "seconds_since_last": pair["seconds"][:, 0], "turn_said": talk.said[places],
+        "seconds_since_last": pair["seconds"][:, 0], "line_said": talk.said[places],
     }
-    table = np.full((len(places), WIDTH + 1, len(NAMES)), np.nan, np.float32)
-    table[..., 0] = column_of_none = np.arange(WIDTH + 1) == WIDTH
-    for number, name in enumerate(OF_PAIR, 1):
-        table[:, :WIDTH, number] = pair[name]
-    for number, name in enumerate(OF_LINE, 1 + len(OF_PAIR)):
-        table[..., number] = turn[name][:, None]
-    used = np.concatenate([there, np.ones((len(places), 1), bool)], 1)
-    candidates = np.where(column_of_none, -1, np.concatenate([at, at[:, :1]], 1))
-    return table[used], used.sum(1), candidates[used]
+    used = around.rows()
+    candidates = np.concatenate([at, np.full((len(at), 1), -1)], 1)
+    return around.table(OF_PAIR, OF_LINE, pair, line, {"is_none": 1}), used.sum(1), candidates[used]

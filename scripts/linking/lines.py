@@ -3,18 +3,24 @@
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 
 from linking.features import Talk
 
 COMMA = "，"  # combine joins the messages of a turn with it
 
 
+def with_said(turns):
+    """Return the frame `turns` with `said`: how many turns the user had said before in that group."""
+    return turns.with_columns(said=pl.int_range(pl.len()).over("group_id", "user_id"))
+
+
 def lines_of(turns, named):
     """Return (the Talk of the lines of `turns`, the place of each line's turn, the message id of each line).
 
-    turns: dicts of one group, oldest first, with `said`: how many turns the user had said before; named: a function,
-    turn -> the user ids that it names, who is addressed first. Where messages hold the comma themselves, the parts
-    are dealt out evenly. Times between the first and the last message of a turn are not known, but spread evenly.
+    turns: dicts of one group, oldest first, of `with_said`; named: a function, turn -> the user ids that it names, who
+    is addressed first. Where messages hold the comma themselves, the parts are dealt out evenly. Times between the
+    first and the last message of a turn are not known, but spread evenly.
     """
     lines = []
     for place, turn in enumerate(turns):

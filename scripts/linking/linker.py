@@ -18,7 +18,7 @@ import polars as pl
 
 from linking import features, threads
 from linking.features import AHEAD, WIDTH
-from linking.lines import lines_of, shares_of_turns
+from linking.lines import lines_of, shares_of_turns, with_said
 
 FOLDER = Path(__file__).parent
 FIRST, SECOND = "linker.txt", "linker_second.txt"
@@ -118,12 +118,11 @@ class Linker:
         found = {}
         changed = {case.turn["turn_id"]: case.turn for case in cases}
         for group in dict.fromkeys(case.turn["group_id"] for case in cases):
-            said = turns.filter(pl.col("group_id") == group).with_columns(
-                said=pl.int_range(pl.len()).over("user_id"))
+            of_group = with_said(turns.filter(pl.col("group_id") == group))
             ids = np.unique([case.turn["turn_id"] for case in cases if case.turn["group_id"] == group])
             for asked in np.array_split(ids, -(-len(ids) // CASES_AT_ONCE)):
                 around = np.unique(np.add.outer(asked, np.arange(-2 * WIDTH, 2 * AHEAD + 1)))
-                near = said.filter(pl.col("turn_id").is_in(around))
+                near = of_group.filter(pl.col("turn_id").is_in(around))
                 as_asked = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
                 places = near["turn_id"].search_sorted(asked).to_numpy()
                 answers = self.answered(as_asked, named, places, candidates, stop_at_own_turn)

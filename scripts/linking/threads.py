@@ -5,7 +5,7 @@ As in `features`, the axes are [line, candidate]; where two candidates are compa
 
 import numpy as np
 
-from linking.features import AHEAD, AT_ONCE, WIDTH
+from linking.features import AT_ONCE, WIDTH, Around
 
 OF_PAIR = [
     "first_share", "first_rank", "first_lead", "answers", "my_answers", "answers_share", "my_answers_share", "starts",
@@ -44,14 +44,8 @@ def thread_features(talk, places, shares, none):
 
 
 def part_of(talk, places, shares, none, parents, roots, depths):
-    column = np.arange(WIDTH)
-    before = places[:, None] - 1 - column
-    there = before >= 0
-    at = np.where(there, before, 0)
-    me = talk.users[places][:, None]
-    users = np.where(there, talk.users[at], -1 - column)
-    own = users == me
-    later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: the other was said later
+    around, column = Around(talk, places), np.arange(WIDTH)
+    there, at, me, own, later = around.there, around.at, around.me, around.own, around.later
     first = shares[places]
     nobody = none[places][:, None]
     surest = np.maximum(first.max(1), nobody[:, 0])[:, None]
@@ -62,19 +56,15 @@ def part_of(talk, places, shares, none, parents, roots, depths):
     root = np.where(there, roots[at], -1 - column)
     my_last = np.take_along_axis(root, own.argmax(1)[:, None], 1)
     same = root[:, :, None] == root[:, None, :]
-    repeated = ((users[:, :, None] == users[:, None, :]) & later).any(2)  # somebody has a later line here
+    repeated = (around.same & later).any(2)  # somebody has a later line here
     two_before = at[:, :, None] - 1 - column
     answered_users = np.where(two_before >= 0, talk.users[np.maximum(two_before, 0)], -1)
-    after = places[:, None] + 1 + np.arange(AHEAD)
-    comes = after < len(talk.users)
-    after = np.where(comes, after, 0)
-    next_users = np.where(comes, talk.users[after], -1)
-    distance = after - places[:, None] - 1
-    to_me = np.where(comes & (distance < WIDTH), shares[after, np.clip(distance, 0, WIDTH - 1)], 0)
-    distance = after[:, :, None] - at[:, None, :] - 1  # [line, line after, candidate]
-    to_it = np.where(comes[:, :, None] & there[:, None, :] & (distance < WIDTH),
-                     shares[after[:, :, None], np.clip(distance, 0, WIDTH - 1)], 0)
-    mine, authors = (next_users == me)[:, :, None], next_users[:, :, None] == users[:, None, :]
+    distance = around.after - places[:, None] - 1
+    to_me = np.where(around.comes & (distance < WIDTH), shares[around.after, np.clip(distance, 0, WIDTH - 1)], 0)
+    distance = around.after[:, :, None] - at[:, None, :] - 1  # [line, line after, candidate]
+    to_it = np.where(around.comes[:, :, None] & there[:, None, :] & (distance < WIDTH),
+                     shares[around.after[:, :, None], np.clip(distance, 0, WIDTH - 1)], 0)
+    mine, authors = (around.next_users == me)[:, :, None], around.is_next.transpose(0, 2, 1)
     pair = {
         "first_share": first, "first_rank": (-first).argsort(1, kind="stable").argsort(1, kind="stable"),
         "first_lead": first - surest, "answers": answers.sum(2), "my_answers": (answers & own[:, None, :]).sum(2),
@@ -90,11 +80,6 @@ def part_of(talk, places, shares, none, parents, roots, depths):
         "next_of_others_answer_it": (to_it * ~mine * ~authors).sum(1), "author_goes_on_next": (to_it * authors).sum(1),
     }
     line = {"first_none": nobody[:, 0], "next_answer_me": to_me.sum(1),
-            "my_next_go_on": (to_me * (next_users == me)).sum(1)}
-    table = np.full((len(places), WIDTH + 1, len(NAMES)), np.nan, np.float32)
-    for number, name in enumerate(OF_PAIR):
-        table[:, :WIDTH, number] = pair[name]
-    table[:, WIDTH, 0], table[:, WIDTH, OF_PAIR.index("first_lead")] = nobody[:, 0], nobody[:, 0] - surest[:, 0]
-    for number, name in enumerate(OF_LINE, len(OF_PAIR)):
-        table[..., number] = line[name][:, None]
-    return table[np.concatenate([there, np.ones((len(places), 1), bool)], 1)]
+            "my_next_go_on": (to_me * mine[..., 0]).sum(1)}
+    of_none = {"first_share": nobody[:, 0], "first_lead": (nobody - surest)[:, 0]}
+    return around.table(OF_PAIR, OF_LINE, pair, line, of_none)
