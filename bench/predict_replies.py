@@ -7,6 +7,7 @@ combine. Writes one line a message: log_id, line_no, parent (a line_no, or null:
 follows in the same turn has the line before it as parent. Nothing before the author's own previous turn is named.
 """
 
+import argparse
 import gzip
 import json
 import subprocess
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts")]
 
 import irc_to_csv  # noqa: E402
+from common.errors import run  # noqa: E402
+from common.stage import need  # noqa: E402
 from linking.lines import with_said  # noqa: E402
 from linking.linker import Linker  # noqa: E402
 from linking.names import Names  # noqa: E402
@@ -32,6 +35,7 @@ CANDIDATES = 10
 
 def groups_of(source):
     """Return [(its turns as dicts, oldest first), ...] and [(log_id, line_no) of each message id]."""
+    need(source, "annotated chat is wanted, scripts/linking/README.md says which")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         irc_to_csv.main(source, folder / "chat.csv")
@@ -77,10 +81,19 @@ def by_linker(linker, with_names=True):
     return decide
 
 
-def main(source, target, method="linker"):
-    decide = {"linker": by_linker(Linker()), "rule": by_rule}[method]
-    groups, ids = groups_of(source)
-    with open(target, "w", encoding="utf-8") as file:
+def parser_of(script):
+    return argparse.ArgumentParser(description=script, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def main():
+    parser = parser_of(__doc__)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("method", nargs="?", choices=["linker", "rule"], default="linker")
+    args = parser.parse_args()
+    decide = {"linker": by_linker(Linker()), "rule": by_rule}[args.method]
+    groups, ids = groups_of(args.source)
+    with open(args.target, "w", encoding="utf-8") as file:
         for turns in groups:
             for turn, (answered, confidence) in zip(turns, decide(turns, stop_at_own_turn=True), strict=True):
                 parents = [answered["message_ids"][-1] if answered else None, *turn["message_ids"]]
@@ -92,4 +105,4 @@ def main(source, target, method="linker"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

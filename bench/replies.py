@@ -10,11 +10,10 @@ that can be decided, the surest first, so that so many of them are right. Under 
 import gzip
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
-from predict_replies import CANDIDATES, Linker, by_linker, by_rule, groups_of, namer, window
+from predict_replies import CANDIDATES, Linker, by_linker, by_rule, groups_of, namer, parser_of, run, window
 
 ROUNDS = 3
 
@@ -84,10 +83,12 @@ def figures(found):
             decided_at(found, 0.90), decided_at(found, 0.95)]
 
 
-def main(folder, name="dev"):
-    source = Path(folder) / f"{name}.jsonl.gz"
-    gold = gold_of(source)
+def main():
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path)
+    source = parser.parse_args().folder / "dev.jsonl.gz"
     groups, ids = groups_of(source)
+    gold = gold_of(source)
     linker, seconds = Linker(), {"rule": [], "linker": []}
     for _ in range(ROUNDS):
         for name, decide in (("rule", by_rule), ("linker", by_linker(linker))):
@@ -111,4 +112,4 @@ def main(folder, name="dev"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

@@ -22,12 +22,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+from common.errors import Mistake, run
 from linking.features import NAMES, WIDTH, Talk, features
 from linking.lines import lines_of
 from linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
 from linking.threads import NAMES as NAMES_OF_THREADS
 from linking.threads import thread_features
-from predict_replies import groups_of, namer, nobody
+from predict_replies import groups_of, namer, nobody, parser_of
 from replies import gold_of
 
 ROUNDS = 200
@@ -116,14 +117,20 @@ def both_passes(logs):
     return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
 
-def main(source, target):
+def main():
+    parser = parser_of(__doc__)
+    parser.add_argument("source")
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    if not args.target.is_dir():
+        raise Mistake(f"{args.target}: no such folder; {FIRST} and {SECOND} are written into it")
     started = time.monotonic()
-    logs = logs_of(source)
+    logs = logs_of(args.source)
     for model, name in zip(both_passes(logs), (FIRST, SECOND), strict=True):
-        model.save_model(Path(target) / name)
-    print(f"{target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
+        model.save_model(args.target / name)
+    print(f"{args.target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
           f"{len(NAMES)} and {len(NAMES_OF_THREADS)} features, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)
