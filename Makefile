@@ -60,7 +60,7 @@ endif
 endif
 
 # ---- Where a script runs: in .venv/ or in a container; docker/docker.mk says what is $(base), $(train), ... in each
-RUN.host := env -u QQ_DB_KEY PATH="$(CURDIR)/.venv/bin:$$PATH"
+RUN.host := env -u QQ_DB_KEY PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/.venv/bin:$$PATH"
 RUN = $(RUN.$(RUN_IN))
 include docker/docker.mk
 
@@ -71,6 +71,7 @@ include docker/docker.mk
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	@echo "$(CURDIR)" > $$(echo .venv/lib/python3*/site-packages)/huiyin.pth # for scripts that are run by hand
 	@touch $@
 
 .venv/train: requirements/train.txt | .venv/base
@@ -111,22 +112,22 @@ $(SOURCE):
 	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
 endif
 sample: data/demo/sample/receipt.json## the invented history of the demo
-data/demo/sample/receipt.json: scripts/sample.py | $(base)
+data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 	$(RUN) python $< --out $(@D)
 
 # Settings that name data/tiny/ work with the tiny random model, made first.
 tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
-data/tiny/receipt.json: scripts/tiny.py | $(base)
+data/tiny/receipt.json: scripts/demo/tiny.py | $(base)
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
-$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard scripts/qq/*.py) | $(base)
+$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard huiyin/qqnt/*.py) | $(base)
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
 messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
-$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard scripts/qq/*.py) | $(base)
+$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard huiyin/qqnt/*.py huiyin/sources/*.py) | $(base)
 	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
 
 $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
@@ -135,7 +136,7 @@ $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,com
 llm = --llm $(call config,llm.yaml) --ollama-url $(ollama.$(RUN_IN))
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard scripts/linking/*.*) | $(base) $(call tiny,llm.yaml)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml)
 	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
@@ -153,23 +154,23 @@ $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,expo
 
 # ---- Around the stages
 members: $(result.combine)/receipt.json | $(base)## who is there, and of whom there is enough to learn from
-	@$(RUN) python scripts/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
+	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
 samples: $(result.gen)/receipt.json | $(base)## ten random rows of the dataset, with their origin
-	@$(RUN) python scripts/samples.py $(result.gen)
+	@$(RUN) python scripts/tools/rows.py $(result.gen)
 
 # These look at what is there: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
-	@$(RUN) python scripts/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
+	@$(RUN) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
 deploy: | $(base)## the settings that connect the model to a chat platform
-	@$(RUN) python scripts/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
+	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
 verify: | $(base)## every hash in the receipts computed anew, back to SOURCE
-	@LEND=$(SOURCE) $(RUN) python scripts/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+	@LEND=$(SOURCE) $(RUN) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## the whole road on an invented history, on the host, without a card
 	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
 summary: | $(base)## what each stage read, wrote and dropped, and what the model said
-	@$(RUN) python scripts/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
+	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done
 	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \

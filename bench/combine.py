@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]  # "combine" is the script, then, not this file
 GROUPS = {"700100200": 0.6, "2900100300": 0.25, "800100400": 0.15}  # share of the messages
 MEMBERS = 200
 START = 1_500_000_000_000
@@ -112,8 +111,8 @@ def sort(path):
 
 
 def core(path):
-    import combine
-    from common.stage import Ledger
+    from scripts import combine
+    from huiyin.common.stage import Ledger
 
     started, ledger = time.monotonic(), Ledger()
     turns = combine.combine(path, combine.Settings(), ledger)
@@ -125,7 +124,7 @@ def core(path):
 
 
 def write_json(path):
-    import combine
+    from scripts import combine
 
     turns = pl.read_parquet(path.with_suffix(".turns"))
     started = time.monotonic()
@@ -135,8 +134,8 @@ def write_json(path):
 
 
 def pandas(path):
-    import combine
-    from plain_turns import plain_turns
+    from scripts import combine
+    from tests.plain_turns import plain_turns
 
     started = time.monotonic()
     messages = pl.read_parquet(path).to_pandas()

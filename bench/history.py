@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 BARE_EXPORT = """
 import sqlcipher3
-from qq.cipher import Cipher
+from huiyin.qqnt.cipher import Cipher
 connection = sqlcipher3.connect(given[0], isolation_level=None)
 for statement in Cipher(hmac="SHA1").pragmas(open(given[1]).read().strip()):
     connection.execute(statement)
@@ -33,7 +33,7 @@ connection.execute("DETACH DATABASE plain")
 """
 BARE_LOOP = """
 import sqlite3
-from qq.qqnt_pb2 import Body
+from huiyin.qqnt.qqnt_pb2 import Body
 start = time.perf_counter()
 for row in sqlite3.connect(given[0]).execute(f"SELECT {given[1]} FROM group_msg_table"):
     if row[-1]:
@@ -54,7 +54,7 @@ ALL_COLUMNS = ("[40001], [40003], [40011], [40012], [40013], [40050], [40850], [
 
 def bare(code, *given):
     """Return the seconds that `code` takes from its `start` on, in a process of its own."""
-    code = f"import sys, time\nsys.path.insert(0, {str(SCRIPTS)!r})\ngiven = sys.argv[1:]\n{code}\n"
+    code = f"import sys, time\ngiven = sys.argv[1:]\n{code}\n"
     code += "print(time.perf_counter() - start)"
     done = subprocess.run([sys.executable, "-c", code, *map(str, given)], check=True, capture_output=True, text=True)
     return float(done.stdout)

@@ -1,4 +1,4 @@
-"""Say for every line of annotated chat which earlier one it answers, by the linker or the rule of scripts/linking.
+"""Say for every line of annotated chat which earlier one it answers, by the linker or the rule of huiyin/linking.
 
     python bench/predict_replies.py dev.jsonl.gz predictions.jsonl linker
 
@@ -19,23 +19,21 @@ import numpy as np
 import polars as pl
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts")]
-
-import irc_to_csv  # noqa: E402
-from common.errors import run  # noqa: E402
-from common.stage import need  # noqa: E402
-from linking.lines import with_said  # noqa: E402
-from linking.linker import Linker  # noqa: E402
-from linking.names import Names  # noqa: E402
-from linking.rule import link  # noqa: E402
-from linking.window import window  # noqa: E402
+import irc_to_csv
+from huiyin.common.errors import run
+from huiyin.common.stage import need
+from huiyin.linking.lines import with_said
+from huiyin.linking.linker import Linker
+from huiyin.linking.names import Names
+from huiyin.linking.rule import link
+from huiyin.linking.window import window
 
 CANDIDATES = 10
 
 
 def groups_of(source):
     """Return [(its turns as dicts, oldest first), ...] and [(log_id, line_no) of each message id]."""
-    need(source, "annotated chat is wanted, scripts/linking/README.md says which")
+    need(source, "annotated chat is wanted, huiyin/linking/README.md says which")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         irc_to_csv.main(source, folder / "chat.csv")

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from combine import Settings, turns_of
+from scripts.combine import Settings, turns_of
 
 WINDOW = 10
 SEED = Settings.PRESETS["seed"]

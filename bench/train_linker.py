@@ -1,6 +1,6 @@
-"""Train scripts/linking/linker.txt and linker_second.txt on annotated chat; the same data gives the same files.
+"""Train huiyin/linking/linker.txt and linker_second.txt on annotated chat; the same data gives the same files.
 
-    python bench/train_linker.py FOLDER/train.jsonl.gz scripts/linking
+    python bench/train_linker.py FOLDER/train.jsonl.gz huiyin/linking
 
 A line answers those of its candidates that people say it answers, of its own author too; where there are none, nothing.
 Any of several is right: the loss is the logarithm of the probability that they have together.
@@ -20,14 +20,12 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from common.errors import Mistake, run
-from linking.features import NAMES, WIDTH, Talk, features
-from linking.lines import lines_of
-from linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
-from linking.threads import NAMES as NAMES_OF_THREADS
-from linking.threads import thread_features
+from huiyin.common.errors import Mistake, run
+from huiyin.linking.features import NAMES, WIDTH, Talk, features
+from huiyin.linking.lines import lines_of
+from huiyin.linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
+from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
+from huiyin.linking.threads import thread_features
 from predict_replies import groups_of, namer, nobody, parser_of
 from replies import gold_of
 

@@ -1,4 +1,4 @@
-"""Compare the memory formula of scripts/training/ with a simulation of the real code on tensors without data.
+"""Compare the memory formula of huiyin/training/ with a simulation of the real code on tensors without data.
 
     python bench/vram.py            (about ten minutes on two cores; needs the train environment, no card)
 
@@ -21,8 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from training.memory import peak_bytes, read_shape
+from huiyin.training.memory import peak_bytes, read_shape
 
 RANK = 8
 VOCABULARY = 151_936

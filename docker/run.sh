@@ -131,7 +131,7 @@ run() {
         [ "$GPU" = none ] || check_card
         use_compose
         start_ollama
-        [ -z "$asks" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/pull.py --llm "$llm" --ollama-url http://ollama:11434
+        [ -z "$asks" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
     elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
         check_card
     else

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import polars as pl
 
-from common.errors import run
-from common.progress import Progress
-from common.settings import AtLeast0, read_settings
-from common.stage import Stage, arguments, need
+from huiyin.common.errors import run
+from huiyin.common.progress import Progress
+from huiyin.common.settings import AtLeast0, read_settings
+from huiyin.common.stage import Stage, arguments, need
 
 ORDER = ["group_id", "time", "seq", "message_id"]  # of messages.parquet
 PART = 500_000  # messages worked on at a time: memory depends on the turns, not on what is made on the way

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from common.errors import Mistake, run
-from common.progress import Progress
-from common.settings import read_settings
-from common.stage import Stage, arguments, need, sha256
-from qq.cipher import PAGE_SIZE, detect, is_plain
-from qq.tables import take_tables
+from huiyin.common.errors import Mistake, run
+from huiyin.common.progress import Progress
+from huiyin.common.settings import read_settings
+from huiyin.common.stage import Stage, arguments, need, sha256
+from huiyin.qqnt.cipher import PAGE_SIZE, detect, is_plain
+from huiyin.qqnt.extract import take_tables
 
 MESSAGES = "group_msg_table"
 TABLES = [MESSAGES, "nt_uid_mapping_table"]

@@ -18,17 +18,17 @@ from typing import ClassVar, Literal
 import psutil
 import yaml
 
-from common.errors import Mistake, run
-from common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
-from common.stage import Stage, arguments, digest_tree, need, read_receipt
-from llm.backend import Unavailable, Unusable
-from llm.client import llm_arguments, open_ollama, read_llm_settings
-from llm.ollama import tagged
-from training.base import check_disk
-from training.llamafactory import compare, environment, run_program
-from training.memory import GIB, as_text
-from training.prompt import modelfile, read_prompt
-from training.served import check_served, choose_quantize, put_rope_on_top
+from huiyin.common.errors import Mistake, run
+from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
+from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
+from huiyin.llm.backend import Unavailable, Unusable
+from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
+from huiyin.llm.ollama import tagged
+from huiyin.training.base import check_disk
+from huiyin.training.llamafactory import compare, environment, run_program
+from huiyin.training.memory import GIB, as_text
+from huiyin.serving.template import modelfile, read_prompt
+from huiyin.serving.ollama_limits import check_served, choose_quantize, put_rope_on_top
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]

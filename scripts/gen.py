@@ -15,14 +15,14 @@ from typing import ClassVar
 
 import polars as pl
 
-from common.errors import Mistake, run
-from common.settings import AtLeast0, AtLeast1, read_settings
-from common.stage import Stage, arguments, need
-from llm.backend import TooLong
-from llm.client import Answered, Client, llm_arguments, read_llm_settings
-from llm.prompts import read_prompt
-from llm.questions import missing_halves, name_of
-from privacy.personal import Redaction
+from huiyin.common.errors import Mistake, run
+from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.stage import Stage, arguments, need
+from huiyin.llm.backend import TooLong
+from huiyin.llm.client import Answered, Client, llm_arguments, read_llm_settings
+from huiyin.questions.prompts import read_prompt
+from huiyin.questions.pairing import missing_halves, name_of
+from huiyin.questions.redaction import Redaction
 
 SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
 ROUNDS = 3

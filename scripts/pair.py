@@ -16,17 +16,17 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from common.errors import Mistake, run
-from common.settings import AtLeast0, AtLeast1, read_settings
-from common.stage import Stage, arguments, need
-from linking.blind import blind_quotes, in_reach, thresholds_earned
-from linking.cases import cases_of
-from linking.linker import Linker
-from linking.names import named_by
-from linking.rule import link
-from llm.client import Client, llm_arguments, read_llm_settings
-from llm.prompts import read_prompt
-from llm.questions import NONE, same_words, which_belong_together, which_turn
+from huiyin.common.errors import Mistake, run
+from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.stage import Stage, arguments, need
+from huiyin.linking.calibration import blind_quotes, in_reach, thresholds_earned
+from huiyin.linking.cases import cases_of
+from huiyin.linking.linker import Linker
+from huiyin.linking.names import named_by
+from huiyin.linking.rule import link
+from huiyin.llm.client import Client, llm_arguments, read_llm_settings
+from huiyin.questions.prompts import read_prompt
+from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
 
 
 @dataclass

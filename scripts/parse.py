@@ -18,13 +18,13 @@ from typing import Literal
 
 import polars as pl
 
-from common.errors import Mistake, run
-from common.progress import Progress
-from common.settings import read_settings
-from common.stage import Stage, arguments, need, sha256
-from qq.browser import json_chunks
-from qq.history import CHUNK, list_column, read_export, read_history
-from qq.workers import cores
+from huiyin.common.errors import Mistake, run
+from huiyin.common.progress import Progress
+from huiyin.common.settings import read_settings
+from huiyin.common.stage import Stage, arguments, need, sha256
+from huiyin.sources.browser_json import json_chunks
+from huiyin.sources.database import CHUNK, list_column, read_export, read_history
+from huiyin.common.workers import cores
 
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"

@@ -18,19 +18,19 @@ from pathlib import Path
 import psutil
 import yaml
 
-from common.errors import Mistake, run
-from common.progress import Progress
-from common.settings import read_mapping, read_settings
-from common.stage import Stage, arguments, digest_tree, need, sha256
-from llm.client import llm_arguments, read_llm_settings, unload_model
-from llm.journal import digest
-from training.base import check_disk, find_base, token_lengths
-from training.card import check_card, find_card, torch_cuda
-from training.llamafactory import OutOfMemory, answer, environment, run_program, world_size
-from training.memory import GIB, LORA_BYTES, as_text, read_shape
-from training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
-from training.served import check_served
-from training.watch import BrokenLoss, Watch, garbled
+from huiyin.common.errors import Mistake, run
+from huiyin.common.progress import Progress
+from huiyin.common.settings import read_mapping, read_settings
+from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
+from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
+from huiyin.llm.answer_cache import digest
+from huiyin.training.base import check_disk, find_base, token_lengths
+from huiyin.training.card import check_card, find_card, torch_cuda
+from huiyin.training.llamafactory import OutOfMemory, answer, environment, run_program, world_size
+from huiyin.training.memory import GIB, LORA_BYTES, as_text, read_shape
+from huiyin.training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.serving.ollama_limits import check_served
+from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]

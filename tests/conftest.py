@@ -5,7 +5,7 @@ import pytest
 from helpers import copy_project, make
 from llm_folder import Folder
 from ollama_server import OllamaServer
-from tiny import write_gguf
+from scripts.demo.tiny import write_gguf
 
 
 @pytest.fixture(scope="session")

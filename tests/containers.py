@@ -72,7 +72,7 @@ def folder():
     """A folder with the sample history and its key, each in a folder of its own, outside any project."""
     folder = Path(tempfile.mkdtemp())  # not pytest's own, which is closed to strangers
     folder.chmod(0o755)
-    made = run_script("sample", "--out", folder / "chat")
+    made = run_script("demo/history", "--out", folder / "chat")
     assert made.returncode == 0, made.stderr
     (folder / "key").mkdir()
     (folder / "chat/key.txt").rename(folder / "key/key.txt")
@@ -255,7 +255,7 @@ def test_stopped_in_the_middle_of_pair_it_goes_on_where_it_was(box, how):
 
 
 def test_the_key_in_the_environment_reaches_decrypt_only(box, tmp_path):
-    for script in ("decrypt", "sample"):
+    for script in ("decrypt", "demo/history"):
         shutil.copy(box.project / f"scripts/{script}.py", tmp_path)
         (box.project / f"scripts/{script}.py").write_text(
             "import os, sys\nprint('key is', repr(os.environ.get('QQ_DB_KEY')), os.path.exists(sys.argv[-1]))")
@@ -265,7 +265,7 @@ def test_the_key_in_the_environment_reaches_decrypt_only(box, tmp_path):
         shown = box.make("decrypt", *words, env={"QQ_DB_KEY": key})[1]
         shown += box.make("sample", *words, env={"QQ_DB_KEY": key})[1]
     finally:
-        for script in ("decrypt", "sample"):
+        for script in ("decrypt", "demo/history"):
             shutil.copy2(tmp_path / f"{script}.py", box.project / f"scripts/{script}.py")
     assert re.findall("^key is (.*) (?:True|False)$", shown, re.MULTILINE) == [repr(key), "None"]
     assert not any(key in line for line in shown.splitlines() if not line.startswith("key is"))

@@ -11,6 +11,7 @@ EXAMPLES = int(os.environ.get("EXAMPLES", 50))  # of each fuzz test; once in a w
 # what the `make test` around us says must not reach the Make under test, nor may a key of the person running it
 CLEAN = {name: value for name, value in os.environ.items()
          if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "QQ_DB_KEY")}
+CLEAN["PYTHONPATH"] = str(ROOT)
 
 
 def run_script(name, *arguments, env=None):
@@ -22,7 +23,7 @@ def run_script(name, *arguments, env=None):
 def copy_project(folder):
     """Copy what git would hold into `folder`/huiyin, with our own .venv; return that folder."""
     project = folder / "huiyin"
-    for name in ("config", "scripts", "requirements", "docker"):
+    for name in ("config", "scripts", "huiyin", "requirements", "docker"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "target.txt"))
     shutil.copytree(ROOT / "config/demo", project / "config/demo", dirs_exist_ok=True)
     (project / "data").mkdir()

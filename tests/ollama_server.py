@@ -1,4 +1,4 @@
-"""A stand-in for Ollama: its documented HTTP API in front of a real llama-server with a tiny model (scripts/tiny.py).
+"""A stand-in for Ollama: its documented HTTP API in front of a real llama-server with a tiny model (scripts/demo/tiny.py).
 
     with OllamaServer(gguf, ["qwen2.5:14b"]) as server:
         ...  # talk to server.url

@@ -15,8 +15,8 @@ import pytest
 import sqlcipher3
 
 from helpers import ROOT, run_script
-from qq.cipher import Cipher, build_header, encryption_key
-from qq.qqnt_pb2 import Body, Element, Header, Wallet
+from huiyin.qqnt.cipher import Cipher, build_header, encryption_key
+from huiyin.qqnt.qqnt_pb2 import Body, Element, Header, Wallet
 
 CASES = ROOT / "tests/cases"
 START = datetime(2024, 1, 1, tzinfo=UTC)  # the times in the cases are seconds from here

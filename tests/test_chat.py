@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from chat import as_messages
+from scripts.tools.chat import as_messages
 from helpers import CLEAN, ROOT, make, run_script
 from ollama_server import Raw, whole
 
@@ -30,7 +30,7 @@ def chat(tmp_path, ollama):
 
     def talk(said, settings=""):
         (tmp_path / "chat.yaml").write_text(settings)
-        return subprocess.run([sys.executable, ROOT / "scripts/chat.py", tmp_path, "--config", tmp_path / "chat.yaml",
+        return subprocess.run([sys.executable, ROOT / "scripts/tools/chat.py", tmp_path, "--config", tmp_path / "chat.yaml",
                                "--llm", tmp_path / "llm.yaml"], env=CLEAN, input=said, capture_output=True,
                               encoding="utf-8")
 
@@ -93,7 +93,7 @@ def test_a_chat_with_no_ollama_there(chat):
 def test_the_demo_talks_in_process_and_ctrl_c_ends_it_cleanly(demo):
     exported = demo[0] / "data/demo/10002/exported"
     running = subprocess.Popen(
-        [sys.executable, ROOT / "scripts/chat.py", exported, "--config", ROOT / "config/chat.yaml", "--llm",
+        [sys.executable, ROOT / "scripts/tools/chat.py", exported, "--config", ROOT / "config/chat.yaml", "--llm",
          ROOT / "config/demo/llm.yaml"], env={**CLEAN, "PYTHONUNBUFFERED": "1"}, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     assert running.stdout.readline() == "loading the merged model ...\n"
@@ -117,7 +117,7 @@ def test_make_chat_ends_where_there_is_nothing_more_to_read(demo):
 
 
 def test_a_reply_in_process_streams_repeats_at_temperature_0_and_can_be_left(demo):
-    from training.talk import Merged
+    from huiyin.serving.local import Merged
 
     model = Merged(demo[0] / "data/demo/10002/exported/merged", PARAMETERS)
     question = [{"role": "user", "content": "在吗？"}]
@@ -152,13 +152,13 @@ def test_deploy_says_what_a_platform_needs(demo, tmp_path):
     made = {**receipt, "ollama": {"name": "huiyin-10002", "digest": "0"}, "fixed_system": True}
     (tmp_path / "receipt.json").write_text(json.dumps(made))
     (tmp_path / "llm.yaml").write_text("url: http://192.168.1.2:11434/\n")
-    done = run_script("deploy", tmp_path, "--generated", demo[0] / "data/demo/10002/generated", "--name",
+    done = run_script("tools/deploy", tmp_path, "--generated", demo[0] / "data/demo/10002/generated", "--name",
                       "huiyin-10002", "--llm", tmp_path / "llm.yaml")
     assert done.stdout.startswith("The model huiyin-10002 at http://192.168.1.2:11434\n")
     assert "The model does not hear it:" in done.stdout
 
     (tmp_path / "llm.yaml").write_text("url: http://ollama:11434\n")
-    done = run_script("deploy", tmp_path, "--generated", demo[0] / "data/demo/10002/generated", "--name",
+    done = run_script("tools/deploy", tmp_path, "--generated", demo[0] / "data/demo/10002/generated", "--name",
                       "huiyin-10002", "--llm", tmp_path / "llm.yaml")
     assert done.stdout.startswith("This Ollama is inside the containers' own network, and no port of it is published")
 
@@ -175,7 +175,7 @@ def chain(demo, tmp_path):
     def verify(llm="config/demo/llm.yaml"):
         stages = ["decrypted", "parsed", "combined", *(f"10002/{name}" for name in ("paired", "generated", "trained",
                                                                                    "exported"))]
-        return subprocess.run([sys.executable, ROOT / "scripts/verify.py", *(f"data/demo/{name}" for name in stages),
+        return subprocess.run([sys.executable, ROOT / "scripts/tools/verify.py", *(f"data/demo/{name}" for name in stages),
                                "--llm", llm], cwd=tmp_path, env=CLEAN, capture_output=True, encoding="utf-8")
 
     verify.data = tmp_path / "data/demo"
@@ -254,5 +254,5 @@ def test_the_ollama_model_is_part_of_the_chain(chain, ollama):
 
 
 def test_nothing_to_verify(tmp_path):
-    done = run_script("verify", tmp_path, "--llm", "config/llm.yaml")
+    done = run_script("tools/verify", tmp_path, "--llm", "config/llm.yaml")
     assert done.stderr == "verify.py: no stage is done yet: there is no receipt to verify\n"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import combine
-from common.stage import Ledger
+from scripts import combine
+from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
 from test_cases import MESSAGE
 

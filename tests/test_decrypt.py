@@ -17,17 +17,17 @@ import sqlcipher3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import Mistake
-from common.progress import Progress
-from common.stage import Stage
-from decrypt import Settings, extract, read_key
+from huiyin.common.errors import Mistake
+from huiyin.common.progress import Progress
+from huiyin.common.stage import Stage
+from scripts.decrypt import Settings, extract, read_key
 from helpers import CLEAN, EXAMPLES, ROOT, run_script
-from qq.btree import cells, four, walk
-from qq.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
-from qq.pages import Pages
-from qq.qqnt_pb2 import Header
-from qq.tables import check_space, read_schema, take_tables
-from sample import KEY, START
+from huiyin.qqnt.btree import cells, four, walk
+from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
+from huiyin.qqnt.pages import Pages
+from huiyin.qqnt.qqnt_pb2 import Header
+from huiyin.qqnt.extract import check_space, read_schema, take_tables
+from scripts.demo.history import KEY, START
 
 Usage = namedtuple("Usage", "free")
 
@@ -37,7 +37,7 @@ MESSAGES = 400
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
-    assert run_script("sample", "--messages", MESSAGES, "--out", folder).returncode == 0
+    assert run_script("demo/history", "--messages", MESSAGES, "--out", folder).returncode == 0
     return folder
 
 
@@ -419,7 +419,7 @@ def test_a_full_disk(source, tmp_path, error):
             "def pwrite(file, content, place):\n"
             f"    if place > 40960: raise OSError({error}, 'full')\n"
             "    return real(file, content, place)\n"
-            "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\nsys.path.insert(0, 'scripts')\n"
+            "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')\n")
     done = run_code(code, source, out)
     assert_refused(done, out, f"{out}: no space left; free some and start again")
@@ -443,8 +443,8 @@ def test_permission_denied(source, tmp_path, closed):
     path.chmod(0)
     for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
         folder.chmod(0o777)
-    code = ("import encodings.utf_8_sig, os, sys\nsys.path.insert(0, 'scripts')\nsys.argv = sys.argv[1:]\n"
-            "import decrypt\n"
+    code = ("import encodings.utf_8_sig, os, sys\nsys.argv = sys.argv[1:]\n"
+            "from scripts import decrypt\n"
             "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
             "decrypt.run(decrypt.main)\n")
     done = run_code(code, source, out)

@@ -84,8 +84,8 @@ def test_a_repository_on_a_windows_disk(project):
 
 def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(project):
     planned = make(project, "--dry-run", "all", "CONFIG=demo").stdout
-    assert re.findall(r"docker/run\.sh (\w+) python scripts/(\w+)\.py", planned) == [
-        *(("data", stage) for stage in ("sample", "decrypt", "parse", "combine", "tiny", "pair", "gen")),
+    assert re.findall(r"docker/run\.sh (\w+) python scripts/(?:demo/)?(\w+)\.py", planned) == [
+        *(("data", stage) for stage in ("history", "decrypt", "parse", "combine", "tiny", "pair", "gen")),
         ("train", "train"), ("train", "export")]
     assert "venv" not in planned
     assert set(re.findall(r"--ollama-url (\S+)", planned)) == {"http://ollama:11434"}

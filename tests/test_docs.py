@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 import yaml
 
-import combine
+from scripts import combine
 from helpers import ROOT, make
-from qq.history import ROW
+from huiyin.sources.database import ROW
 
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
-SETTINGS = {"decrypt": "decrypt", "parse": "parse", "combine": "combine", "llm": "llm.client", "pair": "pair",
-            "gen": "gen", "export": "export", "chat": "chat", "preflight": "training.plan"}
+SETTINGS = {"decrypt": "scripts.decrypt", "parse": "scripts.parse", "combine": "scripts.combine",
+            "llm": "huiyin.llm.client", "pair": "scripts.pair", "gen": "scripts.gen", "export": "scripts.export",
+            "chat": "scripts.tools.chat", "preflight": "huiyin.training.plan"}
 
 
 def text(name):
@@ -84,7 +85,7 @@ def test_each_field_is_explained(demo):
 def test_each_reason_for_dropping_is_explained():
     explained = text("data/README.md")
     reasons = set()
-    for script in (ROOT / "scripts").rglob("*.py"):
+    for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("huiyin/**/*.py")]:
         code = script.read_text(encoding="utf-8")
         reasons |= set(re.findall(r'dropped\["(\w+)"\]', code)) | set(re.findall(r'case\.reason = "(\w+)"', code))
     reasons |= set(ROW["dropped"].categories)  # those of parse

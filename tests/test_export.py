@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import training.base
-from common.errors import Mistake
-from export import check_loss, check_memory, check_merge, check_merged, check_room
+import huiyin.training.base
+from huiyin.common.errors import Mistake
+from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room
 from helpers import CLEAN, ROOT, run_script
 from ollama_server import Refusal
-from training.llamafactory import environment
-from training.memory import GIB
-from training.served import choose_quantize, put_rope_on_top
+from huiyin.training.llamafactory import environment
+from huiyin.training.memory import GIB
+from huiyin.serving.ollama_limits import choose_quantize, put_rope_on_top
 
 NAME = "huiyin-10002:latest"
 PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "temperature": 0.8, "top_p": 0.9, "top_k": 40,
@@ -114,7 +114,7 @@ def test_the_round_trip(export, ollama):
     assert not (export.folder / ".work").exists()
 
     (export.path / "chat.yaml").write_text("split: false\n")
-    talk = subprocess.run([sys.executable, ROOT / "scripts/chat.py", export.folder, "--config",
+    talk = subprocess.run([sys.executable, ROOT / "scripts/tools/chat.py", export.folder, "--config",
                            export.path / "chat.yaml", "--llm", export.path / "llm.yaml"], env=CLEAN,
                           input="在吗？\n\n吃了吗\n/reset\n再见\n", capture_output=True, encoding="utf-8")
     assert (talk.returncode, talk.stderr) == (0, "")
@@ -137,7 +137,7 @@ def test_the_round_trip(export, ollama):
         "rename it (ollama cp) and remove it: ollama rm huiyin-10002")
     assert [request.path for request in ollama.requests[before:]] == ["/api/tags"]
     (export.path / "exported.ollama").unlink()
-    gone = run_script("chat", export.folder, "--config", export.path / "chat.yaml", "--llm", export.path / "llm.yaml")
+    gone = run_script("tools/chat", export.folder, "--config", export.path / "chat.yaml", "--llm", export.path / "llm.yaml")
     assert gone.stderr == "chat.py: the Ollama model huiyin-10002 is not the one that export made; make export again\n"
 
 
@@ -162,7 +162,7 @@ def test_a_stream_that_ends_in_an_error_on_status_200(export, ollama):
 
 def test_no_room_on_the_disk(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
+    monkeypatch.setattr(huiyin.training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
     check_room(tmp_path, 4 * GIB, None)
     with pytest.raises(Mistake) as mistake:
         check_room(tmp_path, GIB, tmp_path)

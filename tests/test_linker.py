@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-import linking.linker
-from linking.blind import threshold_earned
-from linking.cases import Case
-from linking.features import WIDTH, Talk, features
-from linking.lines import lines_of, shares_of_turns
-from linking.linker import REACH, Linker, choose
-from linking.threads import NAMES as NAMES_OF_THREADS
-from linking.threads import thread_features, threads
+import huiyin.linking.linker
+from huiyin.linking.calibration import threshold_earned
+from huiyin.linking.cases import Case
+from huiyin.linking.features import WIDTH, Talk, features
+from huiyin.linking.lines import lines_of, shares_of_turns
+from huiyin.linking.linker import REACH, Linker, choose
+from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
+from huiyin.linking.threads import thread_features, threads
 from llm_folder import prompt_of, succeeded
 from test_cases import START, cases, compare, ledger_of, read_lines, turns
 
@@ -58,7 +58,7 @@ def mentions(turn):
 @pytest.mark.parametrize("at_once", [1, 100])
 def test_what_a_blind_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
     """Not in the quote itself, not in the habits of its author, not by those who speak before and after."""
-    monkeypatch.setattr(linking.linker, "CASES_AT_ONCE", at_once)
+    monkeypatch.setattr(huiyin.linking.linker, "CASES_AT_ONCE", at_once)
     users = "abcabcabca"
     plain = [said(place, user, f"text {place % 4}") for place, user in enumerate(users)]
     quoting = [*plain[:8], said(8, "c", "text 0", mentions=["a"]), *plain[9:]]

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from helpers import ROOT
-from linking.names import Names
-from linking.rule import link
-from linking.window import window
-from privacy.personal import Redaction
+from huiyin.linking.names import Names
+from huiyin.linking.rule import link
+from huiyin.linking.window import window
+from huiyin.questions.redaction import Redaction
 
 TALK = ["今天吃什么", "好的", "ok then"] * 10
 

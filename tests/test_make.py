@@ -16,7 +16,7 @@ DEMO = ["CONFIG=demo", "RUN_IN=host", "GPU=none"]
 
 
 def stages_run(output):
-    return re.findall(r"python scripts/(\w+)\.py", output)
+    return re.findall(r"python scripts/(?:demo/|tools/)?(\w+)\.py", output)
 
 
 def folder(project, stage):
@@ -36,7 +36,7 @@ def snapshot(path):
 
 def test_demo_walks_the_whole_road(demo):
     project, output = demo
-    assert stages_run(output) == ["sample", "decrypt", "parse", "combine", "tiny", "pair", "gen", "train", "export"]
+    assert stages_run(output) == ["history", "decrypt", "parse", "combine", "tiny", "pair", "gen", "train", "export"]
     table = output[output.index("Asked the merged model"):]
     assert "gibberish" in table
     for stage in STAGES:
@@ -245,7 +245,7 @@ def test_a_source_with_a_chinese_name(demo, tmp_path):
 
 
 def test_only_decrypt_sees_the_key(project):
-    for script in ("sample", "decrypt"):
+    for script in ("demo/history", "decrypt"):
         (project / f"scripts/{script}.py").write_text("import os; print('key is', repr(os.environ.get('QQ_DB_KEY')))")
     key = "a'b\"c$d #e\\"
     shown = make(project, "decrypt", *DEMO, env={"QQ_DB_KEY": key})

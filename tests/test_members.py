@@ -25,7 +25,7 @@ def members(folder, rows):
     combined = run_script("combine", folder / "messages.parquet", "--config", "config/combine.yaml", "--out",
                           folder / "combined")
     assert combined.returncode == 0, combined.stderr
-    done = run_script("members", folder / "messages.parquet", folder / "combined/turns.parquet", "--out",
+    done = run_script("tools/members", folder / "messages.parquet", folder / "combined/turns.parquet", "--out",
                       folder / "members")
     assert done.returncode == 0, done.stderr
     ledger = json.loads((folder / "members/receipt.json").read_text(encoding="utf-8"))["ledger"]
@@ -84,6 +84,6 @@ def test_a_crowd_is_cut_on_the_terminal_but_not_in_the_file(tmp_path):
 
 def test_missing_turns(tmp_path):
     pl.DataFrame([], MESSAGE).write_parquet(tmp_path / "messages.parquet")
-    done = run_script("members", tmp_path / "messages.parquet", tmp_path / "turns.parquet", "--out", tmp_path / "out")
+    done = run_script("tools/members", tmp_path / "messages.parquet", tmp_path / "turns.parquet", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (
         1, f"members.py: {tmp_path}/turns.parquet: no such file; `make combine` makes it\n")

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from ollama_server import OllamaServer, Refusal
-from tiny import write_hugging_face
+from scripts.demo.tiny import write_hugging_face
 
 MODEL = "qwen2.5:14b"
 SCHEMA = {

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import Mistake
+from huiyin.common.errors import Mistake
 from helpers import EXAMPLES, run_script
-from parse import MESSAGE, csv_chunks, write_csv
-from qq.body import AT, TEXT, BodyReader, kind_name
-from qq.browser import json_chunks
-from qq.history import to_chunk
-from qq.qqnt_pb2 import Body, Element, Wallet
-from sample import COLUMNS, history
+from scripts.parse import MESSAGE, csv_chunks, write_csv
+from huiyin.qqnt.body import AT, TEXT, BodyReader, kind_name
+from huiyin.sources.browser_json import json_chunks
+from huiyin.sources.database import to_chunk
+from huiyin.qqnt.qqnt_pb2 import Body, Element, Wallet
+from scripts.demo.history import COLUMNS, history
 
 MESSAGES = 1500
 T = 1_660_471_938
@@ -56,7 +56,7 @@ def assert_refused(done, out, line):
 @pytest.fixture(scope="module")
 def decrypted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
-    assert run_script("sample", "--seed", 1, "--messages", MESSAGES, "--out", folder).returncode == 0
+    assert run_script("demo/history", "--seed", 1, "--messages", MESSAGES, "--out", folder).returncode == 0
     done = run_script("decrypt", folder / "nt_msg.db", "--key", folder / "key.txt", "--config", "config/decrypt.yaml",
                       "--out", folder / "decrypted")
     assert done.returncode == 0

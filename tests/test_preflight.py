@@ -6,11 +6,11 @@ import sys
 import pynvml
 import pytest
 
-import train
-from common.errors import Mistake
-from training.card import check_card, find_card, torch_cuda
-from training.memory import GIB, peak_bytes, read_shape
-from training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
+from scripts import train
+from huiyin.common.errors import Mistake
+from huiyin.training.card import check_card, find_card, torch_cuda
+from huiyin.training.memory import GIB, peak_bytes, read_shape
+from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 
 QWEN = {  # Qwen2.5-1.5B-Instruct's config.json, as far as it matters
     "architectures": ["Qwen2ForCausalLM"], "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,

@@ -13,7 +13,7 @@ def pull(tmp_path, ollama):
     """Call pull.py for the model other:1b, which the server lacks."""
     settings = tmp_path / "llm.yaml"
     settings.write_text("model: other:1b\n")
-    return lambda: run_script("pull", "--llm", settings, "--ollama-url", ollama.url)
+    return lambda: run_script("tools/pull", "--llm", settings, "--ollama-url", ollama.url)
 
 
 def complaint(done):

@@ -5,8 +5,8 @@ from collections import Counter
 from itertools import pairwise
 
 from helpers import run_script
-from qq.cipher import has_header, read_header
-from sample import GROUPS, KEY, MEMBERS, TARGET, history
+from huiyin.qqnt.cipher import has_header, read_header
+from scripts.demo.history import GROUPS, KEY, MEMBERS, TARGET, history
 
 MESSAGES = list(history(1, 1500))
 
@@ -46,7 +46,7 @@ def test_every_oddity_is_there():
 
 
 def test_the_files_are_those_of_qq(tmp_path):
-    done = run_script("sample", "--seed", 1, "--messages", 300, "--out", tmp_path)
+    done = run_script("demo/history", "--seed", 1, "--messages", 300, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["group_info.db", "key.txt", "nt_msg.db", "profile_info.db", "receipt.json"]

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from common.errors import Mistake
-from common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.errors import Mistake
+from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 
 
 @dataclass

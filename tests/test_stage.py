@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from common.errors import Mistake
-from common.stage import Stage
+from huiyin.common.errors import Mistake
+from huiyin.common.stage import Stage
 
 
 def write(folder, names, fail=None):

@@ -7,11 +7,11 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file
 
 from helpers import run_script
-from tiny import write_gguf
+from scripts.demo.tiny import write_gguf
 
 
 def test_both_formats_are_one_model(tmp_path):
-    done = run_script("tiny", "--out", tmp_path)
+    done = run_script("demo/tiny", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tiny-qwen2"
     receipt = json.loads((tmp_path / "receipt.json").read_text())

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-import train
+from scripts import train
 from helpers import CLEAN, ROOT, run_script
 from hub_server import Hub
 from test_preflight import RTX_3060, Nvml
-from training import base, llamafactory
-from training.watch import BrokenLoss, Watch, garbled
+from huiyin.training import base, llamafactory
+from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 
 class Training:
@@ -317,11 +317,11 @@ def test_a_base_model_is_fetched_from_the_hub_once(training):
     training.settings["model_name_or_path"] = "someone/tiny"
     code = f"""if True:
         from pathlib import Path
-        from training.base import find_base
+        from huiyin.training.base import find_base
         print(find_base("someone/tiny", Path("{training.path}/cache"), whole=True))"""
     fetch = [sys.executable, "-c", code]
     with Hub("someone/tiny", training.tiny) as hub:
-        environment = {**CLEAN, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT / "scripts")}
+        environment = {**CLEAN, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)}
         done = training.run("--dry-run", env=environment)
         assert done.returncode == 0, done.stderr
         assert sorted(hub.fetched) == ["config.json", "tokenizer.json"]

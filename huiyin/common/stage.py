@@ -1,0 +1,177 @@
+"""A stage: its arguments, its ledger, its files (whole or not at all), its receipt."""
+
+import argparse
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+from huiyin.common.errors import Mistake
+
+
+class Ledger:
+    """What became of every record: read = written + merged + sum(dropped)."""
+
+    def __init__(self):
+        self.read = 0
+        self.written = 0
+        self.merged = None  # a number where several records become one
+        self.dropped = Counter()
+
+    def as_dict(self):
+        merged = {} if self.merged is None else {"merged": self.merged}
+        return {"read": self.read, "written": self.written, **merged, "dropped": dict(sorted(self.dropped.items()))}
+
+    def check(self):
+        accounted = self.written + (self.merged or 0) + self.dropped.total()
+        if self.read != accounted:
+            raise AssertionError(f"the ledger does not balance: {self.as_dict()}")
+
+    def __str__(self):
+        parts = [f"read {self.read:,}", f"written {self.written:,}"]
+        if self.merged is not None:
+            parts.append(f"merged {self.merged:,}")
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dropped.items()) if count)
+        return ", ".join([*parts, f"dropped {self.dropped.total():,}" + (f" ({reasons})" if reasons else "")])
+
+
+class Stage:
+    """One run of a stage into the folder `out`.
+
+        with Stage("parse", out, packages=["polars"]) as stage:
+            rows = read(stage.input(path))
+            write(stage.output("messages.parquet"), rows)
+            stage.ledger.read += 1
+            stage.receipt["kinds"] = {...}
+
+    Outputs are written as `.<name>.part` and renamed together when the block ends without an exception; then
+    comes `receipt.json`. After an exception the earlier result is as it was.
+    """
+
+    def __init__(self, name, out, packages=()):
+        self.name, self.out, self.packages = name, Path(out), packages
+        self.ledger, self.receipt = Ledger(), {}
+        self.inputs, self.settings, self.outputs = {}, {}, []
+        self.earlier = read_receipt(self.out)
+
+    def __enter__(self):
+        self.started, self.started_at = time.monotonic(), time.time()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.out.chmod(0o700)
+        self._lock()
+        self._remove_parts()
+        return self
+
+    def input(self, path, digest=None):
+        """Note the file at `path` as an input, with its sha256 (given, if the caller knows it already); return it."""
+        self.inputs[str(path)] = digest or sha256(path)
+        return Path(path)
+
+    def use(self, path, settings):
+        """Note the settings file at `path` and what was read from it; return the settings."""
+        self.settings[str(path)] = {"sha256": sha256(path), "values": as_plain(settings)}
+        return settings
+
+    def output(self, name):
+        """Return the path to write the output file or folder `name` to."""
+        self.outputs.append(name)
+        return self.out / f".{name}.part"
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self.ledger.check()
+                self._commit()
+                print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
+        finally:
+            self._remove_parts()
+            os.close(self.folder)
+
+    def _lock(self):
+        """Two runs in one folder would take each other's parts away. The lock goes with the process."""
+        self.folder = os.open(self.out, os.O_RDONLY)
+        try:
+            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
+
+    def _commit(self):
+        outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
+        versions = {"python": platform.python_version(), **{name: version(name) for name in self.packages}}
+        self.receipt = {
+            "stage": self.name, "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - self.started, 3), "ledger": self.ledger.as_dict(),
+            "inputs": self.inputs, "settings": self.settings, "outputs": outputs, "versions": versions, **self.receipt,
+        }
+        receipt = self.out / ".receipt.json.part"
+        receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
+        os.utime(receipt, (self.started_at, self.started_at))
+        for name in self.outputs:
+            replace(self.out / f".{name}.part", self.out / name)
+        for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
+            remove(self.out / name)
+        receipt.replace(self.out / "receipt.json")
+
+    def _remove_parts(self):
+        for part in self.out.glob(".*.part"):
+            remove(part)
+
+
+def arguments(doc, *names, **options):
+    """Return a parser whose help is `doc`, with `--config`, `--out` and the positional `names`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in names:
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings of this stage")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    return parser
+
+
+def read_receipt(folder):
+    """Return the receipt in `folder`, or {} where there is none that can be read."""
+    try:
+        return json.loads((Path(folder) / "receipt.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_tree(path):
+    """sha256 of a file, or {relative name: sha256} of a folder."""
+    if path.is_dir():
+        return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    return sha256(path)
+
+
+def replace(part, final):
+    """Put `part` in the place of `final`; a folder cannot be renamed over a full one, so that one goes first."""
+    if final.is_dir():
+        remove(final)
+    part.replace(final)
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def as_plain(settings):
+    return dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+
+
+def need(path, what):
+    """Return `path` if there is such a file; otherwise a `Mistake` says `what` makes it."""
+    if not Path(path).is_file():
+        raise Mistake(f"{path}: no such file; {what}")
+    return Path(path)

@@ -1,0 +1,1 @@
+"""Which message answers which, without a language model."""

@@ -1,0 +1,1 @@
+"""QQ's own database: cipher, pages, salvage of damaged files, message bodies."""

@@ -1,0 +1,136 @@
+"""Message bodies (column 40800): from protobuf to fragments, kinds, mentions and the quote."""
+
+import json
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from huiyin.qqnt.qqnt_pb2 import Body, Element
+
+KINDS = {
+    1: "text", 2: "image", 3: "file", 4: "voice", 5: "video", 6: "face", 7: "reply", 8: "tip", 9: "wallet", 10: "ark",
+    11: "market_face", 14: "markdown", 16: "forward", 21: "call", 27: "face",
+}  # fmt: skip
+TEXT, REPLY = 1, 7
+AT = -TEXT  # a mention: an element of type 1 too
+AT_EVERYBODY = 1
+EVERYBODY = "all"
+ELEMENT_TAG = bytes.fromhex("82F613")  # field 40800, length-delimited
+
+
+class Content(NamedTuple):
+    """What a body holds: the kinds as numbers (45002; AT for a mention, which has no other), see `kind_name`. A mention
+    that has no QQ number is given by its uid, `u_...`."""
+
+    fragments: list[str]
+    kinds: list[int]
+    mentions: list[str]
+    quote: Element | None
+
+
+def kind_name(number):
+    return "at" if number == AT else KINDS.get(number) or f"unknown:{number}"
+
+
+class BodyReader:
+    """Reads bodies and counts what was not sound; `placeholders` are the kinds that get a fragment too."""
+
+    def __init__(self, placeholders=()):
+        self.placeholders = {number: kind for number, kind in KINDS.items() if kind in placeholders}
+        self.undecodable = 0  # bodies that protobuf refuses as a whole
+        self.invalid_texts = 0  # texts that are not UTF-8
+
+    def read(self, body):
+        try:
+            elements = Body.FromString(body).elements
+        except DecodeError:
+            self.undecodable += 1
+            elements = whole_elements(body)
+        fragments, kinds, mentions, quote, decode = [], [], [], None, self.decode
+        for element in elements:
+            number = element.kind
+            if number == TEXT:
+                fragments.append(decode(element.text))
+                if element.at_kind or element.at_uid:
+                    number = AT
+                    mentions.append(mentioned(element))
+            elif number == REPLY:
+                quote = quote or element
+            elif number in self.placeholders:
+                fragments.append(decode(placeholder(self.placeholders[number], element)))
+            kinds.append(number)
+        return Content(fragments, kinds, mentions, quote)
+
+    def decode(self, text):
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            self.invalid_texts += 1
+            return text.decode("utf-8", "replace")
+
+
+def mentioned(element):
+    if element.at_kind == AT_EVERYBODY:
+        return EVERYBODY
+    return str(element.at_qq) if element.at_qq else element.at_uid.decode("utf-8", "replace")
+
+
+def whole_elements(body):
+    """Yield the elements of a damaged body up to the first that is not whole."""
+    place = 0
+    while body.startswith(ELEMENT_TAG, place):
+        length, place = read_varint(body, place + len(ELEMENT_TAG))
+        if length is None or place + length > len(body):
+            return
+        try:
+            yield Element.FromString(body[place : place + length])
+        except DecodeError:
+            return
+        place += length
+
+
+def read_varint(data, place):
+    """Return the number at `place` and where it ends; None for the number if it does not end."""
+    value = shift = 0
+    for byte in data[place : place + 10]:
+        place += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, place
+    return None, place
+
+
+def placeholder(kind, element):
+    """Return the bytes that stand for an element that is no text."""
+    match kind:
+        case "image":
+            return b"".join(element.picture_label) or "[图片]".encode()
+        case "file":
+            return "[文件]".encode() + element.file_name
+        case "voice":
+            return element.voice_transcript or "[语音]".encode()
+        case "video":
+            return "[视频]".encode()
+        case "face":
+            return element.face_label or element.bubble_face_label or "[表情]".encode()
+        case "market_face":
+            return element.market_face_label or "[表情]".encode()
+        case "wallet":
+            return element.wallet.greeting or element.wallet.prompt or "[红包]".encode()
+        case "ark":
+            return ark_prompt(element.ark_json).encode("utf-8", "replace") or "[卡片]".encode()
+        case "markdown":
+            return element.markdown_text or "[文档]".encode()
+        case "forward":
+            return "[聊天记录]".encode()
+        case "call":
+            return element.call_text or element.call_summary or "[通话]".encode()
+
+
+def ark_prompt(card):
+    try:
+        prompt = json.loads(card)["prompt"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return ""
+    return prompt if isinstance(prompt, str) else ""

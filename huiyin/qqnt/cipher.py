@@ -1,0 +1,137 @@
+"""How QQNT encrypts a database file: a 1024-byte header of its own, then SQLCipher 4 with other parameters.
+
+Nothing here needs SQLCipher: the authentication code of page 1 tells in milliseconds, with hashlib alone, whether
+a key is right and which parameters apply. SQLCipher itself only ever says "file is not a database".
+"""
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from huiyin.common.errors import Mistake
+from huiyin.qqnt.qqnt_pb2 import Header
+
+HEADER_SIZE = 1024
+PAGE_SIZE = 4096
+PAGES_TO_TRY = 4  # to tell a damaged page 1 from a wrong key
+SALT_SIZE = 16  # first bytes of page 1
+IV_SIZE = 16
+KDF_ITERATIONS = 4000
+RESERVED = {"SHA1": 48, "SHA256": 48, "SHA512": 80}  # bytes at the end of a page: IV, authentication code, padding
+
+PLAIN_MAGIC = b"SQLite format 3\0"
+HEADER_MAGIC = b"SQLite header 3\0"  # "header", not "format"
+HEADER_MARK = b"QQ_NT DB"  # at byte 32
+HEADER_START = HEADER_MAGIC + bytes.fromhex("04001000") + bytes(12) + HEADER_MARK
+
+
+@dataclass(frozen=True)
+class Cipher:
+    """What it takes to open a file: where its SQLite pages begin and, where they are encrypted, the HMAC in use."""
+
+    offset: int = 0
+    hmac: str | None = None
+
+    def pragmas(self, key):
+        """Return the statements that open the pages with `key`; nothing may be read before the last of them."""
+        if self.hmac is None:
+            return []
+        return [
+            "PRAGMA cipher_log_level = NONE",
+            f"PRAGMA key = {quoted(key)}",
+            f"PRAGMA cipher_page_size = {PAGE_SIZE}",
+            f"PRAGMA kdf_iter = {KDF_ITERATIONS}",
+            f"PRAGMA cipher_hmac_algorithm = HMAC_{self.hmac}",
+            "PRAGMA cipher_kdf_algorithm = PBKDF2_HMAC_SHA512",
+        ]
+
+
+def is_plain(start):
+    return start.startswith(PLAIN_MAGIC)
+
+
+def has_header(start):
+    return start.startswith(HEADER_MAGIC) or start[32:40] == HEADER_MARK
+
+
+def read_header(start):
+    """Return the protobuf in the header, empty where it cannot be read."""
+    length = int.from_bytes(start[40:44], "little")
+    try:
+        return Header.FromString(start[44 : min(44 + length, HEADER_SIZE)])
+    except DecodeError:
+        return Header()
+
+
+def build_header(header):
+    content = header.SerializeToString()
+    return (HEADER_START + len(content).to_bytes(4, "little") + content).ljust(HEADER_SIZE, b"\0")
+
+
+def is_raw(key):
+    """Whether `key` is the derived key, alone or with its salt, rather than a passphrase."""
+    return re.fullmatch(r"[0-9A-Fa-f]{64}([0-9A-Fa-f]{32})?", key) is not None
+
+
+def quoted(key):
+    """Return `key` as PRAGMA takes it (no bound parameters there); a raw key says so by its form."""
+    return f"\"x'{key}'\"" if is_raw(key) else "'" + key.replace("'", "''") + "'"
+
+
+def encryption_key(key, salt):
+    if is_raw(key):
+        return bytes.fromhex(key[:64])
+    return hashlib.pbkdf2_hmac("sha512", key.encode(), salt, KDF_ITERATIONS, 32)
+
+
+def mac_key(secret, salt):
+    return hashlib.pbkdf2_hmac("sha512", secret, bytes(byte ^ 0x3A for byte in salt), 2, 32)
+
+
+def fits(page, number, key, name):
+    """Whether the HMAC `name` made with the MAC key `key` is that at the end of `page`, the `number`-th of its file."""
+    begin, end = SALT_SIZE if number == 1 else 0, PAGE_SIZE - RESERVED[name] + IV_SIZE
+    mac = hmac.digest(key, page[begin:end] + number.to_bytes(4, "little"), name.lower())
+    return hmac.compare_digest(mac, page[end : end + len(mac)])
+
+
+def detect(path, key):
+    """Return the `Cipher` of the database at `path`; a `Mistake` says why `key` does not open it."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(HEADER_SIZE + PAGE_SIZE * PAGES_TO_TRY)
+    if not start:
+        raise Mistake(f"{path}: is empty; copy it again with QQ closed")
+    if is_plain(start):
+        return Cipher()
+    if not has_header(start) and size % PAGE_SIZE not in (0, HEADER_SIZE):
+        raise Mistake(f"{path}: not a QQNT database; give the nt_msg.db of your account")
+    if len(start) < PAGE_SIZE + (HEADER_SIZE if has_header(start) else 0):
+        raise Mistake(f"{path}: truncated, only {size:,} bytes; copy it again with QQ closed")
+    if key is None:
+        raise Mistake(f"{path}: encrypted; give the key in QQ_DB_KEY or in the file named by --key")
+
+    named = read_header(start).hmac.decode("ascii", "replace").removeprefix("HMAC_")
+    for offset in (HEADER_SIZE, 0):
+        pages = [start[place : place + PAGE_SIZE] for place in range(offset, len(start) - PAGE_SIZE + 1, PAGE_SIZE)]
+        if not pages:
+            continue
+        salt = pages[0][:SALT_SIZE]
+        authentic = mac_key(encryption_key(key, salt), salt)
+        for name in sorted(RESERVED, key=lambda name: name != named):  # what the header names comes first
+            sound = [number for number, page in enumerate(pages, 1) if fits(page, number, authentic, name)]
+            if sound[:1] == [1]:
+                return Cipher(offset, name)
+            if sound:
+                raise Mistake(
+                    f"{path}: the key is right, but page 1, which says where everything is, is damaged; "
+                    "copy it again with QQ closed"
+                )
+    if not has_header(start):
+        raise Mistake(f"{path}: not a QQNT database, or the key is wrong for it")
+    if named and named not in RESERVED:
+        raise Mistake(f"{path}: wrong key, or a newer QQ: its header names HMAC_{named}, which is not known here")
+    raise Mistake(f"{path}: wrong key; get it again for the account this file belongs to")

@@ -1,0 +1,117 @@
+"""The JSON that DB Browser for SQLite makes of group_msg_table (File > Export > Table(s) to JSON), read as a stream.
+
+An array of rows, {"40001": 7400000000000000101, "40800": "gvYT...", ...}: integers exact, blobs in base64 (or, from a
+query, `hex("40800")`). Older versions of the program lose what matters: 3.11 rounds ids, 3.10 destroys bodies.
+"""
+
+import base64
+import binascii
+import re
+from decimal import Decimal
+from itertools import islice
+
+import ijson
+
+from huiyin.common.errors import Mistake
+from huiyin.qqnt.body import ELEMENT_TAG
+from huiyin.sources.database import BODY, CHUNK, COLUMNS, NUMBERS
+
+NEEDED = {"40001", "40050", "40800"}
+NUMBER_COLUMNS = set(NUMBERS.values())
+CHAT_TYPE, GROUP = "40010", 2
+EXACT_IN_A_DOUBLE = 1 << 53
+MOST_KEYS = 12
+AGAIN = "export the table again with DB Browser 3.12 or newer"
+
+
+def json_chunks(path, file):
+    """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
+    try:
+        with open(path, "rb") as beginning:
+            if found := odd_shape(beginning):
+                raise Mistake(f"{path}: {found}; {AGAIN}")
+        rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
+        first = True
+        while chunk := list(islice(rows, CHUNK)):
+            if first:
+                check_versions(path, chunk)
+            first = False
+            yield chunk
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
+
+
+def odd_shape(file):
+    """Return what there is instead of an array of rows, or None. An empty table is written as `null`."""
+    keys, depth = [], 0
+    for event, value in ijson.basic_parse(file):
+        if depth == 0 and event in ("null", "start_array"):
+            return None
+        if depth == 0 and event != "start_map":
+            return f"not an array of rows but {str(value)[:40]!r}"
+        depth += (event in ("start_map", "start_array")) - (event in ("end_map", "end_array"))
+        if event == "map_key" and depth == 1:
+            keys.append(value)
+        if depth == 0 or len(keys) == MOST_KEYS:
+            break
+    return f"not an export of group_msg_table but an object with the keys {', '.join(map(repr, keys))}"
+
+
+def to_row(path, number, row):
+    if not isinstance(row, dict):
+        raise Mistake(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
+    row = {re.sub(r'hex\(["\[]?(\d+)["\]]?\)', r"\1", name): value for name, value in row.items()}
+    if not row.keys() >= NEEDED:
+        keys = ", ".join(map(repr, list(row)[:MOST_KEYS]))
+        raise Mistake(f"{path}: row {number} is no row of group_msg_table; it has the keys {keys}; {AGAIN}")
+    if CHAT_TYPE in row and to_integer(path, number, CHAT_TYPE, row[CHAT_TYPE]) not in (GROUP, None):
+        raise Mistake(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
+    return tuple(
+        to_integer(path, number, str(name), row.get(str(name))) if name in NUMBER_COLUMNS
+        else to_body(row.get(str(name))) if name == BODY
+        else to_bytes(row.get(str(name)))
+        for name in COLUMNS
+    )  # fmt: skip
+
+
+def to_integer(path, number, name, value):
+    """Return an integer, however it was written; None for NULL, which 3.10 writes as ""."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, Decimal):
+        raise Mistake(f"{path}: row {number}: {name} is {value}, rounded as DB Browser 3.11 does; {AGAIN}")
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
+        value = int(value)
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise Mistake(f"{path}: row {number}: {name} is {str(value)[:40]!r}, not a number; {AGAIN}")
+    return value
+
+
+def to_bytes(value):
+    return None if value is None else str(value).encode("utf-8", "replace")
+
+
+def to_body(value):
+    """Return the bytes of a blob; what is neither base64 nor hex stays as it is, to be counted as undecodable."""
+    if not value:
+        return None
+    text = str(value)
+    try:
+        if (body := bytes.fromhex(text)).startswith(ELEMENT_TAG):
+            return body
+    except ValueError:
+        pass
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text.encode("utf-8", "replace")
+
+
+def check_versions(path, rows):
+    """Refuse what older versions of DB Browser wrote, by the rows of the first chunk."""
+    ids = [row[0] for row in rows if row[0] and row[0] > EXACT_IN_A_DOUBLE]
+    if len(ids) > 4 and all(number == int(float(number)) for number in ids):
+        raise Mistake(f"{path}: all ids are rounded, as DB Browser 3.11 does; {AGAIN}")
+    bodies = [row[-1] for row in rows if row[-1]]
+    if bodies and not any(body.startswith(ELEMENT_TAG) for body in bodies):
+        raise Mistake(f"{path}: the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}")

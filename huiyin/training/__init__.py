@@ -1,0 +1,1 @@
+"""What fits the card, and LLaMA-Factory as a program."""

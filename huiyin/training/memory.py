@@ -1,0 +1,102 @@
+"""How much memory LoRA training takes, from the shape of the base model alone.
+
+The terms were fitted to simulations of the real code with fake tensors (bench/vram.py compares the two): the logits of
+a large vocabulary, not the parameters, decide for small models.
+"""
+
+import json
+from dataclasses import dataclass
+
+from huiyin.common.errors import Mistake
+
+GIB = 1 << 30
+# Decoders that are built like Qwen2 and Llama: four attention projections and three of a gated feed-forward a layer.
+ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"]
+
+LORA_BYTES = 16  # a trained parameter: 4 itself, 4 gradient, 8 Adam
+LOGITS_BYTES = 12  # a token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
+HIDDEN_BYTES = 2  # a hidden value in bf16 or fp16
+LAYER_BYTES = 11.5  # a token and layer without checkpointing, by hidden + feed-forward width
+FOUR_BIT_BYTES = 0.52  # a weight in 4 bits with its scales
+
+
+def as_text(size):
+    """`size` in bytes as people say it."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.0f} MiB"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, as in its config.json."""
+
+    architecture: str
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    tied: bool
+    weight_bytes: int
+
+    def projections(self):
+        """{name: (inputs, outputs)} of the linear layers of one block."""
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        return {
+            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.feed_forward),
+            "up_proj": (self.hidden, self.feed_forward), "down_proj": (self.feed_forward, self.hidden),
+        }
+
+    @property
+    def embeddings(self):
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self):
+        block = sum(inputs * outputs for inputs, outputs in self.projections().values()) + 2 * self.hidden
+        if self.architecture == "Qwen2ForCausalLM":  # it has biases on queries, keys and values
+            block += (self.heads + 2 * self.kv_heads) * self.head_width
+        return self.layers * block + self.embeddings + self.hidden
+
+    def lora_parameters(self, rank, targets):
+        """Parameters of adapters of `rank` on the layers named in `targets` ("all": every one)."""
+        names = self.projections() if "all" in targets else targets
+        return self.layers * sum(rank * sum(self.projections()[name]) for name in names if name in self.projections())
+
+
+def read_shape(path):
+    """Return the `Shape` in the config.json at `path`; a `Mistake` for a kind of model that is not known here."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architecture = config["architectures"][0]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise Mistake(f"{path}: not the config.json of a language model") from None
+    if architecture not in ARCHITECTURES:
+        raise Mistake(f"{path}: unsupported architecture {architecture}; take a model of one of these: "
+                      f"{', '.join(ARCHITECTURES)}")
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
+    return Shape(
+        architecture, hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
+        config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads, config["vocab_size"],
+        config.get("tie_word_embeddings", False), 4 if dtype == "float32" else 2)
+
+
+def peak_bytes(shape, tokens, lora, checkpointing=True, liger=False, four_bit=False):
+    """Return the bytes of live tensors at the worst moment of a step of `tokens` = rows x padded length.
+
+    `lora` is the number of trained parameters. CUDA's own context and the allocator's slack are not in it.
+    """
+    weights = shape.weight_bytes * shape.parameters
+    if four_bit:
+        weights = FOUR_BIT_BYTES * (shape.parameters - shape.embeddings) + 2 * shape.embeddings
+    one_layer = LAYER_BYTES * tokens * (shape.hidden + shape.feed_forward)
+    # Liger works through the vocabulary in pieces about as large as the hidden states
+    logits = LOGITS_BYTES * tokens * (shape.hidden if liger else shape.vocabulary)
+    if checkpointing:  # the logits are gone before the first layer is computed again
+        activations = HIDDEN_BYTES * tokens * shape.hidden * shape.layers + max(logits, one_layer)
+    else:
+        activations = one_layer * shape.layers + logits
+    return weights + LORA_BYTES * lora + activations

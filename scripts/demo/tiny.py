@@ -1,0 +1,222 @@
+"""Write a tiny language model with random weights: what it says is gibberish, for the demo and the tests only.
+
+One Qwen2 model in two formats: `tiny.gguf`, which llama-server and Ollama load in milliseconds, and `tiny-qwen2/`,
+a Hugging Face folder that LLaMA-Factory trains and exports. Both hold the same vocabulary and the same weights.
+It follows JSON schemas, ends its answers by itself and writes whole characters only. Nothing is downloaded.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import save_file
+
+from huiyin.common.errors import run
+from huiyin.common.stage import Stage
+
+LAYERS, HIDDEN, HEADS, KV_HEADS, FEED_FORWARD = 2, 64, 4, 2, 128
+CONTEXT, ROPE_BASE, NORM_EPS = 32768, 1_000_000.0, 1e-6
+END_OF_TEXT, START, END = SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+NEWLINE, SPACE = "Ċ", "Ġ"  # as the byte alphabet writes them
+
+WORDS = [" the", " and", " of", "in", "er", "on", " to", "me", "ss", "age"]
+# Each of these is one token: prompts get shorter, and answers look a little Chinese.
+CHARACTERS = (
+    "的一是了我不人在他有这个上们来到时大地为子中你说生国年着就那和要她出也得里后自以会家可下而过天去能对小多然于心学么之都好看起发当没成只"
+    "如事把还用第样道想作种开吗吧呢啊哈嗯哦呀啦嘛诶今明昨晚早点钟吃饭买卖钱玩游戏打球车票电影脑手机网课老师同群谁什怎几哪问题回答消息条复"
+    "前面给请从候选号直接最真假很太少再才又被让与但因所果话知觉得见听走跑睡忙快慢高低新旧热冷雨工作班周末月日分秒两三四五六七八九十，。？！：、"
+)
+# Qwen2's own pattern: llama.cpp's pre-tokenizer "qwen2" and Ollama's converter both know it.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Weights of the bias in the output matrix (make_weights); 1 is worth about 3 logits.
+BIAS = {END: 1.3, '"': 3.2, NEWLINE: -3.0, SPACE: -3.0}
+BAN = -24.0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another model (default 0)")
+    options = parser.parse_args()
+    with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:
+        stage.receipt["seed"] = options.seed
+        write_gguf(stage.output("tiny.gguf"), options.seed)
+        write_hugging_face(stage.output("tiny-qwen2"), options.seed)
+        stage.ledger.read = stage.ledger.written = 2
+
+
+def byte_alphabet():
+    """The 256 printable characters that stand for the byte values in GPT-2's and Qwen's vocabularies, in byte order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def make_vocabulary():
+    """Return the tokens that text is made of, then the special ones, and the merges that lead to them."""
+    alphabet = byte_alphabet()
+    tokens, merges = dict.fromkeys(alphabet), []
+    for word in [*WORDS, *CHARACTERS]:
+        left, *rest = (alphabet[byte] for byte in word.encode())
+        for right in rest:
+            if left + right not in tokens:
+                tokens[left + right] = None
+                merges.append((left, right))
+            left += right
+    return [*tokens, *SPECIAL], merges
+
+
+def vocabulary_size(tokens):
+    """The number of tokens rounded up to a multiple of 32, the block size of quantization."""
+    return -len(tokens) // 32 * -32
+
+
+def is_harmless(token):
+    """Whether `token` is whole characters without control characters; "\\n" is the one that texts need."""
+    try:
+        text = bytes(map(byte_alphabet().index, token)).decode()
+    except ValueError:  # bytes of an unfinished character, or a special token
+        return False
+    return text == "\n" or text.isprintable()
+
+
+def make_weights(tokens, seed):
+    """Return {Hugging Face name: float32 array}.
+
+    No layer writes to the first two dimensions of the hidden state, so that their columns in the output matrix are
+    biases. Dimension 0 is the same for every token: its bias is for ending an answer or a JSON string, and against
+    white space and everything that would be broken text. Dimension 1 marks the line break, which is what an answer
+    follows: it keeps the answer from being empty.
+    """
+    random = np.random.default_rng(seed)
+
+    def matrix(rows, columns, scale=None):
+        scale = scale or 1.4 * columns**-0.5  # large enough for the answer to depend on the question
+        return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
+
+    head = HIDDEN // HEADS
+    size = vocabulary_size(tokens)
+    embedding, output = matrix(size, HIDDEN, 1.0), matrix(size, HIDDEN, 0.25)
+    embedding[:, 0], embedding[:, 1] = 4.0, 0.0
+    embedding[tokens.index(NEWLINE), 1] = 4.0
+    output[:, 0], output[:, 1] = BAN, 0.0
+    output[: len(tokens), 0] = [0.0 if is_harmless(token) else BAN for token in tokens]
+    for token, bias in BIAS.items():
+        output[tokens.index(token), 0] = bias
+    output[tokens.index(END), 1] = BAN
+    weights = {"model.embed_tokens.weight": embedding, "lm_head.weight": output}
+    weights["model.norm.weight"] = np.ones(HIDDEN, np.float32)
+    for layer in range(LAYERS):
+        for name, rows, columns in [
+            ("self_attn.q_proj", HEADS * head, HIDDEN), ("self_attn.k_proj", KV_HEADS * head, HIDDEN),
+            ("self_attn.v_proj", KV_HEADS * head, HIDDEN), ("self_attn.o_proj", HIDDEN, HEADS * head),
+            ("mlp.gate_proj", FEED_FORWARD, HIDDEN), ("mlp.up_proj", FEED_FORWARD, HIDDEN),
+            ("mlp.down_proj", HIDDEN, FEED_FORWARD),
+        ]:
+            weight = matrix(rows, columns)
+            if name in ("self_attn.o_proj", "mlp.down_proj"):
+                weight[:2] = 0.0
+            weights[f"model.layers.{layer}.{name}.weight"] = weight
+            if name[-6] in "qkv":
+                weights[f"model.layers.{layer}.{name}.bias"] = matrix(1, rows)[0]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(HIDDEN, np.float32)
+    return weights
+
+
+def write_gguf(path, seed=0):
+    """Write the model of `seed` as the GGUF file `path`; return the path."""
+    tokens, merges = make_vocabulary()
+    unused = [f"[PAD{number}]" for number in range(len(tokens), vocabulary_size(tokens))]
+    kinds = gguf.TokenType
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_name("tiny random Qwen2")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens + unused)
+    text = [kinds.NORMAL] * (len(tokens) - len(SPECIAL))
+    writer.add_token_types([*text, *[kinds.CONTROL] * len(SPECIAL), *[kinds.UNUSED] * len(unused)])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokens.index(END))
+    writer.add_bos_token_id(tokens.index(END_OF_TEXT))
+    writer.add_pad_token_id(tokens.index(END_OF_TEXT))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, LAYERS)
+    for name, weight in make_weights(tokens, seed).items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_hugging_face(folder, seed=0):
+    """Write the model of `seed` as a folder that transformers loads; return the folder."""
+    tokens, merges = make_vocabulary()
+    numbers = {token: number for number, token in enumerate(tokens)}
+    vocabulary = {token: number for token, number in numbers.items() if token not in SPECIAL}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    ends = {"bos_token_id": numbers[END_OF_TEXT], "eos_token_id": numbers[END], "pad_token_id": numbers[END_OF_TEXT]}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    files = {
+        "config.json": {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "float32",
+            "vocab_size": vocabulary_size(tokens), "hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD,
+            "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+            "hidden_act": "silu", "max_position_embeddings": CONTEXT, "rms_norm_eps": NORM_EPS,
+            "rope_theta": ROPE_BASE, "tie_word_embeddings": False, "use_sliding_window": False, **ends,
+        },
+        "generation_config.json": ends,
+        "tokenizer.json": {
+            "version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [{"id": numbers[token], "content": token, **flags} for token in SPECIAL],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level, "decoder": byte_level,
+            "model": {
+                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+                "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                "vocab": vocabulary, "merges": merges,
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE, "model_max_length": CONTEXT,
+            "added_tokens_decoder": {numbers[token]: {"content": token, **flags} for token in SPECIAL},
+            "additional_special_tokens": [START, END], "bos_token": None, "eos_token": END,
+            "pad_token": END_OF_TEXT, "unk_token": None, "add_prefix_space": False, "add_bos_token": False,
+            "split_special_tokens": False, "clean_up_tokenization_spaces": False, "errors": "replace",
+        },
+        "vocab.json": vocabulary,
+    }
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save_file(make_weights(tokens, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Say who is there and of whom there is enough to learn from, to choose TARGET.
+
+    python scripts/tools/members.py data/default/parsed/messages.parquet data/default/combined/turns.parquet \\
+        --out data/default/members
+
+Writes members.parquet, a row per group and member, and prints the busiest of each group.
+"""
+
+import argparse
+import unicodedata
+from pathlib import Path
+
+import polars as pl
+
+from huiyin.common.errors import run
+from huiyin.common.stage import Stage, need
+
+MEMBER = ["group_id", "user_id"]
+NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
+# A turn becomes at most one row of the dataset, and gen keeps 5 % of the rows for evaluation: 10 of 200, 50 of 1,000.
+# With fewer than 10 one cannot even see whether the model has learnt anything; 50 give a loss one can compare.
+THIN, ENOUGH = 200, 1_000
+SHOWN = 30  # members of a group on the terminal; all of them are in the file
+NAME_WIDTH = 20
+
+
+def members(messages, turns):
+    """Return a frame (data/README.md, members) of two lazy ones, the busiest first within each group."""
+    quotes = pl.col("reply_to").is_not_null() | pl.col("reply_dangling")
+    counted = messages.group_by(MEMBER).agg(
+        nickname=pl.col("nickname").last(), messages=pl.len(), quotes_given=quotes.sum(),
+        active_months=pl.col("time").dt.truncate("1mo").n_unique(),
+        first_time=pl.col("time").min(), last_time=pl.col("time").max())
+    quoted = messages.filter(pl.col("reply_to").is_not_null()).select("reply_to", quoting="user_id").join(
+        messages.select(*MEMBER, "message_id"), left_on="reply_to", right_on="message_id")
+    received = quoted.filter(pl.col("quoting") != pl.col("user_id")).group_by(MEMBER).agg(quotes_received=pl.len())
+    of_turns = turns.group_by(MEMBER).agg(
+        turns=pl.len(), with_text=pl.col("message_ids").list.len().sum(),
+        median_length=pl.col("text").str.len_chars().median())
+    # a model learns from all groups of its TARGET, and from the same words said a hundred times no more than once
+    different = turns.group_by("user_id").agg(different_turns=pl.col("text").n_unique())
+    found = (
+        counted.join(of_turns, on=MEMBER, how="left").join(received, on=MEMBER, how="left")
+        .join(different, on="user_id", how="left")
+        .with_columns(pl.col("turns", "with_text", "quotes_received", "different_turns").fill_null(0))
+        .with_columns(share_of_text=pl.col("with_text") / pl.col("messages"))
+    )
+    verdict = (
+        pl.when(pl.col("user_id").is_in(NOT_ONE_PERSON)).then(pl.lit("not one person"))
+        .when(pl.col("different_turns") >= ENOUGH).then(pl.lit("enough"))
+        .when(pl.col("different_turns") >= THIN).then(pl.lit("thin"))
+        .otherwise(pl.lit("too little"))
+    )
+    counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
+    return (
+        found.select(*MEMBER, "nickname", pl.col(counts).cast(pl.Int64), "median_length", "share_of_text",
+                     "first_time", "last_time", verdict=verdict)
+        .sort("group_id", "turns", "messages", "user_id", descending=[False, True, True, False]).collect()
+    )
+
+
+def table(found):
+    """Yield the lines for the terminal."""
+    for (group,), rows in found.group_by("group_id", maintain_order=True):
+        yield f"group {group}"
+        yield (f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
+               f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict")
+        for row in rows.head(SHOWN).iter_rows(named=True):
+            length = "-" if row["median_length"] is None else f"{row['median_length']:.0f}"
+            yield (f"  {row['user_id'] or '(unknown)':<14} {fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
+                   f"{row['turns']:>10,}{row['different_turns']:>10,}{row['quotes_given']:>8,}"
+                   f"{row['quotes_received']:>8,}{length:>8}{row['active_months']:>8}{row['share_of_text']:>7.0%}"
+                   f"  {row['verdict']}")
+        if rows.height > SHOWN:
+            yield f"  ... and {rows.height - SHOWN:,} more"
+    yield f"The verdict goes by a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."
+    yield "Put the TARGET of your choice into config/target.txt."
+
+
+def fit(text, width):
+    """Return `text` cut or filled to `width` columns of a terminal, where Chinese characters take two."""
+    shown, used = "", 0
+    for character in "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text):
+        columns = 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used + columns > width:
+            break
+        shown, used = shown + character, used + columns
+    return shown + " " * (width - used)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("messages", type=Path)
+    parser.add_argument("turns", type=Path)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
+    args = parser.parse_args()
+    with Stage("members", args.out, packages=["polars"]) as stage:
+        messages = pl.scan_parquet(stage.input(need(args.messages, "`make parse` makes it")))
+        turns = pl.scan_parquet(stage.input(need(args.turns, "`make combine` makes it")))
+        found = members(messages, turns)
+        found.write_parquet(stage.output("members.parquet"))
+        stage.ledger.read = messages.select(pl.len()).collect().item()
+        stage.ledger.written = found.height
+        stage.ledger.merged = stage.ledger.read - found.height
+    print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,33 @@
+"""Print ten random rows of the dataset, with where they come from.
+
+    python scripts/tools/rows.py data/default/10001/generated
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from huiyin.common.errors import run
+from huiyin.common.stage import need
+
+ROWS = 10
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generated", type=Path)
+    folder = parser.parse_args().generated
+    rows = [row for name in ("alpaca.json", "alpaca_eval.json")
+            for row in json.loads(need(folder / name, "`make gen` makes it").read_text(encoding="utf-8"))]
+    with open(folder / "sources.jsonl", encoding="utf-8") as file:
+        sources = [json.loads(line) for line in file]
+    for place in sorted(random.sample(range(len(rows)), min(ROWS, len(rows)))):
+        row, source = rows[place], sources[place]
+        print(f"--- row {place}, turns {source['turn_ids']}, {source['decided_by']}")
+        for prompt, reply in [*row["history"], [row["instruction"], row["output"]]]:
+            print(f"    {prompt}\n      → {reply}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Print what each stage read, wrote, merged and dropped, and what the exported model said.
+
+    python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
+"""
+
+import argparse
+from pathlib import Path
+
+from huiyin.common.errors import run
+from huiyin.common.stage import read_receipt
+
+
+def table(receipts):
+    """Yield the lines of the table, one stage each."""
+    yield f"{'stage':<9}{'read':>10}{'written':>10}{'merged':>10}{'dropped':>10}{'seconds':>10}  why dropped"
+    for receipt in receipts:
+        ledger = receipt["ledger"]
+        why = ", ".join(f"{reason} {count}" for reason, count in ledger["dropped"].items() if count)
+        numbers = [ledger["read"], ledger["written"], ledger.get("merged", 0), sum(ledger["dropped"].values())]
+        cells = "".join(f"{number:>10,}" for number in numbers)
+        yield f"{receipt['stage']:<9}{cells}{receipt['seconds']:>10.1f}  {why}".rstrip()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    receipts = [receipt for folder in parser.parse_args().folders if (receipt := read_receipt(folder))]
+    asked = receipts[-1].get("asked") if receipts else None
+    if asked:
+        print(f"\nAsked {asked['who']}: {asked['question']}")
+        print(f"It said: {asked['reply']!r}")
+        base = next((receipt["base_model"]["name"] for receipt in receipts if "base_model" in receipt), "")
+        if "tiny" in Path(base).name:
+            print("That is gibberish, as it should be: the demo's model is tiny and its weights are random.")
+    quotes = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
+    if "found_by_llm" in quotes:
+        linker = f"the linker {quotes['found_by_linker']}, " if "found_by_linker" in quotes else ""
+        print(f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
+              f"{linker}the rule on names {quotes['found_by_rule']}.")
+    print()
+    print("\n".join(table(receipts)))
+
+
+if __name__ == "__main__":
+    run(main)
