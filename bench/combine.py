@@ -44,7 +44,8 @@ def write_history(path, count, structured=True):
             start, last_id = frame["time"].dt.timestamp("ms")[-1], last_id + frame.height
             frames.append(frame)
     pl.concat(frames).sort("group_id", "time", "seq", "message_id", maintain_order=True).write_parquet(
-        path, metadata={"placeholders": ""})
+        path, metadata={"placeholders": ""}
+    )
 
 
 def invented_texts(random, count=300_000):
@@ -53,10 +54,15 @@ def invented_texts(random, count=300_000):
     lengths = np.minimum(1 + random.geometric(0.12, count), 30)
     flat = "".join(random.choice(characters, lengths.sum()))
     ends = lengths.cumsum().tolist()
-    texts = [flat[end - length:end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+    texts = [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
     for place in range(0, count, 50):
-        texts[place] = ["[图片]", texts[place] + "[表情]", "  ", "请使用最新版手机QQ体验新功能",
-                        f"{texts[place]} me@example.com"][place // 50 % 5]
+        texts[place] = [
+            "[图片]",
+            texts[place] + "[表情]",
+            "  ",
+            "请使用最新版手机QQ体验新功能",
+            f"{texts[place]} me@example.com",
+        ][place // 50 % 5]
     return pl.Series(texts)
 
 
@@ -70,20 +76,36 @@ def chunk(random, texts, group, first, rows, start, last_id, structured):
     times = start + (gaps * 1000).astype("int64").cumsum() // 1000 * 1000
     ids = last_id + np.arange(rows)
     mark = random.random(rows)
-    frame = pl.DataFrame({
-        "message_id": ids, "group_id": pl.repeat(group, rows, eager=True), "time": times,
-        "seq": np.arange(first, first + rows), "user": who, "mark": mark,
-        "text": texts.gather(random.integers(0, len(texts), rows)),
-        "more": texts.gather(random.integers(0, len(texts), rows)), "other": random.integers(0, MEMBERS, rows),
-    }).with_columns(
-        user_id=pl.format("{}", 10_000 + pl.col("user")), nickname=pl.format("成员{}", "user"),
-        at=pl.format("@成员{}", "other"), mentioned=pl.format("{}", 10_000 + pl.col("other")))
-    image, at, two, quote = (pl.col("mark").is_between(low, high, "left") for low, high in
-                             ((0, 0.1), (0.1, 0.15), (0.15, 0.18), (0.18, 0.23)))
+    frame = pl.DataFrame(
+        {
+            "message_id": ids,
+            "group_id": pl.repeat(group, rows, eager=True),
+            "time": times,
+            "seq": np.arange(first, first + rows),
+            "user": who,
+            "mark": mark,
+            "text": texts.gather(random.integers(0, len(texts), rows)),
+            "more": texts.gather(random.integers(0, len(texts), rows)),
+            "other": random.integers(0, MEMBERS, rows),
+        }
+    ).with_columns(
+        user_id=pl.format("{}", 10_000 + pl.col("user")),
+        nickname=pl.format("成员{}", "user"),
+        at=pl.format("@成员{}", "other"),
+        mentioned=pl.format("{}", 10_000 + pl.col("other")),
+    )
+    image, at, two, quote = (
+        pl.col("mark").is_between(low, high, "left")
+        for low, high in ((0, 0.1), (0.1, 0.15), (0.15, 0.18), (0.18, 0.23))
+    )
     if structured:
         fragments = pl.concat_list(pl.when(at).then("at"), pl.when(~image).then("text"), pl.when(two).then("more"))
-        kinds = pl.concat_list(pl.when(image).then(pl.lit("image")), pl.when(at).then(pl.lit("at")),
-                               pl.when(~image).then(pl.lit("text")), pl.when(two).then(pl.lit("text")))
+        kinds = pl.concat_list(
+            pl.when(image).then(pl.lit("image")),
+            pl.when(at).then(pl.lit("at")),
+            pl.when(~image).then(pl.lit("text")),
+            pl.when(two).then(pl.lit("text")),
+        )
         mentions = pl.when(at).then(pl.concat_list("mentioned")).otherwise(pl.lit([], pl.List(pl.String)))
     else:
         typed = pl.when(at).then(pl.format("{} {}", "at", "text")).when(~image).then("text")
@@ -91,9 +113,14 @@ def chunk(random, texts, group, first, rows, start, last_id, structured):
         kinds = pl.concat_list(pl.when(~image).then(pl.lit("text")), pl.when(two).then(pl.lit("text")))
         mentions = pl.lit([], pl.List(pl.String))
     return frame.select(
-        "message_id", "group_id", pl.col("time").cast(pl.Datetime("ms", "UTC")),
-        pl.col("seq") if structured else pl.lit(None, pl.Int64).alias("seq"), "user_id", "nickname",
-        fragments.list.drop_nulls().alias("fragments"), kinds.list.drop_nulls().alias("kinds"),
+        "message_id",
+        "group_id",
+        pl.col("time").cast(pl.Datetime("ms", "UTC")),
+        pl.col("seq") if structured else pl.lit(None, pl.Int64).alias("seq"),
+        "user_id",
+        "nickname",
+        fragments.list.drop_nulls().alias("fragments"),
+        kinds.list.drop_nulls().alias("kinds"),
         mentions.alias("mentions"),
         pl.when(quote & structured).then(pl.col("message_id") - 1 - pl.col("other")).alias("reply_to"),
         (pl.col("mark") > 0.999).alias("reply_dangling") & pl.lit(structured),
@@ -162,8 +189,9 @@ def in_turn(path, *names):
     for _ in range(RUNS):
         for name in names:
             runs[name].append(measure(name, path))
-    return {name: {key: statistics.median(run[key] for run in found) for key in found[0]}
-            for name, found in runs.items()}
+    return {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+    }
 
 
 def history(folder, count, structured=True):
@@ -175,18 +203,32 @@ def history(folder, count, structured=True):
 
 def main(folder, count):
     folder.mkdir(parents=True, exist_ok=True)
-    print("| messages | turns | alone in their turn | sort, s | core, s | core / sort | turns.*.json, s | "
-          "peak of sort, GB | of core, GB | of json, GB |")
+    print(
+        "| messages | turns | alone in their turn | sort, s | core, s | core / sort | turns.*.json, s | "
+        "peak of sort, GB | of core, GB | of json, GB |"
+    )
     print("|---" * 10 + "|")
     for size, structured in ((count // 10, True), (count, True), (count, False)):
         path = history(folder, size, structured)
         found = in_turn(path, "sort", "core", "write_json")
         seconds = {name: figures["seconds"] for name, figures in found.items()}
-        print("|", " | ".join([
-            f"{size:,}" + ("" if structured else ", as from a CSV"), f"{found['core']['turns']:,.0f}",
-            f"{found['core']['alone']:.1%}", f"{seconds['sort']:.2f}", f"{seconds['core']:.2f}",
-            f"{seconds['core'] / seconds['sort']:.2f}", f"{seconds['write_json']:.2f}",
-            *(f"{figures['gigabytes']:.2f}" for figures in found.values())]), "|", flush=True)
+        print(
+            "|",
+            " | ".join(
+                [
+                    f"{size:,}" + ("" if structured else ", as from a CSV"),
+                    f"{found['core']['turns']:,.0f}",
+                    f"{found['core']['alone']:.1%}",
+                    f"{seconds['sort']:.2f}",
+                    f"{seconds['core']:.2f}",
+                    f"{seconds['core'] / seconds['sort']:.2f}",
+                    f"{seconds['write_json']:.2f}",
+                    *(f"{figures['gigabytes']:.2f}" for figures in found.values()),
+                ]
+            ),
+            "|",
+            flush=True,
+        )
         if size == count // 10:
             smaller = seconds["core"]
         elif structured:
@@ -195,8 +237,10 @@ def main(folder, count):
     found = measure("compare", history(folder, count // 100))
     print("\n| messages | core, s | pandas, row by row, s | pandas / core |")
     print("|---" * 4 + "|")
-    print(f"| {count // 100:,} | {found['seconds']:.2f} | {found['pandas']:.1f} "
-          f"| {found['pandas'] / found['seconds']:.0f} |")
+    print(
+        f"| {count // 100:,} | {found['seconds']:.2f} | {found['pandas']:.1f} "
+        f"| {found['pandas'] / found['seconds']:.0f} |"
+    )
 
 
 if __name__ == "__main__":

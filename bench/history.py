@@ -48,8 +48,10 @@ for literal in polars.read_csv(given[0], has_header=False, infer_schema=False).t
     ast.literal_eval(literal)
 """
 BODIES = "[40800]"
-ALL_COLUMNS = ("[40001], [40003], [40011], [40012], [40013], [40050], [40850], [40027], [40030], [40033], [40060], "
-               "[40021], [40020], [40090], [40093], [40800]")
+ALL_COLUMNS = (
+    "[40001], [40003], [40011], [40012], [40013], [40050], [40850], [40027], [40030], [40033], [40060], "
+    "[40021], [40020], [40090], [40093], [40800]"
+)
 
 
 def bare(code, *given):
@@ -110,8 +112,11 @@ def round_of(folder, scratch):
     return found
 
 
-BESIDE = {"decrypt": ("sqlcipher_export", 1.5), "parse": ("loop over the rows", 2.5),
-          "parse of the CSV": ("read_csv, literal_eval", 3)}
+BESIDE = {
+    "decrypt": ("sqlcipher_export", 1.5),
+    "parse": ("loop over the rows", 2.5),
+    "parse of the CSV": ("read_csv, literal_eval", 3),
+}
 
 
 def main():

@@ -38,10 +38,23 @@ def groups_of(source):
         folder = Path(folder)
         irc_to_csv.main(source, folder / "chat.csv")
         (folder / "combine.yaml").write_text("preset: seed\n")
-        for script, given, settings in (("parse", "chat.csv", ROOT / "config/parse.yaml"),
-                                        ("combine", "parse/messages.parquet", folder / "combine.yaml")):
-            subprocess.run([sys.executable, ROOT / f"scripts/{script}.py", folder / given, "--config", settings,
-                            "--out", folder / script], check=True, stdout=subprocess.DEVNULL)
+        for script, given, settings in (
+            ("parse", "chat.csv", ROOT / "config/parse.yaml"),
+            ("combine", "parse/messages.parquet", folder / "combine.yaml"),
+        ):
+            subprocess.run(
+                [
+                    sys.executable,
+                    ROOT / f"scripts/{script}.py",
+                    folder / given,
+                    "--config",
+                    settings,
+                    "--out",
+                    folder / script,
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         turns = pl.read_parquet(folder / "combine/turns.parquet")
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         messages = map(json.loads, lines)
@@ -64,12 +77,13 @@ def by_rule(turns, stop_at_own_turn):
     named = namer(turns)
     names = {turn["turn_id"]: named(turn) for turn in turns}
     for place, turn in enumerate(turns):
-        near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
+        near = window(turns[max(0, place - CANDIDATES) : place], turn["user_id"], CANDIDATES, stop_at_own_turn)
         yield link(turn, near, lambda of: names[of["turn_id"]])
 
 
 def by_linker(linker, with_names=True):
     """Return a function that does what `by_rule` does."""
+
     def decide(turns, stop_at_own_turn):
         named = namer(turns) if with_names else nobody
         found = linker.answered(turns, named, np.arange(len(turns)), CANDIDATES, stop_at_own_turn)
@@ -97,8 +111,12 @@ def main():
                 parents = [answered["message_ids"][-1] if answered else None, *turn["message_ids"]]
                 for message, parent in zip(turn["message_ids"], parents, strict=False):
                     log, line = ids[message]
-                    row = {"log_id": log, "line_no": line, "parent": None if parent is None else ids[parent][1],
-                           "conf": confidence}
+                    row = {
+                        "log_id": log,
+                        "line_no": line,
+                        "parent": None if parent is None else ids[parent][1],
+                        "conf": confidence,
+                    }
                     file.write(json.dumps(row) + "\n")
 
 

@@ -35,13 +35,33 @@ def llama_server(gguf):
 def pair(url, turns, target, folder):
     """Run pair with an empty journal; return what its receipt says of the model."""
     (folder / "answers.db").unlink(missing_ok=True)
-    (folder / "llm.yaml").write_text(f"backend: openai\nurl: {url}\nmodel: bench\nnum_ctx: 16384\n"
-                                     f"parallel: {PARALLEL}\nmax_failed_share: 1\n")
+    (folder / "llm.yaml").write_text(
+        f"backend: openai\nurl: {url}\nmodel: bench\nnum_ctx: 16384\nparallel: {PARALLEL}\nmax_failed_share: 1\n"
+    )
     (folder / "pair.yaml").write_text("preset: default\n")
-    subprocess.run([sys.executable, ROOT / "scripts/pair.py", turns, "--target", target, "--config",
-                    folder / "pair.yaml", "--prompt", ROOT / "config/prompts/pair.md", "--merge-prompt",
-                    ROOT / "config/prompts/merge.md", "--llm", folder / "llm.yaml", "--answers",
-                    folder / "answers.db", "--out", folder / "out"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/pair.py",
+            turns,
+            "--target",
+            target,
+            "--config",
+            folder / "pair.yaml",
+            "--prompt",
+            ROOT / "config/prompts/pair.md",
+            "--merge-prompt",
+            ROOT / "config/prompts/merge.md",
+            "--llm",
+            folder / "llm.yaml",
+            "--answers",
+            folder / "answers.db",
+            "--out",
+            folder / "out",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return json.loads((folder / "out/receipt.json").read_text(encoding="utf-8"))["llm"]
 
 
@@ -54,8 +74,13 @@ class Recorder(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if content:
             self.questions.append(content)
-        answer = requests.request(self.command, self.target + self.path, data=content or None,
-                                  headers={"Content-Type": "application/json"}, timeout=60)
+        answer = requests.request(
+            self.command,
+            self.target + self.path,
+            data=content or None,
+            headers={"Content-Type": "application/json"},
+            timeout=60,
+        )
         self.send_response(answer.status_code)
         self.send_header("Content-Length", str(len(answer.content)))
         self.end_headers()
@@ -96,9 +121,11 @@ def main(gguf, turns, target):
             of_pair.append(found["asked"] / found["seconds"])
             of_bare.append(len(Recorder.questions) / bare(server.listening_address, Recorder.questions))
     ratio = statistics.median(through / loop for through, loop in zip(of_pair, of_bare, strict=True))
-    print(f"{len(Recorder.questions)} questions, {PARALLEL} at a time: through pair "
-          f"{statistics.median(of_pair):.1f}/s, bare loop {statistics.median(of_bare):.1f}/s, ratio {ratio:.2f} "
-          f"(rounds: {', '.join(f'{p / b:.2f}' for p, b in zip(of_pair, of_bare, strict=True))})")
+    print(
+        f"{len(Recorder.questions)} questions, {PARALLEL} at a time: through pair "
+        f"{statistics.median(of_pair):.1f}/s, bare loop {statistics.median(of_bare):.1f}/s, ratio {ratio:.2f} "
+        f"(rounds: {', '.join(f'{p / b:.2f}' for p, b in zip(of_pair, of_bare, strict=True))})"
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ WINDOW = 10
 SEED = Settings.PRESETS["seed"]
 ORDERS = {"mean": "time", "first message": "first_time", "last message": "last_time"}
 RULES = {
-    "at most 2 between, < 60 s": {}, "at most 1": {"max_others_between": 1}, "none between": {"max_others_between": 0},
-    "< 30 s": {"max_gap_seconds": 30}, "< 120 s": {"max_gap_seconds": 120}, "no merging": {"merge": "none"},
+    "at most 2 between, < 60 s": {},
+    "at most 1": {"max_others_between": 1},
+    "none between": {"max_others_between": 0},
+    "< 30 s": {"max_gap_seconds": 30},
+    "< 120 s": {"max_gap_seconds": 120},
+    "no merging": {"merge": "none"},
 }
 
 
@@ -55,14 +59,33 @@ def messages_of(logs, spread, quoting):
             answered = [known[line] for line in parents if authors[line] != user]
             offset = 60_000 * seen[row["time"]] // in_minute[row["time"]] if spread else 0
             seen[row["time"]] += 1
-            rows[place] = {"message_id": place, "position": place, "group_id": row["log_id"], "user_id": user,
-                           "nickname": user, "time": row["time"] * 1000 + offset, "text": row.get("text") or "",
-                           "mentions": [], "reply_to": max(answered) if answered and quoting else None,
-                           "reply_dangling": False, "parents": {known[line] for line in parents}, "answered": answered,
-                           "annotated": bool(row.get("annotated"))}
-    schema = {"message_id": pl.Int64, "position": pl.UInt32, "group_id": pl.String, "user_id": pl.String,
-              "nickname": pl.String, "time": pl.Int64, "text": pl.String, "mentions": pl.List(pl.String),
-              "reply_to": pl.Int64, "reply_dangling": pl.Boolean}
+            rows[place] = {
+                "message_id": place,
+                "position": place,
+                "group_id": row["log_id"],
+                "user_id": user,
+                "nickname": user,
+                "time": row["time"] * 1000 + offset,
+                "text": row.get("text") or "",
+                "mentions": [],
+                "reply_to": max(answered) if answered and quoting else None,
+                "reply_dangling": False,
+                "parents": {known[line] for line in parents},
+                "answered": answered,
+                "annotated": bool(row.get("annotated")),
+            }
+    schema = {
+        "message_id": pl.Int64,
+        "position": pl.UInt32,
+        "group_id": pl.String,
+        "user_id": pl.String,
+        "nickname": pl.String,
+        "time": pl.Int64,
+        "text": pl.String,
+        "mentions": pl.List(pl.String),
+        "reply_to": pl.Int64,
+        "reply_dangling": pl.Boolean,
+    }
     frame = pl.DataFrame([{name: row[name] for name in schema} for row in rows.values()], schema)
     return frame.with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC"))).sort("group_id", "position"), rows
 
@@ -113,16 +136,31 @@ def merges(turns, rows):
 def line(name, order, counts):
     answering = counts["answering"]
     share = [f"{counts[key] / answering:.1%}" for key in ("before", "in reach", "after own", "several")]
-    print("|", " | ".join([name, order, f"{counts['turns']:,}", f"{answering:,}", *share,
-                           f"{counts['links']:,}", f"{counts['links in reach']:,}"]), "|")
+    print(
+        "|",
+        " | ".join(
+            [
+                name,
+                order,
+                f"{counts['turns']:,}",
+                f"{answering:,}",
+                *share,
+                f"{counts['links']:,}",
+                f"{counts['links in reach']:,}",
+            ]
+        ),
+        "|",
+    )
 
 
 def main(path):
     logs = read_logs(path)
     for spread in (False, True):
         print(f"\n{'messages spread over their minute' if spread else 'stamps of a minute, as they are'}\n")
-        print("| rule | order | turns | answering others | answered before | within 10 | and after own last | "
-              "answer several | lines answering others | of these within 10 |")
+        print(
+            "| rule | order | turns | answering others | answered before | within 10 | and after own last | "
+            "answer several | lines answering others | of these within 10 |"
+        )
         print("|---" * 10 + "|")
         frame_as_is, rows = messages_of(logs, spread, quoting=False)
         for name, values in RULES.items():

@@ -38,7 +38,7 @@ def judged_turns(turns, ids, gold):
 def previous(turns, stop_at_own_turn):
     """Yield (the turn before it, 0) for each of the turns, as `by_rule` does."""
     for place, turn in enumerate(turns):
-        near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
+        near = window(turns[max(0, place - CANDIDATES) : place], turn["user_id"], CANDIDATES, stop_at_own_turn)
         yield near[-1] if near else None, 0
 
 
@@ -49,12 +49,19 @@ def score(groups, ids, gold, method, stop_at_own_turn):
         decisions, named = list(method(turns, stop_at_own_turn)), namer(turns)
         for place, answered in judged_turns(turns, ids, gold):
             turn, (predicted, sure) = turns[place], decisions[place]
-            near = window(turns[max(0, place - CANDIDATES):place], turn["user_id"], CANDIDATES, stop_at_own_turn)
+            near = window(turns[max(0, place - CANDIDATES) : place], turn["user_id"], CANDIDATES, stop_at_own_turn)
             candidates = {other["turn_id"] for other in near if other["user_id"] != turn["user_id"]}
             if predicted is not None and predicted["user_id"] == turn["user_id"]:
                 predicted = None
-            found.append({"names": bool(named(turn)), "gold": answered & candidates, "sure": sure,
-                          "predicted": predicted and predicted["turn_id"], "call": bool(candidates)})
+            found.append(
+                {
+                    "names": bool(named(turn)),
+                    "gold": answered & candidates,
+                    "sure": sure,
+                    "predicted": predicted and predicted["turn_id"],
+                    "call": bool(candidates),
+                }
+            )
     return found
 
 
@@ -78,9 +85,16 @@ def figures(found):
     hits = sum(case["predicted"] in case["gold"] for case in found)
     calls = [case for case in found if case["call"]]
     made, there = sum(case["predicted"] is not None for case in found), sum(len(case["gold"]) for case in found)
-    return [len(found), 100 * sum(map(is_right, found)) / len(found), 100 * sum(map(is_right, calls)) / len(calls),
-            100 * hits / max(made, 1), 100 * hits / max(there, 1), 200 * hits / max(made + there, 1),
-            decided_at(found, 0.90), decided_at(found, 0.95)]
+    return [
+        len(found),
+        100 * sum(map(is_right, found)) / len(found),
+        100 * sum(map(is_right, calls)) / len(calls),
+        100 * hits / max(made, 1),
+        100 * hits / max(there, 1),
+        200 * hits / max(made + there, 1),
+        decided_at(found, 0.90),
+        decided_at(found, 0.95),
+    ]
 
 
 def main():
@@ -99,11 +113,18 @@ def main():
     columns = "".join(f"{name:>10}" for name in ("number", "accuracy", "calls", "P", "R", "F1", "at 90 %", "at 95 %"))
     print(f"{'window':<10}{'method':<20}{'turns':<16}{columns}")
     for name, stop_at_own_turn in (("seed", True), ("default", False)):
-        for method, decide in (("previous turn", previous), ("rule", by_rule), ("linker", by_linker(linker)),
-                               ("linker, no names", by_linker(linker, with_names=False))):
+        for method, decide in (
+            ("previous turn", previous),
+            ("rule", by_rule),
+            ("linker", by_linker(linker)),
+            ("linker, no names", by_linker(linker, with_names=False)),
+        ):
             found = score(groups, ids, gold, decide, stop_at_own_turn)
-            for kind, part in (("all", found), ("name somebody", [case for case in found if case["names"]]),
-                               ("name nobody", [case for case in found if not case["names"]])):
+            for kind, part in (
+                ("all", found),
+                ("name somebody", [case for case in found if case["names"]]),
+                ("name nobody", [case for case in found if not case["names"]]),
+            ):
                 number, *percent = figures(part)
                 print(f"{name:<10}{method:<20}{kind:<16}{number:>10}" + "".join(f"{value:>10.1f}" for value in percent))
     number = sum(map(len, groups))

@@ -32,9 +32,19 @@ from replies import gold_of
 ROUNDS = 200
 WITHOUT_NAMES = 0.3  # the weight of a line of a log in which nobody names anybody
 PARAMETERS = {
-    "learning_rate": 0.07, "num_leaves": 31, "min_data_in_leaf": 200, "lambda_l2": 2.0, "max_bin": 127,
-    "feature_fraction": 0.6, "bagging_fraction": 0.7, "bagging_freq": 1, "seed": 7, "verbosity": -1,
-    "num_threads": 1, "deterministic": True, "force_row_wise": True,
+    "learning_rate": 0.07,
+    "num_leaves": 31,
+    "min_data_in_leaf": 200,
+    "lambda_l2": 2.0,
+    "max_bin": 127,
+    "feature_fraction": 0.6,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "seed": 7,
+    "verbosity": -1,
+    "num_threads": 1,
+    "deterministic": True,
+    "force_row_wise": True,
 }
 
 
@@ -76,15 +86,16 @@ def log_of(lines, ids, gold, weight):
     for place, start, size in zip(places, starts_of(sizes), sizes, strict=True):
         log, _ = ids[messages[place]]
         answered = [place_of.get((log, line), -2) for line in gold.get(ids[messages[place]], ())]
-        right[start:start + size] = np.isin(candidates[start:start + size], answered)
-        right[start + size - 1] = not right[start:start + size].any()
+        right[start : start + size] = np.isin(candidates[start : start + size], answered)
+        right[start + size - 1] = not right[start : start + size].any()
     return Log(talk, places, is_judged[places], rows, sizes, right, weight)
 
 
 def train(logs, names):
     """Return the trees whose softmax over the rows of each line gives the right ones most."""
-    rows, sizes, right, weights = (np.concatenate(arrays)
-                                   for arrays in zip(*(log.of_judged() for log in logs), strict=True))
+    rows, sizes, right, weights = (
+        np.concatenate(arrays) for arrays in zip(*(log.of_judged() for log in logs), strict=True)
+    )
     starts, weights = starts_of(sizes), np.repeat(weights, sizes)
 
     def gradient(scores, _):
@@ -109,8 +120,10 @@ def with_threads(logs, first):
 
 def both_passes(logs):
     """Return the trees of the first and the second pass."""
-    halves = [log for place, log in enumerate(logs) if place // 2 % 2], [
-        log for place, log in enumerate(logs) if not place // 2 % 2]
+    halves = (
+        [log for place, log in enumerate(logs) if place // 2 % 2],
+        [log for place, log in enumerate(logs) if not place // 2 % 2],
+    )
     second = [with_threads(half, train(other, NAMES)) for half, other in (halves, halves[::-1])]
     return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
@@ -126,8 +139,10 @@ def main():
     logs = logs_of(args.source)
     for model, name in zip(both_passes(logs), (FIRST, SECOND), strict=True):
         model.save_model(args.target / name)
-    print(f"{args.target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
-          f"{len(NAMES)} and {len(NAMES_OF_THREADS)} features, {time.monotonic() - started:.0f} s")
+    print(
+        f"{args.target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
+        f"{len(NAMES)} and {len(NAMES_OF_THREADS)} features, {time.monotonic() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

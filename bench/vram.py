@@ -26,8 +26,10 @@ from huiyin.training.memory import peak_bytes, read_shape
 RANK = 8
 VOCABULARY = 151_936
 MODELS = {  # hidden, feed-forward, layers, heads, key-value heads, tied, vocabulary: Qwen2.5
-    "0.5B": (896, 4864, 24, 14, 2, True, VOCABULARY), "1.5B": (1536, 8960, 28, 12, 2, True, VOCABULARY),
-    "3B": (2048, 11008, 36, 16, 2, True, VOCABULARY), "7B": (3584, 18944, 28, 28, 4, False, 152_064),
+    "0.5B": (896, 4864, 24, 14, 2, True, VOCABULARY),
+    "1.5B": (1536, 8960, 28, 12, 2, True, VOCABULARY),
+    "3B": (2048, 11008, 36, 16, 2, True, VOCABULARY),
+    "7B": (3584, 18944, 28, 28, 4, False, 152_064),
 }
 SETTINGS = [(1, 512), (1, 1024), (2, 1024), (1, 2048)]
 
@@ -63,9 +65,18 @@ class LiveBytes(TorchDispatchMode):
 def config_of(name):
     hidden, feed_forward, layers, heads, kv_heads, tied, vocabulary = MODELS[name]
     return transformers.Qwen2Config(
-        hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, tie_word_embeddings=tied, vocab_size=vocabulary, use_cache=False,
-        attn_implementation="sdpa", architectures=["Qwen2ForCausalLM"], dtype="bfloat16")
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        vocab_size=vocabulary,
+        use_cache=False,
+        attn_implementation="sdpa",
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
+    )
 
 
 def simulate(name, rows, length, checkpointing):
@@ -117,8 +128,11 @@ def main():
         formula = peak_bytes(shape, rows * length, trained, checkpointing)
         off = formula / simulated - 1
         worst = max(worst, abs(off))
-        print(f"{name:<5}{rows:>6} x {length:<7}{'true' if checkpointing else 'false':>11}"
-              f"{simulated / 2**20:>17,.0f}{formula / 2**20:>13,.0f}{off:>+9.1%}", flush=True)
+        print(
+            f"{name:<5}{rows:>6} x {length:<7}{'true' if checkpointing else 'false':>11}"
+            f"{simulated / 2**20:>17,.0f}{formula / 2**20:>13,.0f}{off:>+9.1%}",
+            flush=True,
+        )
     print(f"worst: {worst:.1%}")
 
 

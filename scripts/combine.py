@@ -35,9 +35,20 @@ class Settings:
     max_gap_seconds: AtLeast0 = 60
     max_others_between: AtLeast0 = 1
     quotes_start_a_turn: bool = True
-    special_texts: list[str] = field(default_factory=lambda: [
-        "请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包",
-        "[图片]", "[表情]", "[动画表情]", "[语音]", "[视频]", "[文件]", "[聊天记录]"])
+    special_texts: list[str] = field(
+        default_factory=lambda: [
+            "请使用最新版手机QQ体验新功能",
+            "请使用新版手机QQ查看闪照",
+            "请使用新版手机QQ查收红包",
+            "[图片]",
+            "[表情]",
+            "[动画表情]",
+            "[语音]",
+            "[视频]",
+            "[文件]",
+            "[聊天记录]",
+        ]
+    )
 
     PRESETS: ClassVar = {"default": {}, "seed": {"max_others_between": 2, "quotes_start_a_turn": False}}
 
@@ -81,10 +92,13 @@ def parts(messages, settings):
     """
     silence = pl.col("time").diff() >= pl.duration(seconds=settings.max_gap_seconds)
     cuts = (
-        messages.select("group_id", "time").with_row_index("position")
+        messages.select("group_id", "time")
+        .with_row_index("position")
         .filter(silence | (pl.col("group_id") != pl.col("group_id").shift()))
-        .group_by(pl.col("position") // PART, maintain_order=True).agg(cut=pl.col("position").first())
-        .collect()["cut"].to_list()
+        .group_by(pl.col("position") // PART, maintain_order=True)
+        .agg(cut=pl.col("position").first())
+        .collect()["cut"]
+        .to_list()
     )
     for start, end in zip([0, *cuts], [*cuts, None], strict=True):
         length = None if end is None else end - start
@@ -97,8 +111,13 @@ def parts(messages, settings):
 def with_text(messages, with_fragment, names, settings):
     """Return the messages that say something, with their `text`, and {reason: how many} of the others."""
     fragments = (
-        messages.select("position", "group_id", "seq", text="fragments",
-                        kind=pl.col("kinds").list.filter(pl.element().is_in(with_fragment)))
+        messages.select(
+            "position",
+            "group_id",
+            "seq",
+            text="fragments",
+            kind=pl.col("kinds").list.filter(pl.element().is_in(with_fragment)),
+        )
         .filter(pl.col("text").list.len() > 0)
         .explode("text", "kind")
         .filter(pl.col("kind") != "at")  # in QQNT a mention is a fragment of its own
@@ -109,14 +128,16 @@ def with_text(messages, with_fragment, names, settings):
     odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]))
     odd, typed = without_typed_mentions(odd, names)
     odd = without_special_texts(odd, settings.special_texts)
-    fragments = (
-        fragments.join(odd.select("row", "special", rest="text"), on="row", how="left", maintain_order="left")
-        .with_columns(text=pl.coalesce("rest", "text"))
-    )
+    fragments = fragments.join(
+        odd.select("row", "special", rest="text"), on="row", how="left", maintain_order="left"
+    ).with_columns(text=pl.coalesce("rest", "text"))
     special = fragments.drop_nulls("special").group_by("position").agg(pl.col("special").first())
     texts = (
-        fragments.filter(pl.col("text") != "").set_sorted("position")
-        .group_by("position", maintain_order=True).agg("text").with_columns(pl.col("text").list.join(COMMA))
+        fragments.filter(pl.col("text") != "")
+        .set_sorted("position")
+        .group_by("position", maintain_order=True)
+        .agg("text")
+        .with_columns(pl.col("text").list.join(COMMA))
     )
     # what stood around a special text leaves no comma at an end and no two in a row
     tidy = pl.col("text").str.replace_all(f"，[{WHITE_SPACE}，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
@@ -130,8 +151,11 @@ def with_text(messages, with_fragment, names, settings):
     dropped = empty["special"].fill_null("empty").value_counts()
     said = messages.drop("fragments", "kinds", "seq").join(texts, on="position", maintain_order="left")
     if not typed.is_empty():
-        said = said.join(typed, on="position", how="left", maintain_order="left").with_columns(
-            mentions=pl.concat_list("mentions", pl.col("typed").fill_null([]))).drop("typed")
+        said = (
+            said.join(typed, on="position", how="left", maintain_order="left")
+            .with_columns(mentions=pl.concat_list("mentions", pl.col("typed").fill_null([])))
+            .drop("typed")
+        )
     return said, dict(dropped.iter_rows())
 
 
@@ -144,8 +168,9 @@ def without_special_texts(fragments, special_texts):
     text, blank = pl.col("text"), pl.lit("")
     # the longest first: of two that begin at the same place the one named first is taken
     brackets = sorted((e for e in special_texts if e.startswith("[") and e.endswith("]")), key=len, reverse=True)
-    notices = {entry: rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$"
-               for entry in special_texts if entry not in brackets}
+    notices = {
+        entry: rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$" for entry in special_texts if entry not in brackets
+    }
     found = [
         pl.when(text.str.contains(notices.get(entry, entry), literal=entry in brackets)).then(pl.lit(entry))
         for entry in special_texts
@@ -165,7 +190,9 @@ def names_by_group(history):
     """Return {group_id: {name: user_id}} of a source without mention elements; who bore a name last counts."""
     names = (
         history.filter(pl.col("seq").is_null(), pl.col("nickname").str.strip_chars(WHITE_SPACE) != "")
-        .group_by("group_id", "nickname").agg(pl.col("user_id").last()).collect()
+        .group_by("group_id", "nickname")
+        .agg(pl.col("user_id").last())
+        .collect()
     )
     found = {}
     for group, name, user in names.iter_rows():
@@ -186,8 +213,9 @@ def without_typed_mentions(fragments, names):
             texts[row] = rest
             mentions.setdefault(position, []).extend(filter(None, ids))
     changed = pl.DataFrame({"row": texts.keys(), "changed": texts.values()}, {"row": pl.UInt32, "changed": pl.String})
-    typed = pl.DataFrame({"position": mentions.keys(), "typed": mentions.values()},
-                         {"position": pl.UInt32, "typed": pl.List(pl.String)})
+    typed = pl.DataFrame(
+        {"position": mentions.keys(), "typed": mentions.values()}, {"position": pl.UInt32, "typed": pl.List(pl.String)}
+    )
     fragments = fragments.join(changed, on="row", how="left", maintain_order="left")
     return fragments.with_columns(text=pl.coalesce("changed", "text")).drop("changed"), typed
 
@@ -201,7 +229,7 @@ def without_mentions(text, names):
     longest, ids, start = max(map(len, names), default=0), [], 0
     while (at := text.find("@", start)) >= 0:
         start = at + 1
-        if WORD.match(text[max(at - 1, 0):at]) and WORD.match(text[start:start + 1]):
+        if WORD.match(text[max(at - 1, 0) : at]) and WORD.match(text[start : start + 1]):
             continue
         ends = [blank.start() for blank in BLANK.finditer(text, start + 1, start + longest + 1)]
         if len(text) <= start + longest:
@@ -239,10 +267,13 @@ def turns_of(said, settings):
         .sort("first", maintain_order=True)  # rows side by side are quicker to group
         .group_by("first", maintain_order=True)
         .agg(
-            pl.col("position", "group_id", "user_id").first(), pl.col("nickname").last(),
+            pl.col("position", "group_id", "user_id").first(),
+            pl.col("nickname").last(),
             time=pl.col("time").dt.timestamp("ms").sum().floordiv(pl.len()).cast(pl.Datetime("ms", "UTC")),
-            first_time=pl.col("time").first(), last_time=pl.col("time").last(),
-            text=pl.col("text"), message_ids=pl.col("message_id"),
+            first_time=pl.col("time").first(),
+            last_time=pl.col("time").last(),
+            text=pl.col("text"),
+            message_ids=pl.col("message_id"),
             mentions=pl.col("mentions").list.explode(keep_nulls=False, empty_as_null=False).unique(maintain_order=True),
             quoted=pl.col("reply_to").filter(quotes),  # null for a message that is not in the history
         )
@@ -261,17 +292,34 @@ def resolve_quotes(turns):
     """Add `reply_to_turn` and `quotes_outside`: from the messages quoted to the turns which hold them."""
     turn_of = turns.select("message_ids", found="turn_id").explode("message_ids")
     quotes = (
-        turns.select("turn_id", "quoted").filter(pl.col("quoted").list.len() > 0).explode("quoted")
+        turns.select("turn_id", "quoted")
+        .filter(pl.col("quoted").list.len() > 0)
+        .explode("quoted")
         .join(turn_of, left_on="quoted", right_on="message_ids", how="left", maintain_order="left")
-        .group_by("turn_id").agg(reply_to_turn=pl.col("found").first(), quotes_outside=pl.col("found").is_null().any())
+        .group_by("turn_id")
+        .agg(reply_to_turn=pl.col("found").first(), quotes_outside=pl.col("found").is_null().any())
     )
     return (
         turns.join(quotes, on="turn_id", how="left", maintain_order="left")
         .with_columns(
             reply_to_turn=pl.when(pl.col("reply_to_turn") != pl.col("turn_id")).then("reply_to_turn"),
-            quotes_outside=pl.col("quotes_outside").fill_null(False))
-        .select("turn_id", "group_id", "user_id", "nickname", "time", "first_time", "last_time", "text", "message_ids",
-                "mentions", "reply_to_turn", "quotes_outside", "seconds_since_previous")
+            quotes_outside=pl.col("quotes_outside").fill_null(False),
+        )
+        .select(
+            "turn_id",
+            "group_id",
+            "user_id",
+            "nickname",
+            "time",
+            "first_time",
+            "last_time",
+            "text",
+            "message_ids",
+            "mentions",
+            "reply_to_turn",
+            "quotes_outside",
+            "seconds_since_previous",
+        )
     )
 
 

@@ -161,9 +161,15 @@ def time_span(plain, low, high):
     """Return the times, as text, of the messages next to the rows lost between the ids `low` and `high`."""
     sides = [("<=", low, "DESC"), (">=", high, "ASC")]
     with closing(sqlite3.connect(plain)) as connection:
-        rows = [connection.execute(
-            f"SELECT [40050] FROM {MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
-            (edge,)).fetchone() if edge is not None else None for sign, edge, order in sides]  # fmt: skip
+        rows = [
+            connection.execute(
+                f"SELECT [40050] FROM {MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
+                (edge,),
+            ).fetchone()
+            if edge is not None
+            else None
+            for sign, edge, order in sides
+        ]
     return [row and datetime.fromtimestamp(row[0], UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for row in rows]
 
 

@@ -60,8 +60,10 @@ def check_base(base, digests):
     now = digest_tree(base) if base.is_dir() else {}
     changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
     if changed:
-        raise Mistake(f"{base}: {', '.join(changed)} changed or gone since the training; bring the base model back, "
-                      "or train again (make clean-train)")
+        raise Mistake(
+            f"{base}: {', '.join(changed)} changed or gone since the training; bring the base model back, "
+            "or train again (make clean-train)"
+        )
 
 
 def check_memory(size, memory, swap):
@@ -69,8 +71,10 @@ def check_memory(size, memory, swap):
     needed, free = size + PROGRAMS, memory.available + swap.free
     print(f"export: merging needs about {as_text(needed)} of RAM, {as_text(free)} are free", flush=True)
     if needed > free:
-        raise Mistake(f"merging needs {as_text(needed)} of RAM and {as_text(free)} are free; close programs, or in "
-                      "WSL, which gets half of the machine's, set memory= in .wslconfig")
+        raise Mistake(
+            f"merging needs {as_text(needed)} of RAM and {as_text(free)} are free; close programs, or in "
+            "WSL, which gets half of the machine's, set memory= in .wslconfig"
+        )
 
 
 def check_room(out, size, store):
@@ -86,17 +90,25 @@ def check_name(ollama, ours):
     """Raise `Mistake` where Ollama has a model of that name which we did not make; `ours` holds the digest of ours."""
     present = ollama.models().get(tagged(ollama.model))
     if present and not (ours.exists() and ours.read_text() == present):
-        raise Mistake(f"Ollama already has a model {ollama.model} which this pipeline did not make; "
-                      f"rename it (ollama cp) and remove it: ollama rm {ollama.model}")
+        raise Mistake(
+            f"Ollama already has a model {ollama.model} which this pipeline did not make; "
+            f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
+        )
 
 
 def merge(used, trained, cache, work, merged):
     """Merge with LLaMA-Factory into the folder `merged`; `work` gets its log. On the processor, in the base's type."""
     values = {
-        "model_name_or_path": used["model_name_or_path"], "adapter_name_or_path": str((trained / "adapter").absolute()),
-        "template": used["template"], "trust_remote_code": bool(used.get("trust_remote_code")),
-        "finetuning_type": "lora", "default_system": "", "export_dir": str(merged.absolute()), "export_size": 2,
-        "export_device": "cpu", "export_legacy_format": False,
+        "model_name_or_path": used["model_name_or_path"],
+        "adapter_name_or_path": str((trained / "adapter").absolute()),
+        "template": used["template"],
+        "trust_remote_code": bool(used.get("trust_remote_code")),
+        "finetuning_type": "lora",
+        "default_system": "",
+        "export_dir": str(merged.absolute()),
+        "export_size": 2,
+        "export_device": "cpu",
+        "export_legacy_format": False,
     }
     run_program("export", values, work, environment("none", cache, work))
     check_merged(merged)
@@ -125,8 +137,10 @@ def check_loss(trained, merged, kind, samples):
     """Raise `Mistake` unless the two mean losses agree as weights of the type `kind` can; return the difference."""
     difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, ROUNDED)
     if not difference <= allowed:  # nor is NaN well
-        raise Mistake(f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
-                      f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again")
+        raise Mistake(
+            f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
+            f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again"
+        )
     return difference
 
 
@@ -138,8 +152,17 @@ def check_merge(base, adapter, merged, generated, question, system, work, variab
     rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
     samples = (rows[0] or rows[1])[-SAMPLES:]  # too small a dataset keeps nothing for evaluation
     asked = samples[-SHOWN:]
-    found = compare({"base": str(base), "adapter": str(adapter), "merged": str(merged), "samples": samples,
-                     "asked": [*asked, {"system": system, "history": [], "instruction": question}]}, work, variables)
+    found = compare(
+        {
+            "base": str(base),
+            "adapter": str(adapter),
+            "merged": str(merged),
+            "samples": samples,
+            "asked": [*asked, {"system": system, "history": [], "instruction": question}],
+        },
+        work,
+        variables,
+    )
     trained, after = found["trained"], found["merged"]
     if sys.stdout.isatty():  # they are talk of the group: not for a log
         for row, *replies in zip(asked, trained["replies"], after["replies"], strict=False):
@@ -148,14 +171,21 @@ def check_merge(base, adapter, merged, generated, question, system, work, variab
     kind = config.get("dtype", config.get("torch_dtype"))
     difference = check_loss(trained["loss"], after["loss"], kind, len(samples))
     print(f"export: mean loss on {len(samples)} rows {trained['loss']:.4f} trained, {after['loss']:.4f} merged")
-    return {"rows": len(samples), "trained_loss": trained["loss"], "merged_loss": after["loss"],
-            "difference": difference}, after["replies"][-1]
+    return {
+        "rows": len(samples),
+        "trained_loss": trained["loss"],
+        "merged_loss": after["loss"],
+        "difference": difference,
+    }, after["replies"][-1]
 
 
 def create(ollama, merged, quantize, template, system, parameters, ours):
     """Create the Ollama model and return its digest; the file `ours` remembers that it is ours."""
-    files = {file.name: file for file in sorted(merged.iterdir())
-             if file.suffix in (".safetensors", ".json") or file.name == "tokenizer.model"}
+    files = {
+        file.name: file
+        for file in sorted(merged.iterdir())
+        if file.suffix in (".safetensors", ".json") or file.name == "tokenizer.model"
+    }
     digest = ollama.create(files, quantize, template, system, parameters)
     ours.write_text(digest)
     return digest
@@ -165,7 +195,8 @@ def passport(trained, used):
     """Where the model comes from: what its receipt says besides its own making."""
     return {
         "base_model": {**trained["base_model"], "folder": used["model_name_or_path"]},
-        "dataset": trained["inputs"], "training": {"settings": trained["settings"], "versions": trained["versions"]},
+        "dataset": trained["inputs"],
+        "training": {"settings": trained["settings"], "versions": trained["versions"]},
         "losses": trained["results"],
     }
 
@@ -206,15 +237,27 @@ def main():
         (merged / "Modelfile").unlink()  # its num_ctx is not ours, and it knows no system text
         put_rope_on_top(merged / "config.json", needed=ollama is not None)
         say_as_trained(merged, prompt, system, settings.fixed_system)
-        check, reply = check_merge(base, args.trained / "adapter", merged, args.generated, settings.question, system,
-                                   work, environment("none", args.cache, work))
+        check, reply = check_merge(
+            base,
+            args.trained / "adapter",
+            merged,
+            args.generated,
+            settings.question,
+            system,
+            work,
+            environment("none", args.cache, work),
+        )
 
-        parameters = {"stop": prompt.stop, "num_ctx": num_ctx,
-                      **{name: getattr(settings, name) for name in SAMPLING}}
+        parameters = {"stop": prompt.stop, "num_ctx": num_ctx, **{name: getattr(settings, name) for name in SAMPLING}}
         quantize, fixed = choose_quantize(settings.quantize, merged), settings.fixed_system
         stage.output("Modelfile").write_text(modelfile(prompt, system, fixed, parameters), encoding="utf-8")
-        stage.receipt |= {**passport(trained, used), "check": check, "parameters": parameters, "quantize": quantize,
-                          "fixed_system": fixed}
+        stage.receipt |= {
+            **passport(trained, used),
+            "check": check,
+            "parameters": parameters,
+            "quantize": quantize,
+            "fixed_system": fixed,
+        }
         asked = "the merged model, loaded once"
         if ollama:
             template = prompt.go_with(system, fixed) if fixed else prompt.go()
@@ -222,16 +265,24 @@ def main():
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             asked = "the Ollama model"
             try:
-                reply = ollama.chat([{"role": "user", "content": settings.question}], None, settings.temperature, 0,
-                                    QUESTION_TOKENS, may_be_cut=True).text
+                reply = ollama.chat(
+                    [{"role": "user", "content": settings.question}],
+                    None,
+                    settings.temperature,
+                    0,
+                    QUESTION_TOKENS,
+                    may_be_cut=True,
+                ).text
             except (Unavailable, Unusable) as error:
                 raise Mistake(f"{args.name} is made but does not answer: {error}; export again") from None
         stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
-        print(f"export: no Ollama here; where there is one, this makes the model: "
-              f"ollama create {args.name} --quantize {quantize} -f {args.out}/Modelfile")
+        print(
+            f"export: no Ollama here; where there is one, this makes the model: "
+            f"ollama create {args.name} --quantize {quantize} -f {args.out}/Modelfile"
+        )
 
 
 if __name__ == "__main__":

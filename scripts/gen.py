@@ -55,10 +55,15 @@ def context_of(lines, turns, settings):
     """Return {turn_id: the few turns before it, oldest first} for the unpaired `lines`."""
     near = {first: range(first - settings.context_turns, first) for first in (line["turn_ids"][0] for line in lines)}
     looked_at = {place for places in near.values() for place in places}
-    rows = {row["turn_id"]: row for row in
-            turns.filter(pl.col("turn_id").is_in(list(looked_at))).iter_rows(named=True)}
-    return {line["turn_id"]: [rows[place] for place in near[line["turn_ids"][0]]
-                              if place in rows and rows[place]["group_id"] == line["group_id"]] for line in lines}
+    rows = {row["turn_id"]: row for row in turns.filter(pl.col("turn_id").is_in(list(looked_at))).iter_rows(named=True)}
+    return {
+        line["turn_id"]: [
+            rows[place]
+            for place in near[line["turn_ids"][0]]
+            if place in rows and rows[place]["group_id"] == line["group_id"]
+        ]
+        for line in lines
+    }
 
 
 def fill(lines, turns, name, prompt, settings, client, temperature):
@@ -66,19 +71,21 @@ def fill(lines, turns, name, prompt, settings, client, temperature):
     contexts = context_of(lines, turns, settings)
     missing, written = [(line, contexts[line["turn_id"]]) for line in lines], {}
     for round_ in range(ROUNDS):
-        size = max(1, settings.batch_size // SMALLER ** round_)
-        batches = [missing[start:start + size] for start in range(0, len(missing), size)]
+        size = max(1, settings.batch_size // SMALLER**round_)
+        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
         while batches:
             questions = [missing_halves(prompt, batch, name, settings, temperature, round_) for batch in batches]
             answers = client.ask_all("gen", questions, final=False)
             too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
             if any(len(batch) == 1 for batch in too_long):
-                raise Mistake("even a single question does not fit into the context of the model; "
-                              "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml")
+                raise Mistake(
+                    "even a single question does not fit into the context of the model; "
+                    "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml"
+                )
             for batch, answer in zip(batches, answers, strict=True):
                 good = answer.value if isinstance(answer, Answered) else {}
                 written |= {batch[place][0]["turn_id"]: text for place, text in good.items()}
-            batches = [half for batch in too_long for half in (batch[:len(batch) // 2], batch[len(batch) // 2:])]
+            batches = [half for batch in too_long for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :])]
         missing = [item for item in missing if item[0]["turn_id"] not in written]
     client.check_failures(len(missing), len(lines))
     return written
@@ -104,9 +111,16 @@ def rows_of(samples, system, settings):
         chain = earlier.setdefault(sample["group_id"], [])
         if chain and moment(sample) - moment(chain[-1]) >= gap:
             chain.clear()
-        history = chain[-settings.history_turns:] if settings.history_turns else []
-        rows.append({"instruction": sample["prompt"], "input": "", "output": sample["reply"], "system": system,
-                     "history": [[old["prompt"], old["reply"]] for old in history]})
+        history = chain[-settings.history_turns :] if settings.history_turns else []
+        rows.append(
+            {
+                "instruction": sample["prompt"],
+                "input": "",
+                "output": sample["reply"],
+                "system": system,
+                "history": [[old["prompt"], old["reply"]] for old in history],
+            }
+        )
         chain.append(sample)
     return rows
 
@@ -123,8 +137,13 @@ def moment(sample):
 
 
 def dataset_info():
-    columns = {"prompt": "instruction", "query": "input", "response": "output",
-               "system": "system", "history": "history"}
+    columns = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    }
     return {name: {"file_name": f"{name}.json", "columns": columns} for name in ("alpaca", "alpaca_eval")}
 
 
@@ -144,8 +163,10 @@ def main():
     prompt = read_prompt(args.prompt, ["name", "items"])
     persona = read_prompt(args.persona, ["name"])
 
-    with (Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
-          Client(llm, args.ollama_url, args.answers) as client):
+    with (
+        Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
+        Client(llm, args.ollama_url, args.answers) as client,
+    ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.persona)
         pairs = read_lines(stage.input(need(args.paired / "pairs.jsonl", "`make pair` makes it")))
@@ -159,8 +180,9 @@ def main():
         stage.ledger.read = len(pairs) + len(unpaired)
         sure = pairs
         if settings.min_confidence:
-            sure = [line for line in pairs
-                    if line["confidence"] is None or line["confidence"] >= settings.min_confidence]
+            sure = [
+                line for line in pairs if line["confidence"] is None or line["confidence"] >= settings.min_confidence
+            ]
             stage.ledger.dropped["doubtful"] = len(pairs) - len(sure)
         written = {}
         if settings.fill:
@@ -168,19 +190,24 @@ def main():
             stage.ledger.dropped["failed"] = len(unpaired) - len(written)
         else:
             stage.ledger.dropped["unfilled"] = len(unpaired)
-        filled = [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"}
-                  for line in unpaired if line["turn_id"] in written]
+        filled = [
+            {**line, "prompt": written[line["turn_id"]], "decided_by": "written"}
+            for line in unpaired
+            if line["turn_id"] in written
+        ]
         samples = sorted(sure + filled, key=lambda line: (line["time"], line["turn_id"]))
         if settings.hide_personal_data:
             hide = redaction_for(turns, settings)
-            samples = [{**sample, "prompt": hide(sample["prompt"]), "reply": hide(sample["reply"])}
-                       for sample in samples]
+            samples = [
+                {**sample, "prompt": hide(sample["prompt"]), "reply": hide(sample["reply"])} for sample in samples
+            ]
             stage.receipt["personal_data"] = hide.counts
 
         system = persona.fill(name=name)[1]
         if '"""' in system:
-            raise Mistake(f"{args.persona} or the name {name}: three quotes in a row cannot stand in a Modelfile; "
-                          "take them out")
+            raise Mistake(
+                f"{args.persona} or the name {name}: three quotes in a row cannot stand in a Modelfile; take them out"
+            )
         rows, kept = without_duplicates(samples, system, settings)
         stage.ledger.dropped["duplicate"] = len(samples) - len(kept)
         write_json(stage.output("alpaca.json"), rows[0])

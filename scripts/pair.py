@@ -47,19 +47,30 @@ class Settings:
 
     PRESETS: ClassVar = {
         "default": {},
-        "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0, "linker_alone": "never"}}
+        "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0, "linker_alone": "never"},
+    }
 
 
 def line_of(case):
     """Return the line of pairs.jsonl or unpaired.jsonl."""
     turn = case.turn
-    line = {"turn_id": turn["turn_id"], "turn_ids": turn["turn_ids"], "group_id": turn["group_id"],
-            "reply": turn["text"], "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ")}
+    line = {
+        "turn_id": turn["turn_id"],
+        "turn_ids": turn["turn_ids"],
+        "group_id": turn["group_id"],
+        "reply": turn["text"],
+        "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
     if case.prompt is None:
         return {**line, "reason": case.reason}
-    return {**line, "prompt_turn_id": case.prompt["turn_id"], "prompt": case.prompt["text"],
-            "decided_by": case.decided_by, "confidence": case.confidence,
-            "candidates": [other["turn_id"] for other in case.candidates]}
+    return {
+        **line,
+        "prompt_turn_id": case.prompt["turn_id"],
+        "prompt": case.prompt["text"],
+        "decided_by": case.decided_by,
+        "confidence": case.confidence,
+        "candidates": [other["turn_id"] for other in case.candidates],
+    }
 
 
 def turns_kept(turns, target, settings, ledger):
@@ -67,7 +78,8 @@ def turns_kept(turns, target, settings, ledger):
     of_others = pl.when(pl.col("user_id") != target).then("turn_id")
     turns = turns.with_columns(
         previous_text=pl.col("text").shift().over("group_id"),
-        previous_of_others=of_others.forward_fill().over("group_id"))
+        previous_of_others=of_others.forward_fill().over("group_id"),
+    )
     own = turns.filter(pl.col("user_id") == target)
     kept = own.sort("time", maintain_order=True).tail(settings.newest) if settings.newest else own
     ledger.read = len(own)
@@ -90,19 +102,23 @@ def merged(kept, prompt, settings, client, temperature):
     questions = [which_belong_together(prompt, batch, temperature) for batch in several]
     for batch, answer in zip(several, client.ask_all("pair: turns that belong together", questions), strict=True):
         for first, last, text in reversed(answer.value if answer else []):
-            parts = batch[first:last + 1]
+            parts = batch[first : last + 1]
             if same_words([part["text"] for part in parts], text):
-                batch[first:last + 1] = [as_one(parts, text)]
+                batch[first : last + 1] = [as_one(parts, text)]
     return [turn for batch in batches for turn in batch]
 
 
 def as_one(parts, text):
     """Return the turn that `parts` become; it stands where the first of them stood."""
     quoted = [part["reply_to_turn"] for part in parts if part["reply_to_turn"] is not None]
-    return {**parts[0], "text": text, "turn_ids": [turn_id for part in parts for turn_id in part["turn_ids"]],
-            "mentions": list(dict.fromkeys(user for part in parts for user in part["mentions"])),
-            "reply_to_turn": quoted[0] if quoted else None,
-            "quotes_outside": any(part["quotes_outside"] for part in parts)}
+    return {
+        **parts[0],
+        "text": text,
+        "turn_ids": [turn_id for part in parts for turn_id in part["turn_ids"]],
+        "mentions": list(dict.fromkeys(user for part in parts for user in part["mentions"])),
+        "reply_to_turn": quoted[0] if quoted else None,
+        "quotes_outside": any(part["quotes_outside"] for part in parts),
+    }
 
 
 def decide(case, rows, settings):
@@ -180,12 +196,17 @@ def report_on_quotes(tested, quotes, named, linked, answers):
     if linked is not None:
         found["linker"] = [linked[case.turn["turn_id"]] for case in quotes]
     if answers is not None:
-        found["llm"] = [case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
-                        for case, answer in zip(quotes, answers, strict=True)]
+        found["llm"] = [
+            case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
+            for case, answer in zip(quotes, answers, strict=True)
+        ]
     counts = {f"found_by_{who}": sum(map(operator.eq, quoted, turn_ids)) for who, turn_ids in found.items()}
     names = {"found_by_rule": "the rule", "found_by_linker": "the linker", "found_by_llm": "the model"}
-    print(f"pair: of {tested:,} quotes asked blind, {len(quotes):,} within the candidates: "
-          + ", ".join(f"{names[who]} found {count:,}" for who, count in reversed(counts.items())), flush=True)
+    print(
+        f"pair: of {tested:,} quotes asked blind, {len(quotes):,} within the candidates: "
+        + ", ".join(f"{names[who]} found {count:,}" for who, count in reversed(counts.items())),
+        flush=True,
+    )
     return {"tested": tested, "in_reach": len(quotes), **counts}
 
 
@@ -201,21 +222,26 @@ def cascade(cases, turns, settings, client, prompt, temperature):
     open_cases, answers, linked = [case for case in cases if case.open], None, None
     if settings.linker_alone != "never":
         found = Linker().decide([*open_cases, *quotes], turns, named, settings.candidates, settings.stop_at_own_turn)
-        linked = found[len(open_cases):]
+        linked = found[len(open_cases) :]
         said["linker"] = thresholds_earned(groups, quotes, linked, settings)
         least = {group: earned["threshold"] for group, earned in said["linker"].items()}
         apply_linker(open_cases, found, least, settings.min_confidence)
         open_cases = [case for case in open_cases if case.open]
-    newest = sorted(blind, key=lambda case: case.turn["time"])[-settings.quotes_tested:]
+    newest = sorted(blind, key=lambda case: case.turn["time"])[-settings.quotes_tested :]
     asked = [case for case in newest if in_reach(case)]
     if settings.use_llm:
-        questions = [which_turn(prompt, case.turn, case.window, settings.characters_shown, temperature)
-                     for case in [*open_cases, *asked]]
+        questions = [
+            which_turn(prompt, case.turn, case.window, settings.characters_shown, temperature)
+            for case in [*open_cases, *asked]
+        ]
         shares = Counter(case.decided_by for case in cases)
-        answers = client.ask_all("pair", questions, f"{shares['quote'] / len(cases):.0%} from quotes, "
-                                 f"{shares['linker'] / len(cases):.0%} from the linker")
-        apply_answers(open_cases, answers[:len(open_cases)], settings.min_confidence)
-        answers = answers[len(open_cases):]
+        answers = client.ask_all(
+            "pair",
+            questions,
+            f"{shares['quote'] / len(cases):.0%} from quotes, {shares['linker'] / len(cases):.0%} from the linker",
+        )
+        apply_answers(open_cases, answers[: len(open_cases)], settings.min_confidence)
+        answers = answers[len(open_cases) :]
     else:
         apply_rule(open_cases, named)
     if linked is not None:
@@ -241,15 +267,19 @@ def main():
     prompt = read_prompt(args.prompt, ["name", "context", "reply"])
     merge_prompt = read_prompt(args.merge_prompt, ["context"])
 
-    with (Stage("pair", args.out, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
-          Client(llm, args.ollama_url, args.answers) as client):
+    with (
+        Stage("pair", args.out, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
+        Client(llm, args.ollama_url, args.answers) as client,
+    ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.merge_prompt)
         turns = pl.read_parquet(stage.input(need(args.turns, "`make combine` makes it")))
         kept = turns_kept(turns, args.target, settings, stage.ledger)
         if not stage.ledger.read:
-            raise Mistake(f"nobody with the id {args.target} has said anything here; "
-                          "`make members` lists who is there, put one of those ids into config/target.txt")
+            raise Mistake(
+                f"nobody with the id {args.target} has said anything here; "
+                "`make members` lists who is there, put one of those ids into config/target.txt"
+            )
         if settings.merge_replies == "llm":
             before = len(kept)
             kept = merged(kept, merge_prompt, settings, client, llm.pair_temperature)

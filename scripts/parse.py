@@ -30,10 +30,18 @@ Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
 ]
 MESSAGE = {  # the columns of messages.parquet; in the frames before it `time` is in seconds
-    "message_id": pl.Int64, "group_id": pl.String, "time": pl.Datetime("ms", "UTC"), "seq": pl.Int64,
-    "user_id": pl.String, "nickname": pl.String, "fragments": pl.List(pl.String), "kinds": pl.List(pl.String),
-    "mentions": pl.List(pl.String), "reply_to": pl.Int64, "reply_dangling": pl.Boolean,
-}  # fmt: skip
+    "message_id": pl.Int64,
+    "group_id": pl.String,
+    "time": pl.Datetime("ms", "UTC"),
+    "seq": pl.Int64,
+    "user_id": pl.String,
+    "nickname": pl.String,
+    "fragments": pl.List(pl.String),
+    "kinds": pl.List(pl.String),
+    "mentions": pl.List(pl.String),
+    "reply_to": pl.Int64,
+    "reply_dangling": pl.Boolean,
+}
 ORDER = ["group_id", "time", "seq", "message_id"]
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text, just as it reads
@@ -183,8 +191,11 @@ def csv_lines(messages):
 def literals(fragments):
     """Return the `repr` of each list. Most texts are plain, and need nothing but quotes around them."""
     plain = fragments.list.join("").str.contains(PLAIN_TEXT)
-    written = pl.when(fragments.list.len() == 0).then(pl.lit("[]")).when(plain).then(
-        pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']"))
+    written = (
+        pl.when(fragments.list.len() == 0)
+        .then(pl.lit("[]"))
+        .when(plain)
+        .then(pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']")))
     )
     frame = pl.select(written.alias("fragments"))
     odd = frame["fragments"].is_null().arg_true()
@@ -299,9 +310,10 @@ def csv_frame(rows):
     return frame.with_columns(list_column("fragments", fragments)).with_columns(
         pl.lit("text").repeat_by(pl.col("fragments").list.len()).alias("kinds"),
         pl.lit([], MESSAGE["mentions"]).alias("mentions"),
-        pl.lit(None, pl.Int64).alias("seq"), pl.lit(None, pl.Int64).alias("reply_to"),
+        pl.lit(None, pl.Int64).alias("seq"),
+        pl.lit(None, pl.Int64).alias("reply_to"),
         pl.lit(False).alias("reply_dangling"),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,25 @@ from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
-OURS = ["stage", "do_train", "do_eval", "dataset", "eval_dataset", "val_size", "dataset_dir", "output_dir",
-        "default_system", "overwrite_output_dir", "plot_loss", "report_to", "logging_first_step", "use_cpu",
-        "logging_nan_inf_filter", "include_num_input_tokens_seen", "full_determinism"]
+OURS = [
+    "stage",
+    "do_train",
+    "do_eval",
+    "dataset",
+    "eval_dataset",
+    "val_size",
+    "dataset_dir",
+    "output_dir",
+    "default_system",
+    "overwrite_output_dir",
+    "plot_loss",
+    "report_to",
+    "logging_first_step",
+    "use_cpu",
+    "logging_nan_inf_filter",
+    "include_num_input_tokens_seen",
+    "full_determinism",
+]
 FROM_PREFLIGHT = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
 HELD_OUT = 5
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
@@ -61,16 +77,26 @@ def work_of(given, rows, base):
     shape = read_shape(base / "config.json")
     targets = str(given.get("lora_target", "all")).replace(" ", "").split(",")
     batch = given.get("per_device_train_batch_size", 1) * given.get("gradient_accumulation_steps", 1)
-    return Work(shape, token_lengths(rows, base), shape.lora_parameters(given.get("lora_rank", 8), targets), batch,
-                given.get("cutoff_len", 2048), float(given.get("num_train_epochs", 3)))
+    return Work(
+        shape,
+        token_lengths(rows, base),
+        shape.lora_parameters(given.get("lora_rank", 8), targets),
+        batch,
+        given.get("cutoff_len", 2048),
+        float(given.get("num_train_epochs", 3)),
+    )
 
 
 def preflight(gpu, given, work, settings):
     """Return (what was found, the `Plan`); a `Mistake` where nothing fits."""
     if gpu == "none":
         memory, cores = psutil.virtual_memory(), os.cpu_count()
-        found = {"device": "processor", "cores": cores, "total_gib": gib(memory.total),
-                 "free_gib": gib(memory.available)}
+        found = {
+            "device": "processor",
+            "cores": cores,
+            "total_gib": gib(memory.total),
+            "free_gib": gib(memory.available),
+        }
         rows_at_once = given.get("per_device_train_batch_size", 1)
         return found, plan_for_processor(memory.available, cores, work, rows_at_once, settings)
     cards = [find_card(index) for index in gpu.split(",")]
@@ -78,9 +104,16 @@ def preflight(gpu, given, work, settings):
     for card in cards:
         check_card(card, built_with)
     card = min(cards, key=lambda card: card.free)  # the others will have room if this one has
-    found = {"device": card.name, "cards": len(cards), "total_gib": gib(card.total), "free_gib": gib(card.free),
-             "capability": ".".join(map(str, card.capability)), "driver": card.driver,
-             "driver_cuda": ".".join(map(str, card.cuda)), "torch_cuda": built_with}
+    found = {
+        "device": card.name,
+        "cards": len(cards),
+        "total_gib": gib(card.total),
+        "free_gib": gib(card.free),
+        "capability": ".".join(map(str, card.capability)),
+        "driver": card.driver,
+        "driver_cuda": ".".join(map(str, card.cuda)),
+        "torch_cuda": built_with,
+    }
     return found, plan_for_card(card, work, settings, installed())
 
 
@@ -95,8 +128,8 @@ def show(found, work, plan):
         "found": ", ".join(f"{name} {value}" for name, value in found.items()),
         "rows": f"{len(work.lengths):,}, longest {max(work.lengths):,} tokens, mean {mean:,.0f}",
         "chosen": f"{plan.precision}, {plan.micro_batch} rows at a time x {plan.accumulation} = {work.batch} a step, "
-                  f"checkpointing {'used' if plan.checkpointing else 'not needed'}"
-                  f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
+        f"checkpointing {'used' if plan.checkpointing else 'not needed'}"
+        f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
         "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are cut",
         "predicted": f"peak {as_text(plan.peak)}, roughly {plan.hours:.1f} hours",
     }
@@ -111,22 +144,39 @@ def full_settings(given, data, has_eval, gpu, plan, base, run_folder):
     device = {"use_cpu": True, "full_determinism": True} if gpu == "none" else {}
     processes = world_size()
     if plan.accumulation % processes:
-        raise Mistake(f"{plan.accumulation} rows accumulated cannot be shared out among {processes} processes; "
-                      "choose gradient_accumulation_steps in train.yaml accordingly")
+        raise Mistake(
+            f"{plan.accumulation} rows accumulated cannot be shared out among {processes} processes; "
+            "choose gradient_accumulation_steps in train.yaml accordingly"
+        )
     return {
-        **given, **plan.values(), "gradient_accumulation_steps": plan.accumulation // processes,
-        "model_name_or_path": str(base), "stage": "sft", "do_train": True, "dataset": "alpaca",
-        "dataset_dir": str(data.absolute()), "default_system": (data / "system.txt").read_text(encoding="utf-8"),
-        "output_dir": str(run_folder.absolute()), "plot_loss": True, "logging_first_step": True, "report_to": "none",
+        **given,
+        **plan.values(),
+        "gradient_accumulation_steps": plan.accumulation // processes,
+        "model_name_or_path": str(base),
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "alpaca",
+        "dataset_dir": str(data.absolute()),
+        "default_system": (data / "system.txt").read_text(encoding="utf-8"),
+        "output_dir": str(run_folder.absolute()),
+        "plot_loss": True,
+        "logging_first_step": True,
+        "report_to": "none",
         # a loss that is no number must be seen, not smoothed over
-        "logging_nan_inf_filter": False, "include_num_input_tokens_seen": True, **evaluation, **device,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": True,
+        **evaluation,
+        **device,
     }
 
 
 def fingerprint(values, files):
     """What makes a run the same work: all but how many rows are taken at a time."""
-    rest = {name: value for name, value in values.items()
-            if name not in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")}
+    rest = {
+        name: value
+        for name, value in values.items()
+        if name not in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    }
     return digest(rest, [sha256(file) for file in files])
 
 
@@ -195,8 +245,10 @@ def train(args, values, plan, files, run_folder, held_out):
         except OutOfMemory as mistake:
             attempts[-1]["ended"] = "out of memory"
             if plan.micro_batch == 1:
-                raise Mistake(f"{mistake}; even with one row at a time: close what uses the card, or take a shorter "
-                              "cutoff_len or a smaller model") from None
+                raise Mistake(
+                    f"{mistake}; even with one row at a time: close what uses the card, or take a shorter "
+                    "cutoff_len or a smaller model"
+                ) from None
             plan = replace(plan, micro_batch=plan.micro_batch // 2, accumulation=plan.accumulation * 2)
             print(f"train: out of memory, going on with {plan.micro_batch} rows at a time", flush=True)
             values = {**values, **plan.values(), "gradient_accumulation_steps": plan.accumulation // world_size()}
@@ -204,8 +256,10 @@ def train(args, values, plan, files, run_folder, held_out):
         except BrokenLoss as broken:
             attempts[-1]["ended"] = problem = str(broken)
             if other_tried:
-                raise Mistake(f"{broken}, in {plan.precision}; lower learning_rate in {args.config}, or try "
-                              f"flash_attn: disabled there; the log is {run_folder}/llamafactory.log") from None
+                raise Mistake(
+                    f"{broken}, in {plan.precision}; lower learning_rate in {args.config}, or try "
+                    f"flash_attn: disabled there; the log is {run_folder}/llamafactory.log"
+                ) from None
         other_tried = True
         plan = replace(plan, precision=OTHER[plan.precision])
         print(f"train: {problem}; once more in {plan.precision}", flush=True)
@@ -222,8 +276,13 @@ def losses(values, run_folder, variables):
     if not (folder / "all_results.json").exists():
         run_program("train", untouched, folder, variables)
     base_loss = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))["eval_loss"]
-    return {**results, "eval_perplexity": math.exp(results["eval_loss"]), "base_eval_loss": base_loss,
-            "base_eval_perplexity": math.exp(base_loss), "eval_loss_gained": base_loss - results["eval_loss"]}
+    return {
+        **results,
+        "eval_perplexity": math.exp(results["eval_loss"]),
+        "base_eval_loss": base_loss,
+        "base_eval_perplexity": math.exp(base_loss),
+        "eval_loss_gained": base_loss - results["eval_loss"],
+    }
 
 
 def main():
@@ -237,8 +296,10 @@ def main():
     given = read_train_settings(args.config)
     settings = read_settings(args.preflight, Settings)
     llm = read_llm_settings(args)
-    files = [need(args.generated / f"{name}.json", "`make gen` makes it")
-             for name in ("alpaca", "alpaca_eval", "dataset_info")]
+    files = [
+        need(args.generated / f"{name}.json", "`make gen` makes it")
+        for name in ("alpaca", "alpaca_eval", "dataset_info")
+    ]
     rows, held_out = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
     if not rows:
         raise Mistake(f"{files[0]}: no rows to learn from; the receipt beside it says what became of the turns")
@@ -272,8 +333,10 @@ def main():
             shutil.copy2(need(run_folder / name, "LLaMA-Factory should have written it"), stage.output(name))
         stage.ledger.read = stage.ledger.written = len(rows) + len(held_out)
         stage.receipt |= {
-            "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)}, "found": found,
-            "attempts": attempts, "rows": {"train": len(rows), "eval": len(held_out)},
+            "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
+            "found": found,
+            "attempts": attempts,
+            "rows": {"train": len(rows), "eval": len(held_out)},
             "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),
             "garbled_replies": sum(map(garbled, replies)),
         }

@@ -51,8 +51,17 @@ def base_image():
     if subprocess.run(["docker", "image", "inspect", made], capture_output=True, check=False).returncode:
         folder = Path(tempfile.mkdtemp())
         try:
-            subprocess.run(["debootstrap", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm",
-                            folder / "base"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [
+                    "debootstrap",
+                    "--variant=minbase",
+                    "--include=python3-venv,ca-certificates",
+                    "bookworm",
+                    folder / "base",
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             certificates = Path("etc/ssl/certs/ca-certificates.crt")
             shutil.copy("/" / certificates, folder / "base" / certificates)
             files = subprocess.Popen(["tar", "-C", folder / "base", "-c", "."], stdout=subprocess.PIPE)
@@ -60,8 +69,9 @@ def base_image():
         finally:
             shutil.rmtree(folder)
     reach = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip download --no-deps --dest /tmp idna"
-    tried = subprocess.run(["docker", "run", "--rm", made, "sh", "-c", reach], capture_output=True, encoding="utf-8",
-                           check=False)
+    tried = subprocess.run(
+        ["docker", "run", "--rm", made, "sh", "-c", reach], capture_output=True, encoding="utf-8", check=False
+    )
     if tried.returncode:
         pytest.skip(f"no package can be fetched from within a container here: {tried.stderr[-300:]}")
     return made
@@ -85,12 +95,19 @@ class Box:
 
     def __init__(self, parent, folder, base_image, llm):
         self.project = copy_project(parent)
-        for name, settings in {"llm": llm, "pair": "newest: 60\nquotes_tested: 10\n",
-                               "gen": "batch_size: 6\nmax_characters: 20\n"}.items():
+        for name, settings in {
+            "llm": llm,
+            "pair": "newest: 60\nquotes_tested: 10\n",
+            "gen": "batch_size: 6\nmax_characters: 20\n",
+        }.items():
             (self.project / f"config/{name}.yaml").write_text(settings)
         self.words = ["TARGET=10002", f"SOURCE={folder}/chat/nt_msg.db", f"KEY={folder}/key/key.txt"]
-        self.environment = {**CLEAN, "BASE_IMAGE": base_image, "OLLAMA_IMAGE": "huiyin-test-ollama",
-                            "COMPOSE_PROJECT_NAME": PROJECT}
+        self.environment = {
+            **CLEAN,
+            "BASE_IMAGE": base_image,
+            "OLLAMA_IMAGE": "huiyin-test-ollama",
+            "COMPOSE_PROJECT_NAME": PROJECT,
+        }
         self.who = {}
         self.data = self.project / "data/default"
 
@@ -103,8 +120,16 @@ class Box:
 
     def start(self, *words, env=None):
         return subprocess.Popen(
-            words, cwd=self.project, env={**self.environment, **(env or {})}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True, **self.who)
+            words,
+            cwd=self.project,
+            env={**self.environment, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+            **self.who,
+        )
 
     def run(self, *words, env=None):
         """Return (exit status, output) of a command in the project."""
@@ -116,8 +141,11 @@ class Box:
         return self.run("make", "GPU=none", *self.words, *words, env=env)
 
     def results(self):
-        return {str(path.relative_to(self.data)): path.read_bytes() for path in sorted(self.data.rglob("*"))
-                if path.is_file() and path.name not in ("receipt.json", "source")}
+        return {
+            str(path.relative_to(self.data)): path.read_bytes()
+            for path in sorted(self.data.rglob("*"))
+            if path.is_file() and path.name not in ("receipt.json", "source")
+        }
 
 
 @pytest.fixture(scope="session")
@@ -164,14 +192,21 @@ def test_the_results_are_those_of_the_host(box, folder, base_image, gguf, tmp_pa
     assert status == 0, output
     expected, found = host.results(), box.results()
     assert {Path(name).name for name in expected} >= {
-        "nt_msg.db", "messages.parquet", "messages.csv", "turns.parquet", "pairs.jsonl", "unpaired.jsonl",
-        "alpaca.json"}
+        "nt_msg.db",
+        "messages.parquet",
+        "messages.csv",
+        "turns.parquet",
+        "pairs.jsonl",
+        "unpaired.jsonl",
+        "alpaca.json",
+    }
     assert [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)] == []
 
 
 def test_the_missing_model_was_fetched_once_and_announced(box):
-    said = re.findall(r"^qwen2\.5:14b is not here yet: [\d.]+ GB to fetch, [\d.]+ GB of disk free$", box.output,
-                      re.MULTILINE)
+    said = re.findall(
+        r"^qwen2\.5:14b is not here yet: [\d.]+ GB to fetch, [\d.]+ GB of disk free$", box.output, re.MULTILINE
+    )
     assert len(said) == 1
 
 
@@ -201,8 +236,11 @@ def test_a_second_make_starts_no_container(box):
 
 
 def test_the_images_hold_nothing_of_ours(box, folder):
-    texts = {text for row in json.loads((box.data / "10002/generated/alpaca.json").read_text(encoding="utf-8"))
-             for text in (row["instruction"], row["output"])}
+    texts = {
+        text
+        for row in json.loads((box.data / "10002/generated/alpaca.json").read_text(encoding="utf-8"))
+        for text in (row["instruction"], row["output"])
+    }
     code = (box.project / "scripts/parse.py").read_bytes()[:200]
     ours = [code, (folder / "key/key.txt").read_bytes().strip()]
     ours += [text.encode() for text in sorted(texts, key=len)[-10:]]
@@ -258,7 +296,8 @@ def test_the_key_in_the_environment_reaches_decrypt_only(box, tmp_path):
     for script in ("decrypt", "demo/history"):
         shutil.copy(box.project / f"scripts/{script}.py", tmp_path)
         (box.project / f"scripts/{script}.py").write_text(
-            "import os, sys\nprint('key is', repr(os.environ.get('QQ_DB_KEY')), os.path.exists(sys.argv[-1]))")
+            "import os, sys\nprint('key is', repr(os.environ.get('QQ_DB_KEY')), os.path.exists(sys.argv[-1]))"
+        )
     key = "a'b\"c$d #e\\"
     try:
         words = ["CONFIG=key", f"SOURCE={box.words[1].partition('=')[2]}"]
@@ -284,9 +323,13 @@ def test_an_image_is_built_when_its_recipe_changed_and_then_only(box):
         status, output = box.run("docker/run.sh", "data", "true", env={"BASE_IMAGE": "127.0.0.1:1/python:0"})
     finally:
         recipe.write_text(text, encoding="utf-8")
-    assert (status, output.splitlines()[-1]) == (1, (
-        "docker: the image 127.0.0.1:1/python:0 could not be fetched; is the network there? "
-        "BASE_IMAGE=<mirror>/127.0.0.1:1/python:0 names a mirror, Docker's own settings a proxy"))
+    assert (status, output.splitlines()[-1]) == (
+        1,
+        (
+            "docker: the image 127.0.0.1:1/python:0 could not be fetched; is the network there? "
+            "BASE_IMAGE=<mirror>/127.0.0.1:1/python:0 names a mirror, Docker's own settings a proxy"
+        ),
+    )
 
 
 def complaint(box, *words, **options):
@@ -301,14 +344,16 @@ def complaint(box, *words, **options):
 def test_ollamas_image_cannot_be_fetched(box):
     assert complaint(box, "pair", "TARGET=10003", env={"OLLAMA_IMAGE": "127.0.0.1:1/ollama:0"}) == (
         "docker: the image 127.0.0.1:1/ollama:0 could not be fetched; is the network there? "
-        "OLLAMA_IMAGE=<mirror>/127.0.0.1:1/ollama:0 names a mirror, Docker's own settings a proxy")
+        "OLLAMA_IMAGE=<mirror>/127.0.0.1:1/ollama:0 names a mirror, Docker's own settings a proxy"
+    )
 
 
 @pytest.mark.skipif(shutil.which("nvidia-ctk") is not None, reason="the toolkit is here")
 def test_no_nvidia_toolkit(box):
     assert complaint(box, "pair", "TARGET=10003", "GPU=0") == (
         "docker: Docker cannot lend a card: install the NVIDIA Container Toolkit (see 'Docker' in README.md), "
-        "or say GPU=none")
+        "or say GPU=none"
+    )
     assert box.make("members", "GPU=0")[0] == 0  # which needs none
 
 

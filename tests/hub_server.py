@@ -47,8 +47,11 @@ class Hub:
     def answer(self, request, body):
         path = urlsplit(request.path).path
         name = path.rsplit("/", 1)[-1]
-        if path in (f"/api/models/{self.name}", f"/api/models/{self.name}/revision/main",
-                    f"/api/models/{self.name}/revision/{COMMIT}"):
+        if path in (
+            f"/api/models/{self.name}",
+            f"/api/models/{self.name}/revision/main",
+            f"/api/models/{self.name}/revision/{COMMIT}",
+        ):
             siblings = [{"rfilename": name, "size": file.stat().st_size} for name, file in self.files.items()]
             content, headers = json.dumps({"id": self.name, "sha": COMMIT, "siblings": siblings}).encode(), {}
         elif path == f"/{self.name}/resolve/{COMMIT}/{name}" and name in self.files:

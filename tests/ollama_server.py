@@ -56,8 +56,18 @@ class Raw(NamedTuple):
 
 def whole(text, **more):
     """The bytes of a whole answer of /api/chat that says `text`; `more` replaces what makes it whole."""
-    return json.dumps({"model": "any", "created_at": now(), "message": {"role": "assistant", "content": text},
-                       "done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1, **more}).encode()
+    return json.dumps(
+        {
+            "model": "any",
+            "created_at": now(),
+            "message": {"role": "assistant", "content": text},
+            "done": True,
+            "done_reason": "stop",
+            "prompt_eval_count": 1,
+            "eval_count": 1,
+            **more,
+        }
+    ).encode()
 
 
 # Faults for `before_chat` to raise or return; a hang is its own sleep or wait, a kill its own os.kill.
@@ -152,17 +162,31 @@ class OllamaServer:
     def ps(self, body):
         expires = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
         size = SIZE
-        return {"models": [{**self.describe(name), "size_vram": int(size * self.on_gpu), "expires_at": expires,
-                            "context_length": num_ctx} for name, num_ctx in dict(self.loaded).items()]}
+        return {
+            "models": [
+                {
+                    **self.describe(name),
+                    "size_vram": int(size * self.on_gpu),
+                    "expires_at": expires,
+                    "context_length": num_ctx,
+                }
+                for name, num_ctx in dict(self.loaded).items()
+            ]
+        }
 
     def show(self, body):
         name = self.find(body)
         made = self.created.get(name, {})
         parameters = "\n".join(f"{key} {json.dumps(value)}" for key, value in made.get("parameters", {}).items())
-        return {"modelfile": f"FROM {name}", "parameters": parameters, "system": made.get("system", ""),
-                "template": made.get("template", "{{ .Prompt }}"), "details": self.describe(name)["details"],
-                "model_info": {"general.architecture": "qwen2", "qwen2.context_length": CONTEXT},
-                "capabilities": ["completion"]}
+        return {
+            "modelfile": f"FROM {name}",
+            "parameters": parameters,
+            "system": made.get("system", ""),
+            "template": made.get("template", "{{ .Prompt }}"),
+            "details": self.describe(name)["details"],
+            "model_info": {"general.architecture": "qwen2", "qwen2.context_length": CONTEXT},
+            "capabilities": ["completion"],
+        }
 
     def chat(self, body):
         name, messages = self.find(body), body.get("messages") or []
@@ -174,8 +198,13 @@ class OllamaServer:
         if isinstance(scripted, Raw):
             self.load(name, self.options(name, body).get("num_ctx", LOADED_CONTEXT))
             return scripted
-        return self.answer(name, messages, body, scripted=scripted,
-                           wrap=lambda text: {"message": {"role": "assistant", "content": text}})
+        return self.answer(
+            name,
+            messages,
+            body,
+            scripted=scripted,
+            wrap=lambda text: {"message": {"role": "assistant", "content": text}},
+        )
 
     def generate(self, body):
         name = self.find(body)
@@ -239,8 +268,7 @@ class OllamaServer:
     def describe(self, name):
         digest = self.models[name]
         details = {"format": "gguf", "family": "qwen2", "parameter_size": "150K", "quantization_level": "F32"}
-        return {"name": name, "model": name, "modified_at": now(), "size": SIZE, "digest": digest,
-                "details": details}
+        return {"name": name, "model": name, "modified_at": now(), "size": SIZE, "digest": digest, "details": details}
 
     def load(self, name, num_ctx):
         if self.loaded.get(name) != num_ctx:
@@ -273,10 +301,14 @@ class OllamaServer:
             messages = [{"role": "system", "content": system}, *messages]
         num_ctx, limit = options.get("num_ctx", LOADED_CONTEXT), options.get("num_predict", -1)
         self.load(name, num_ctx)
-        question = {"messages": messages, "max_tokens": limit if limit > 0 else PREDICT, **response_format(body),
-                    **{key: options[key] for key in PASSED_ON if key in options},
-                    **({"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}),
-                    "cache_prompt": False}  # so that an answer does not depend on what was asked before
+        question = {
+            "messages": messages,
+            "max_tokens": limit if limit > 0 else PREDICT,
+            **response_format(body),
+            **{key: options[key] for key in PASSED_ON if key in options},
+            **({"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}),
+            "cache_prompt": False,
+        }  # so that an answer does not depend on what was asked before
         try:
             answer = self.llama.handle_chat_completions(question)
         except ValueError as error:  # a schema or a message it cannot use
@@ -287,18 +319,28 @@ class OllamaServer:
             raise Refusal(answer["error"]["code"], answer["error"]["message"])
         usage, timings, choice = answer["usage"], answer["timings"], answer["choices"][0]
         if usage["prompt_tokens"] > num_ctx:
-            raise Refusal(400, f"request ({usage['prompt_tokens']} tokens) exceeds the available context size "
-                               f"({num_ctx} tokens), try increasing it")
+            raise Refusal(
+                400,
+                f"request ({usage['prompt_tokens']} tokens) exceeds the available context size "
+                f"({num_ctx} tokens), try increasing it",
+            )
         if unloads(body):
             self.loaded.pop(name, None)
         head, text = {"model": body["model"], "created_at": now()}, choice["message"]["content"] or ""
         if scripted is not None:
             text, choice = scripted, {"finish_reason": "stop"}
         logprobs = (choice.get("logprobs") or {}).get("content")
-        tail = {**({"logprobs": logprobs} if logprobs else {}), "done": True, "done_reason": choice["finish_reason"],
-                "total_duration": time.perf_counter_ns() - started, "load_duration": 1,
-                "prompt_eval_count": usage["prompt_tokens"], "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
-                "eval_count": usage["completion_tokens"], "eval_duration": int(timings["predicted_ms"] * 1e6)}
+        tail = {
+            **({"logprobs": logprobs} if logprobs else {}),
+            "done": True,
+            "done_reason": choice["finish_reason"],
+            "total_duration": time.perf_counter_ns() - started,
+            "load_duration": 1,
+            "prompt_eval_count": usage["prompt_tokens"],
+            "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
+            "eval_count": usage["completion_tokens"],
+            "eval_duration": int(timings["predicted_ms"] * 1e6),
+        }
         if not body.get("stream", True):
             return {**head, **wrap(text), **tail}
         return iter([*({**head, **wrap(piece), "done": False} for piece in text), {**head, **wrap(""), **tail}])
@@ -311,7 +353,7 @@ def response_format(body):
     if wanted == "json":
         return {"response_format": {"type": "json_object"}}
     if not isinstance(wanted, dict):
-        raise Refusal(400, f"invalid format: {json.dumps(wanted)}; expected \"json\" or a valid JSON Schema object")
+        raise Refusal(400, f'invalid format: {json.dumps(wanted)}; expected "json" or a valid JSON Schema object')
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}}
 
 
@@ -335,10 +377,14 @@ class Handler(BaseHTTPRequestHandler):
     """HTTP/1.0, one request a connection: closing the server never waits for a client that only keeps one open."""
 
     ANSWERS = {
-        ("GET", "/api/version"): OllamaServer.version, ("GET", "/api/tags"): OllamaServer.tags,
-        ("GET", "/api/ps"): OllamaServer.ps, ("POST", "/api/show"): OllamaServer.show,
-        ("POST", "/api/chat"): OllamaServer.chat, ("POST", "/api/generate"): OllamaServer.generate,
-        ("POST", "/api/create"): OllamaServer.create, ("POST", "/api/pull"): OllamaServer.pull,
+        ("GET", "/api/version"): OllamaServer.version,
+        ("GET", "/api/tags"): OllamaServer.tags,
+        ("GET", "/api/ps"): OllamaServer.ps,
+        ("POST", "/api/show"): OllamaServer.show,
+        ("POST", "/api/chat"): OllamaServer.chat,
+        ("POST", "/api/generate"): OllamaServer.generate,
+        ("POST", "/api/create"): OllamaServer.create,
+        ("POST", "/api/pull"): OllamaServer.pull,
         ("DELETE", "/api/delete"): OllamaServer.delete,
     }
 

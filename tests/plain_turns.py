@@ -8,11 +8,20 @@ import re
 import pandas as pd
 
 
-def plain_turns(messages, special_texts, *, merge="rule", max_gap_seconds=60, max_others_between=2,
-                quotes_start_a_turn=False, placeholders=()):
+def plain_turns(
+    messages,
+    special_texts,
+    *,
+    merge="rule",
+    max_gap_seconds=60,
+    max_others_between=2,
+    quotes_start_a_turn=False,
+    placeholders=(),
+):
     """Return (turns as dicts, ledger as a dict) of a pandas frame with the columns of messages.parquet."""
     messages = messages.assign(no_seq=messages["seq"].isna()).sort_values(
-        ["group_id", "time", "no_seq", "seq", "message_id"], ascending=[True, True, False, True, True], kind="stable")
+        ["group_id", "time", "no_seq", "seq", "message_id"], ascending=[True, True, False, True, True], kind="stable"
+    )
     turns, dropped = [], {"empty": 0}
     for _, group in messages.groupby("group_id", sort=True):
         names = {row["nickname"]: row["user_id"] for _, row in group.iterrows() if pd.isna(row["seq"])}
@@ -37,8 +46,12 @@ def plain_turns(messages, special_texts, *, merge="rule", max_gap_seconds=60, ma
         turns += sorted((turn_of(burst) for burst in bursts), key=lambda turn: (turn["time"], turn["place"]))
     number(turns)
     written, empty = len(turns), sum(dropped.values())
-    return turns, {"read": len(messages), "written": written, "merged": len(messages) - empty - written,
-                   "dropped": dict(sorted(dropped.items()))}
+    return turns, {
+        "read": len(messages),
+        "written": written,
+        "merged": len(messages) - empty - written,
+        "dropped": dict(sorted(dropped.items())),
+    }
 
 
 def burst_to_join(said, place, max_gap_seconds, max_others_between):
@@ -46,7 +59,7 @@ def burst_to_join(said, place, max_gap_seconds, max_others_between):
     row = said[place]["row"]
     if row["user_id"] in ("", "80000000"):
         return None
-    for earlier in reversed(said[max(place - max_others_between - 1, 0):place]):
+    for earlier in reversed(said[max(place - max_others_between - 1, 0) : place]):
         if earlier["row"]["user_id"] == row["user_id"]:
             soon = row["time"] - earlier["row"]["time"] < pd.Timedelta(seconds=max_gap_seconds)
             return earlier["burst"] if soon else None
@@ -90,10 +103,10 @@ def is_notice(text, entry):
 def without_typed_mentions(text, longest_first, names, mentions):
     place = 0
     while place < len(text):
-        if text[place] == "@" and not (in_word(text[:place][-1:]) and in_word(text[place + 1:][:1])):
+        if text[place] == "@" and not (in_word(text[:place][-1:]) and in_word(text[place + 1 :][:1])):
             for name in longest_first:
-                rest = text[place + 1 + len(name):]
-                if text[place + 1:].startswith(name) and (not rest or rest[0].isspace()):
+                rest = text[place + 1 + len(name) :]
+                if text[place + 1 :].startswith(name) and (not rest or rest[0].isspace()):
                     mentions += [names[name]] if names[name] else []
                     text = text[:place] + rest
                     place -= 1
@@ -114,9 +127,13 @@ def turn_of(burst):
     rows = [message["row"] for message in burst["messages"]]
     milliseconds = [row["time"].value // 1_000_000 for row in rows]
     return {
-        "place": burst["place"], "group_id": rows[0]["group_id"], "user_id": rows[0]["user_id"],
-        "nickname": rows[-1]["nickname"], "time": sum(milliseconds) // len(milliseconds),
-        "first_time": milliseconds[0], "last_time": milliseconds[-1],
+        "place": burst["place"],
+        "group_id": rows[0]["group_id"],
+        "user_id": rows[0]["user_id"],
+        "nickname": rows[-1]["nickname"],
+        "time": sum(milliseconds) // len(milliseconds),
+        "first_time": milliseconds[0],
+        "last_time": milliseconds[-1],
         "text": "，".join(message["text"] for message in burst["messages"]),
         "message_ids": [int(row["message_id"]) for row in rows],
         "mentions": list(dict.fromkeys(user for message in burst["messages"] for user in message["mentions"])),

@@ -21,9 +21,17 @@ from huiyin.qqnt.qqnt_pb2 import Body, Element, Header, Wallet
 CASES = ROOT / "tests/cases"
 START = datetime(2024, 1, 1, tzinfo=UTC)  # the times in the cases are seconds from here
 MESSAGE = {
-    "message_id": pl.Int64, "group_id": pl.String, "time": pl.Datetime("ms", "UTC"), "seq": pl.Int64,
-    "user_id": pl.String, "nickname": pl.String, "fragments": pl.List(pl.String), "kinds": pl.List(pl.String),
-    "mentions": pl.List(pl.String), "reply_to": pl.Int64, "reply_dangling": pl.Boolean,
+    "message_id": pl.Int64,
+    "group_id": pl.String,
+    "time": pl.Datetime("ms", "UTC"),
+    "seq": pl.Int64,
+    "user_id": pl.String,
+    "nickname": pl.String,
+    "fragments": pl.List(pl.String),
+    "kinds": pl.List(pl.String),
+    "mentions": pl.List(pl.String),
+    "reply_to": pl.Int64,
+    "reply_dangling": pl.Boolean,
 }
 
 
@@ -59,8 +67,16 @@ def messages(rows):
     """The messages of a case: what a row leaves out has a plain value."""
     full = []
     for place, row in enumerate(rows):
-        plain = {"message_id": place, "group_id": "g", "seq": place, "nickname": f"名{row['user_id']}",
-                 "kinds": ["text"] * len(row["fragments"]), "mentions": [], "reply_to": None, "reply_dangling": False}
+        plain = {
+            "message_id": place,
+            "group_id": "g",
+            "seq": place,
+            "nickname": f"名{row['user_id']}",
+            "kinds": ["text"] * len(row["fragments"]),
+            "mentions": [],
+            "reply_to": None,
+            "reply_dangling": False,
+        }
         full.append({**plain, **row, "time": START + timedelta(seconds=row["time"])})
     return pl.DataFrame(full, MESSAGE).sort("group_id", "time", "seq", "message_id")
 
@@ -68,21 +84,38 @@ def messages(rows):
 @cases("combine")
 def test_combine(case, tmp_path):
     messages(read_lines(case / "messages.jsonl")).write_parquet(tmp_path / "messages.parquet")
-    done = run_script("combine", tmp_path / "messages.parquet", "--config", case / "combine.yaml",
-                      "--out", tmp_path / "out")
+    done = run_script(
+        "combine", tmp_path / "messages.parquet", "--config", case / "combine.yaml", "--out", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr
     turns = pl.read_parquet(tmp_path / "out/turns.parquet")
     found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("turns.*.json")}
-    compare(case, dict(sorted({
-        **found, "ledger.json": ledger_of(tmp_path / "out"), "turns.jsonl": to_lines(turns.iter_rows(named=True)),
-    }.items())))
+    compare(
+        case,
+        dict(
+            sorted(
+                {
+                    **found,
+                    "ledger.json": ledger_of(tmp_path / "out"),
+                    "turns.jsonl": to_lines(turns.iter_rows(named=True)),
+                }.items()
+            )
+        ),
+    )
 
 
 TURN = {
-    "turn_id": pl.Int64, "group_id": pl.String, "user_id": pl.String, "nickname": pl.String,
-    **dict.fromkeys(("time", "first_time", "last_time"), pl.Datetime("ms", "UTC")), "text": pl.String,
-    "message_ids": pl.List(pl.Int64), "mentions": pl.List(pl.String), "reply_to_turn": pl.Int64,
-    "quotes_outside": pl.Boolean, "seconds_since_previous": pl.Int64,
+    "turn_id": pl.Int64,
+    "group_id": pl.String,
+    "user_id": pl.String,
+    "nickname": pl.String,
+    **dict.fromkeys(("time", "first_time", "last_time"), pl.Datetime("ms", "UTC")),
+    "text": pl.String,
+    "message_ids": pl.List(pl.Int64),
+    "mentions": pl.List(pl.String),
+    "reply_to_turn": pl.Int64,
+    "quotes_outside": pl.Boolean,
+    "seconds_since_previous": pl.Int64,
 }
 
 
@@ -90,8 +123,16 @@ def turns(rows):
     """The turns of a case, sorted as combine sorts them: group, time."""
     full = []
     for place, row in enumerate(sorted(rows, key=lambda row: (row.get("group_id", "g"), row["time"]))):
-        plain = {"turn_id": place, "group_id": "g", "nickname": f"名{row['user_id']}", "message_ids": [place],
-                 "mentions": [], "reply_to_turn": None, "quotes_outside": False, "seconds_since_previous": 0}
+        plain = {
+            "turn_id": place,
+            "group_id": "g",
+            "nickname": f"名{row['user_id']}",
+            "message_ids": [place],
+            "mentions": [],
+            "reply_to_turn": None,
+            "quotes_outside": False,
+            "seconds_since_previous": 0,
+        }
         time = START + timedelta(seconds=row["time"])
         full.append({**plain, **row, "time": time, "first_time": time, "last_time": time})
     return pl.DataFrame(full, TURN)
@@ -100,9 +141,24 @@ def turns(rows):
 @cases("pair")
 def test_pair_without_a_model(case, tmp_path):
     turns(read_lines(case / "turns.jsonl")).write_parquet(tmp_path / "turns.parquet")
-    done = run_script("pair", tmp_path / "turns.parquet", "--target", "me", "--config", case / "pair.yaml",
-                      "--prompt", "config/prompts/pair.md", "--merge-prompt", "config/prompts/merge.md",
-                      "--llm", "config/llm.yaml", "--answers", tmp_path / "answers.db", "--out", tmp_path / "out")
+    done = run_script(
+        "pair",
+        tmp_path / "turns.parquet",
+        "--target",
+        "me",
+        "--config",
+        case / "pair.yaml",
+        "--prompt",
+        "config/prompts/pair.md",
+        "--merge-prompt",
+        "config/prompts/merge.md",
+        "--llm",
+        "config/llm.yaml",
+        "--answers",
+        tmp_path / "answers.db",
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     lines = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
     compare(case, {"ledger.json": ledger_of(tmp_path / "out"), **lines})
@@ -114,12 +170,14 @@ def test_pair_without_a_model(case, tmp_path):
 
 def element(fields):
     """The element with the given fields: text becomes bytes, {"hex": ...} stands for bytes that are no text."""
+
     def value(content):
         if isinstance(content, dict):
             return bytes.fromhex(content["hex"]) if "hex" in content else Wallet(**element(content))
         if isinstance(content, list):
             return [Element(**element(item)) if isinstance(item, dict) else item.encode() for item in content]
         return content.encode() if isinstance(content, str) else content
+
     return {name: value(content) for name, content in fields.items()}
 
 
@@ -133,20 +191,39 @@ def body_of(row):
 def write_history(case, path):
     tables = {"group_msg_table": []}
     for place, row in enumerate(read_lines(case / "rows.jsonl"), 1):
-        usual = {40001: place, 40003: place, 40011: 2, 40012: 1, 40013: 0, 40020: "u_ann", 40021: "1001", 40027: 51,
-                 40030: 1001, 40033: 111, 40050: 1_660_471_938 + place, 40060: 0, 40090: "Ann", 40093: "", 40850: 0}
+        usual = {
+            40001: place,
+            40003: place,
+            40011: 2,
+            40012: 1,
+            40013: 0,
+            40020: "u_ann",
+            40021: "1001",
+            40027: 51,
+            40030: 1001,
+            40033: 111,
+            40050: 1_660_471_938 + place,
+            40060: 0,
+            40090: "Ann",
+            40093: "",
+            40850: 0,
+        }
         given = {int(name): value for name, value in row.items() if name.isdigit()}
         tables["group_msg_table"].append(usual | given | {40800: body_of(row)})
     if (case / "tables.json").exists():
         others = json.loads((case / "tables.json").read_text(encoding="utf-8"))
-        tables |= {name: [{int(column): value for column, value in row.items()} for row in rows]
-                   for name, rows in others.items()}
+        tables |= {
+            name: [{int(column): value for column, value in row.items()} for row in rows]
+            for name, rows in others.items()
+        }
     with closing(sqlite3.connect(path)) as connection:
         for name, rows in tables.items():
             columns = list(rows[0])
             connection.execute(f"CREATE TABLE {name} ({', '.join(f'[{column}]' for column in columns)})")
-            connection.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(columns))})",
-                                   [[row[column] for column in columns] for row in rows])
+            connection.executemany(
+                f"INSERT INTO {name} VALUES ({', '.join('?' * len(columns))})",
+                [[row[column] for column in columns] for row in rows],
+            )
         connection.commit()
 
 
@@ -160,12 +237,27 @@ def test_parse(case, tmp_path):
     done = run_script("parse", source, "--config", config, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     receipt = json.loads((tmp_path / "out/receipt.json").read_text(encoding="utf-8"))
-    kept = {name: receipt[name] for name in ("rows_by_outer_type", "elements_by_kind", "unknown_kinds",
-                                             "undecodable_bodies", "invalid_utf8_texts", "share_with_text")
-            if name in receipt}
+    kept = {
+        name: receipt[name]
+        for name in (
+            "rows_by_outer_type",
+            "elements_by_kind",
+            "unknown_kinds",
+            "undecodable_bodies",
+            "invalid_utf8_texts",
+            "share_with_text",
+        )
+        if name in receipt
+    }
     messages = pl.read_parquet(tmp_path / "out/messages.parquet")
-    compare(case, {"ledger.json": ledger_of(tmp_path / "out"), "messages.jsonl": to_lines(
-        messages.iter_rows(named=True)), "report.json": json.dumps(kept, ensure_ascii=False, indent=1) + "\n"})
+    compare(
+        case,
+        {
+            "ledger.json": ledger_of(tmp_path / "out"),
+            "messages.jsonl": to_lines(messages.iter_rows(named=True)),
+            "report.json": json.dumps(kept, ensure_ascii=False, indent=1) + "\n",
+        },
+    )
 
 
 # ---- decrypt: a database as each platform keeps it
@@ -183,8 +275,10 @@ def test_decrypt(case, tmp_path):
         connection.execute("CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY, [40021] TEXT, [40800] BLOB)")
         connection.execute("CREATE TABLE c2c_msg_table ([40001] INTEGER PRIMARY KEY, [40021] TEXT)")
         connection.execute("INSERT INTO c2c_msg_table VALUES (1, 'private')")
-        connection.executemany("INSERT INTO group_msg_table VALUES (?, '1001', zeroblob(?))",
-                               [(number, number * 400) for number in range(1, 41)])
+        connection.executemany(
+            "INSERT INTO group_msg_table VALUES (?, '1001', zeroblob(?))",
+            [(number, number * 400) for number in range(1, 41)],
+        )
         if variant.get("wal"):
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.execute("INSERT INTO group_msg_table VALUES (99, 'newest', zeroblob(20000))")
@@ -201,8 +295,9 @@ def test_decrypt(case, tmp_path):
     if form := variant.get("form"):
         key = encryption_key(key, salt).hex() + (salt.hex() if form == "key and salt" else "")
     (tmp_path / "key.txt").write_bytes(key.encode() + b"\n")
-    done = run_script("decrypt", source, "--key", tmp_path / "key.txt", "--config", "config/decrypt.yaml",
-                      "--out", tmp_path / "out")
+    done = run_script(
+        "decrypt", source, "--key", tmp_path / "key.txt", "--config", "config/decrypt.yaml", "--out", tmp_path / "out"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     with closing(sqlite3.connect(tmp_path / "out/nt_msg.db")) as connection:
         rows = connection.execute("SELECT [40001], [40021], length([40800]) FROM group_msg_table").fetchall()

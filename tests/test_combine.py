@@ -21,13 +21,43 @@ EVENING = 1_704_153_540_000  # 2024-01-01T23:59:00Z: bursts go on across midnigh
 USERS = ["", "80000000", "1", "2", "3"]
 NAMES = ["小明", "小明同学", "1", "啊", "A", "A b", " ", "qq.com"]
 
-piece = st.sampled_from([
-    "你好", "a", "1", "啊", " ", "  ", "　", "\n", "\x1f", "，", "，，", "。", "@", "@小明", "@小明同学", "@小明 ",
-    "@1 ", "@啊", "@A b", "a@1", "me@qq.com", "[图片]", "[表情]", "[图", "片]", "[打call]", NOTICE])
+piece = st.sampled_from(
+    [
+        "你好",
+        "a",
+        "1",
+        "啊",
+        " ",
+        "  ",
+        "　",
+        "\n",
+        "\x1f",
+        "，",
+        "，，",
+        "。",
+        "@",
+        "@小明",
+        "@小明同学",
+        "@小明 ",
+        "@1 ",
+        "@啊",
+        "@A b",
+        "a@1",
+        "me@qq.com",
+        "[图片]",
+        "[表情]",
+        "[图",
+        "片]",
+        "[打call]",
+        NOTICE,
+    ]
+)
 text = st.lists(piece, max_size=4).map("".join)
 element = st.one_of(
-    st.tuples(st.just("text"), text), st.tuples(st.just("at"), st.sampled_from(["@小明", "@1"])),
-    st.tuples(st.sampled_from(["image", "reply", "face"]), st.none()))
+    st.tuples(st.just("text"), text),
+    st.tuples(st.just("at"), st.sampled_from(["@小明", "@1"])),
+    st.tuples(st.sampled_from(["image", "reply", "face"]), st.none()),
+)
 pause = st.sampled_from([0, 0, 1, 1_000, 20_000, 59_000, 59_999, 60_000, 61_000, 100_000])
 
 
@@ -38,17 +68,27 @@ def histories(draw):
     time, rows = EVENING, []
     for message_id in draw(st.permutations(range(count))):
         time += draw(pause)
-        elements = [("text", t) for _, t in draw(st.lists(st.tuples(st.none(), text), max_size=3))] if csv else draw(
-            st.lists(element, max_size=4))
+        elements = (
+            [("text", t) for _, t in draw(st.lists(st.tuples(st.none(), text), max_size=3))]
+            if csv
+            else draw(st.lists(element, max_size=4))
+        )
         quote = None if csv else draw(st.sampled_from([None, None, None, "dangling", *range(count + 2)]))
-        rows.append({
-            "message_id": message_id, "group_id": draw(st.sampled_from(["9", "10"])), "time": time,
-            "seq": None if csv else draw(st.integers(0, 3)), "user_id": draw(st.sampled_from(USERS)),
-            "nickname": draw(st.sampled_from(NAMES)), "fragments": [t for _, t in elements if t is not None],
-            "kinds": [kind for kind, _ in elements],
-            "mentions": [] if csv else draw(st.lists(st.sampled_from(["1", "2", "all"]), max_size=2)),
-            "reply_to": quote if isinstance(quote, int) else None, "reply_dangling": quote == "dangling",
-        })
+        rows.append(
+            {
+                "message_id": message_id,
+                "group_id": draw(st.sampled_from(["9", "10"])),
+                "time": time,
+                "seq": None if csv else draw(st.integers(0, 3)),
+                "user_id": draw(st.sampled_from(USERS)),
+                "nickname": draw(st.sampled_from(NAMES)),
+                "fragments": [t for _, t in elements if t is not None],
+                "kinds": [kind for kind, _ in elements],
+                "mentions": [] if csv else draw(st.lists(st.sampled_from(["1", "2", "all"]), max_size=2)),
+                "reply_to": quote if isinstance(quote, int) else None,
+                "reply_dangling": quote == "dangling",
+            }
+        )
     return pl.DataFrame(draw(st.permutations(rows)), MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
 
 
@@ -82,10 +122,19 @@ def test_the_numbers_of_the_rule_are_settings(messages, others, seconds, quotes)
 
 def one_group(rows):
     """A frame of messages of one group, a second apart; what a row leaves out has a plain value."""
-    same = {"group_id": "g", "seq": None, "user_id": "1", "nickname": "甲", "mentions": [], "reply_to": None,
-            "reply_dangling": False}
-    full = [{**same, "message_id": place, "time": EVENING + 1000 * place, "kinds": ["text"] * len(row["fragments"]),
-             **row} for place, row in enumerate(rows)]
+    same = {
+        "group_id": "g",
+        "seq": None,
+        "user_id": "1",
+        "nickname": "甲",
+        "mentions": [],
+        "reply_to": None,
+        "reply_dangling": False,
+    }
+    full = [
+        {**same, "message_id": place, "time": EVENING + 1000 * place, "kinds": ["text"] * len(row["fragments"]), **row}
+        for place, row in enumerate(rows)
+    ]
     return pl.DataFrame(full, MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
 
 
@@ -109,7 +158,8 @@ def test_hundreds_of_members_of_one_name_touch_no_other_text(name):
 
 
 def test_no_special_texts_at_all():
-    turns, ledger = combined(one_group([{"fragments": ["[图片]"]}, {"fragments": [NOTICE]}]),
-                             combine.Settings(special_texts=[]))
+    turns, ledger = combined(
+        one_group([{"fragments": ["[图片]"]}, {"fragments": [NOTICE]}]), combine.Settings(special_texts=[])
+    )
     assert [turn["text"] for turn in turns] == [f"[图片]，{NOTICE}"]
     assert ledger == {"read": 2, "written": 1, "merged": 1, "dropped": {"empty": 0}}

@@ -48,8 +48,18 @@ def source(sample, tmp_path):
 
 
 def decrypt(source, out, *more, key=None, env=None):
-    return run_script("decrypt", source, "--key", key or source.with_name("key.txt"), "--config", "config/decrypt.yaml",
-                      "--out", out, *more, env={"QQ_DB_KEY": "", **(env or {})})
+    return run_script(
+        "decrypt",
+        source,
+        "--key",
+        key or source.with_name("key.txt"),
+        "--config",
+        "config/decrypt.yaml",
+        "--out",
+        out,
+        *more,
+        env={"QQ_DB_KEY": "", **(env or {})},
+    )
 
 
 def receipt(out):
@@ -91,12 +101,18 @@ def test_only_the_tables_of_the_contract_leave(source, tmp_path):
     before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
     out = tmp_path / "out"
     assert_decrypted(decrypt(source, out), out)
-    tables = {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8, "group_list": 2, "group_member3": 16,
-              "profile_info_v6": 8}
+    tables = {
+        "group_msg_table": MESSAGES,
+        "nt_uid_mapping_table": 8,
+        "group_list": 2,
+        "group_member3": 16,
+        "profile_info_v6": 8,
+    }
     assert receipt(out)["tables"] == tables
     assert receipt(out)["companions_left_out"] == {}
     assert {name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master")} == set(tables) | {
-        name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master WHERE type = 'index'")}
+        name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master WHERE type = 'index'")
+    }
     plain = (out / "nt_msg.db").read_bytes()
     assert "私聊".encode() not in plain
     assert "公告".encode() not in plain
@@ -188,8 +204,9 @@ def test_companions_that_do_not_open_are_left_out(source, tmp_path):
 def test_companions_can_be_declined(source, tmp_path):
     config = tmp_path / "decrypt.yaml"
     config.write_text("companions: false\n")
-    done = run_script("decrypt", source, "--key", source.with_name("key.txt"), "--config", config, "--out",
-                      tmp_path / "out")
+    done = run_script(
+        "decrypt", source, "--key", source.with_name("key.txt"), "--config", config, "--out", tmp_path / "out"
+    )
     assert_decrypted(done, tmp_path / "out")
     assert list(receipt(tmp_path / "out")["tables"]) == ["group_msg_table", "nt_uid_mapping_table"]
 
@@ -208,18 +225,22 @@ def test_no_key_file(source, tmp_path):
 
 
 def test_no_key_named(source, tmp_path):
-    done = run_script("decrypt", source, "--config", "config/decrypt.yaml", "--out", tmp_path / "out",
-                      env={"QQ_DB_KEY": ""})
+    done = run_script(
+        "decrypt", source, "--config", "config/decrypt.yaml", "--out", tmp_path / "out", env={"QQ_DB_KEY": ""}
+    )
     line = "--key: no such file; write the key of the database there, or set QQ_DB_KEY"
     assert_refused(done, tmp_path / "out", line)
 
 
-@pytest.mark.parametrize(("content", "what"), [
-    (b"", "no key in it; write the key of the database there"),
-    (b"\xef\xbb\xbf\r\n", "no key in it; write the key of the database there"),
-    (b"a\0b", "a zero byte in it; write the key of the database there"),
-    ("\ufeffkey".encode("utf-16-le"), "the key is not UTF-8 text; save it as plain text with nothing but the key"),
-])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "no key in it; write the key of the database there"),
+        (b"\xef\xbb\xbf\r\n", "no key in it; write the key of the database there"),
+        (b"a\0b", "a zero byte in it; write the key of the database there"),
+        ("\ufeffkey".encode("utf-16-le"), "the key is not UTF-8 text; save it as plain text with nothing but the key"),
+    ],
+)
 def test_a_key_file_that_holds_none(source, tmp_path, content, what):
     key = source.with_name("key.txt")
     key.write_bytes(content)
@@ -240,22 +261,34 @@ def test_an_hmac_from_the_future(source, tmp_path):
     assert_refused(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": "wrong"}), tmp_path / "out", line)
 
 
-@pytest.mark.parametrize(("content", "line"), [
-    (b"", "is empty; copy it again with QQ closed"),
-    (b"hello", "not a QQNT database; give the nt_msg.db of your account"),
-    (bytes(8192), "not a QQNT database, or the key is wrong for it"),
-])
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "is empty; copy it again with QQ closed"),
+        (b"hello", "not a QQNT database; give the nt_msg.db of your account"),
+        (bytes(8192), "not a QQNT database, or the key is wrong for it"),
+    ],
+)
 def test_something_else(source, tmp_path, content, line):
     source.write_bytes(content)
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line}")
 
 
-@pytest.mark.parametrize(("size", "line"), [
-    (900, "truncated, only 900 bytes; copy it again with QQ closed"),
-    (1024, "truncated, only 1,024 bytes; copy it again with QQ closed"),
-    *((1024 + 4096 * 5 + rest, "truncated: 5 of {pages} pages are there; copy it again with QQ closed, or set "
-       "`salvage: always` in config/decrypt.yaml to take what is there") for rest in (0, 17)),
-])
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        (900, "truncated, only 900 bytes; copy it again with QQ closed"),
+        (1024, "truncated, only 1,024 bytes; copy it again with QQ closed"),
+        *(
+            (
+                1024 + 4096 * 5 + rest,
+                "truncated: 5 of {pages} pages are there; copy it again with QQ closed, or set "
+                "`salvage: always` in config/decrypt.yaml to take what is there",
+            )
+            for rest in (0, 17)
+        ),
+    ],
+)
 def test_a_truncated_copy(source, tmp_path, size, line):
     pages = source.stat().st_size // 4096
     source.write_bytes(source.read_bytes()[:size])
@@ -312,12 +345,16 @@ def large(tmp_path_factory):
         for statement in [*Cipher(hmac="SHA512").pragmas(KEY), "BEGIN"]:
             connection.execute(statement)
         for table, chat_type in (("group_msg_table", 2), ("c2c_msg_table", 1)):
-            connection.execute(f"CREATE TABLE {table} ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, "
-                               "[40800] BLOB)")
+            connection.execute(
+                f"CREATE TABLE {table} ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, [40800] BLOB)"
+            )
             connection.executemany(
                 f"INSERT INTO {table} VALUES (?, ?, ?, randomblob(?))",
-                ((number << 33 | chat_type, chat_type, START + number, 12_000 if number % 50 == 0 else 900)
-                 for number in range(1, 1800)))
+                (
+                    (number << 33 | chat_type, chat_type, START + number, 12_000 if number % 50 == 0 else 900)
+                    for number in range(1, 1800)
+                ),
+            )
         connection.execute("CREATE INDEX by_time ON group_msg_table ([40050])")
         connection.execute("DELETE FROM group_msg_table WHERE [40050] % 97 < 9")  # leaves stale pages behind
         connection.execute("COMMIT")
@@ -358,11 +395,15 @@ def test_what_was_lost_is_said(source, tmp_path):
     ids = sorted(rows)
     first = next(place for place, row in enumerate(ids) if rows[row] <= set(bad))
     times = dict(query(out / "nt_msg.db", "SELECT [40001], [40050] FROM group_msg_table"))
-    span = [datetime.fromtimestamp(times[ids[place]], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            for place in (first - 1, first + lost)]
+    span = [
+        datetime.fromtimestamp(times[ids[place]], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for place in (first - 1, first + lost)
+    ]
     assert f"decrypt: {source}: 2 damaged pages ({min(bad)}, {max(bad)}); taking what is sound\n" in done.stdout
-    assert (f"decrypt: DAMAGED: {source}: 2 pages could not be read; lost are about {lost} rows of group_msg_table, "
-            f"sent between {span[0]} and {span[1]}\n") in done.stdout
+    assert (
+        f"decrypt: DAMAGED: {source}: 2 pages could not be read; lost are about {lost} rows of group_msg_table, "
+        f"sent between {span[0]} and {span[1]}\n"
+    ) in done.stdout
     assert receipt(out)["damage"] == {"group_msg_table": {"pages": sorted(bad), "rows": lost}, "spans": [span]}
     assert receipt(out)["ledger"] == {"read": MESSAGES, "written": MESSAGES - lost, "dropped": {"damaged": lost}}
 
@@ -386,8 +427,10 @@ def test_salvage_never_and_always(source, tmp_path):
     key = source.with_name("key.txt")
     out = tmp_path / "out"
     done = run_script("decrypt", source, "--key", key, "--config", config, "--out", out)
-    line = (f"{source}: 1 damaged pages ({bad}); copy it again with QQ closed, or set `salvage: auto` in {config} to "
-            "take what is sound")
+    line = (
+        f"{source}: 1 damaged pages ({bad}); copy it again with QQ closed, or set `salvage: auto` in {config} to "
+        "take what is sound"
+    )
     assert_refused(done, out, line)
     config.write_text("salvage: always\n")
     source.write_bytes(whole[: HEADER_SIZE + 4096 * (count - 30)])
@@ -400,27 +443,36 @@ def test_salvage_never_and_always(source, tmp_path):
 
 def test_a_damaged_first_page_is_told_from_a_wrong_key(source, tmp_path):
     spoil(source, [1])
-    line = (f"{source}: the key is right, but page 1, which says where everything is, is damaged; copy it again with "
-            "QQ closed")
+    line = (
+        f"{source}: the key is right, but page 1, which says where everything is, is damaged; copy it again with "
+        "QQ closed"
+    )
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
 def run_code(code, source, out):
     """Run Python `code` which, with the arguments of decrypt, runs that in a world made worse."""
     arguments = [source, "--key", source.with_name("key.txt"), "--config", "config/decrypt.yaml", "--out", out]
-    return subprocess.run([sys.executable, "-c", code, "scripts/decrypt.py", *map(str, arguments)], cwd=ROOT,
-                          env={**CLEAN, "QQ_DB_KEY": ""}, capture_output=True, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-c", code, "scripts/decrypt.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**CLEAN, "QQ_DB_KEY": ""},
+        capture_output=True,
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
 def test_a_full_disk(source, tmp_path, error):
     out = tmp_path / "out"
-    code = ("import errno, os, runpy, sys\nreal = os.pwrite\n"
-            "def pwrite(file, content, place):\n"
-            f"    if place > 40960: raise OSError({error}, 'full')\n"
-            "    return real(file, content, place)\n"
-            "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\n"
-            "runpy.run_path(sys.argv[0], run_name='__main__')\n")
+    code = (
+        "import errno, os, runpy, sys\nreal = os.pwrite\n"
+        "def pwrite(file, content, place):\n"
+        f"    if place > 40960: raise OSError({error}, 'full')\n"
+        "    return real(file, content, place)\n"
+        "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
     done = run_code(code, source, out)
     assert_refused(done, out, f"{out}: no space left; free some and start again")
 
@@ -443,10 +495,12 @@ def test_permission_denied(source, tmp_path, closed):
     path.chmod(0)
     for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
         folder.chmod(0o777)
-    code = ("import encodings.utf_8_sig, os, sys\nsys.argv = sys.argv[1:]\n"
-            "from scripts import decrypt\n"
-            "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
-            "decrypt.run(decrypt.main)\n")
+    code = (
+        "import encodings.utf_8_sig, os, sys\nsys.argv = sys.argv[1:]\n"
+        "from scripts import decrypt\n"
+        "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
+        "decrypt.run(decrypt.main)\n"
+    )
     done = run_code(code, source, out)
     assert_refused(done, out, f"{path}: permission denied; make it readable and writable for you")
 
@@ -499,8 +553,9 @@ def test_no_key_file_raises_anything_but_a_mistake(tmp_path, content):
     path = tmp_path / "key.txt"
     path.write_bytes(content)
     with contextlib.suppress(Mistake):
-        assert content in [bom + read_key(path, path).encode() + end for bom in (b"", b"\xef\xbb\xbf")
-                           for end in (b"", b"\n", b"\r\n")]
+        assert content in [
+            bom + read_key(path, path).encode() + end for bom in (b"", b"\xef\xbb\xbf") for end in (b"", b"\n", b"\r\n")
+        ]
 
 
 def test_a_failure_leaves_the_earlier_result(source, tmp_path):

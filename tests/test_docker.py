@@ -42,25 +42,35 @@ def complaint(project, **variables):
 
 def test_no_engine(project):
     assert complaint(project) == (
-        "docker: there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host")
+        "docker: there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host"
+    )
 
 
-WSL = ("docker: Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, "
-       "switch this distribution on; or add RUN_IN=host")
+WSL = (
+    "docker: Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, "
+    "switch this distribution on; or add RUN_IN=host"
+)
 
 
 def test_wsl_without_integration(project):
     assert complaint(project, WSL_DISTRO_NAME="Ubuntu") == WSL
 
 
-@pytest.mark.parametrize(("said", "line"), [
-    ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
-     "docker: Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), "
-     "or add RUN_IN=host"),
-    ("The command 'docker' could not be found in this WSL 2 distro.", WSL),
-    ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
-     "docker: Docker does not let you in: sudo usermod -aG docker $USER, then log in again"),
-])
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+            "docker: Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), "
+            "or add RUN_IN=host",
+        ),
+        ("The command 'docker' could not be found in this WSL 2 distro.", WSL),
+        (
+            "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
+            "docker: Docker does not let you in: sudo usermod -aG docker $USER, then log in again",
+        ),
+    ],
+)
 def test_a_daemon_that_does_not_serve_us(project, said, line):
     fake(project, "docker", f'echo "{said}" >&2; exit 1')
     assert complaint(project) == line
@@ -70,7 +80,8 @@ def test_no_compose(project):
     fake(project, "docker", '[ "$1" != compose ] && echo 1000 []')
     done = make(project, "down", env={"PATH": str(project / "bin")})
     assert done.stderr.splitlines()[0] == (
-        "docker: Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)")
+        "docker: Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)"
+    )
 
 
 def test_a_repository_on_a_windows_disk(project):
@@ -86,7 +97,9 @@ def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(p
     planned = make(project, "--dry-run", "all", "CONFIG=demo").stdout
     assert re.findall(r"docker/run\.sh (\w+) python scripts/(?:demo/)?(\w+)\.py", planned) == [
         *(("data", stage) for stage in ("history", "decrypt", "parse", "combine", "tiny", "pair", "gen")),
-        ("train", "train"), ("train", "export")]
+        ("train", "train"),
+        ("train", "export"),
+    ]
     assert "venv" not in planned
     assert set(re.findall(r"--ollama-url (\S+)", planned)) == {"http://ollama:11434"}
 

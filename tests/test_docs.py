@@ -14,9 +14,17 @@ from huiyin.sources.database import ROW
 
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
-SETTINGS = {"decrypt": "scripts.decrypt", "parse": "scripts.parse", "combine": "scripts.combine",
-            "llm": "huiyin.llm.client", "pair": "scripts.pair", "gen": "scripts.gen", "export": "scripts.export",
-            "chat": "scripts.tools.chat", "preflight": "huiyin.training.plan"}
+SETTINGS = {
+    "decrypt": "scripts.decrypt",
+    "parse": "scripts.parse",
+    "combine": "scripts.combine",
+    "llm": "huiyin.llm.client",
+    "pair": "scripts.pair",
+    "gen": "scripts.gen",
+    "export": "scripts.export",
+    "chat": "scripts.tools.chat",
+    "preflight": "huiyin.training.plan",
+}
 
 
 def text(name):
@@ -24,8 +32,9 @@ def text(name):
 
 
 def targets():
-    return re.findall(r"^([a-z-]+):.*## ", text("Makefile") + text("developers.mk") + text("docker/docker.mk"),
-                      re.MULTILINE)
+    return re.findall(
+        r"^([a-z-]+):.*## ", text("Makefile") + text("developers.mk") + text("docker/docker.mk"), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -73,8 +82,11 @@ def test_ci_calls_the_command_of_the_readme():
 def test_each_field_is_explained(demo):
     explained = set(re.findall(r"`([a-z_]+)`", text("data/README.md")))
     data = demo[0] / "data/demo"
-    columns = [name for file in ("parsed/messages.parquet", "combined/turns.parquet")
-               for name in pl.read_parquet_schema(data / file)]
+    columns = [
+        name
+        for file in ("parsed/messages.parquet", "combined/turns.parquet")
+        for name in pl.read_parquet_schema(data / file)
+    ]
     assert make(demo[0], "members", "CONFIG=demo", "RUN_IN=host").returncode == 0
     columns += pl.read_parquet_schema(data / "members/members.parquet")
     for name in ("10002/paired/pairs.jsonl", "10002/paired/unpaired.jsonl", "10002/generated/sources.jsonl"):

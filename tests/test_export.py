@@ -23,8 +23,15 @@ from huiyin.training.memory import GIB
 from huiyin.serving.ollama_limits import choose_quantize, put_rope_on_top
 
 NAME = "huiyin-10002:latest"
-PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "temperature": 0.8, "top_p": 0.9, "top_k": 40,
-              "repeat_penalty": 1.0, "num_predict": 256}
+PARAMETERS = {
+    "stop": ["<|im_end|>"],
+    "num_ctx": 512,
+    "temperature": 0.8,
+    "top_p": 0.9,
+    "top_k": 40,
+    "repeat_penalty": 1.0,
+    "num_predict": 256,
+}
 
 
 class Export:
@@ -42,9 +49,21 @@ class Export:
 
     def arguments(self):
         (self.path / "llm.yaml").write_text(f"url: {self.url}\n")
-        return [self.path / "trained", "--generated", self.target / "generated", "--name", "huiyin-10002",
-                "--config", self.path / "export.yaml", "--cache", self.path / "cache", "--llm", self.path / "llm.yaml",
-                "--out", self.folder]
+        return [
+            self.path / "trained",
+            "--generated",
+            self.target / "generated",
+            "--name",
+            "huiyin-10002",
+            "--config",
+            self.path / "export.yaml",
+            "--cache",
+            self.path / "cache",
+            "--llm",
+            self.path / "llm.yaml",
+            "--out",
+            self.folder,
+        ]
 
     def run(self):
         return run_script("export", *self.arguments())
@@ -89,11 +108,20 @@ def test_the_round_trip(export, ollama):
     made = ollama.created[NAME]
     assert set(made) - {"config"} == {"model", "files", "quantize", "template", "system", "parameters"}
     assert made["model"] == "huiyin-10002"
-    merged = {path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-              for path in (export.folder / "merged").iterdir() if path.suffix in (".json", ".safetensors")}
+    merged = {
+        path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path in (export.folder / "merged").iterdir()
+        if path.suffix in (".json", ".safetensors")
+    }
     assert made["files"] == merged
-    assert {"config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json",
-            "tokenizer_config.json"} <= set(made["files"])
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } <= set(made["files"])
     assert made["quantize"] == "q8_0"  # the tiny model's rows are 64 long
     assert made["system"] == export.system
     assert made["config"]["rope_theta"] == 1_000_000
@@ -114,9 +142,21 @@ def test_the_round_trip(export, ollama):
     assert not (export.folder / ".work").exists()
 
     (export.path / "chat.yaml").write_text("split: false\n")
-    talk = subprocess.run([sys.executable, ROOT / "scripts/tools/chat.py", export.folder, "--config",
-                           export.path / "chat.yaml", "--llm", export.path / "llm.yaml"], env=CLEAN,
-                          input="在吗？\n\n吃了吗\n/reset\n再见\n", capture_output=True, encoding="utf-8")
+    talk = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/tools/chat.py",
+            export.folder,
+            "--config",
+            export.path / "chat.yaml",
+            "--llm",
+            export.path / "llm.yaml",
+        ],
+        env=CLEAN,
+        input="在吗？\n\n吃了吗\n/reset\n再见\n",
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert (talk.returncode, talk.stderr) == (0, "")
     asked = [request.body for request in ollama.requests if request.path == "/api/chat"][1:]
     assert [len(body["messages"]) for body in asked] == [1, 3, 1]
@@ -134,10 +174,13 @@ def test_the_round_trip(export, ollama):
     before = len(ollama.requests)
     assert export.complaint() == (
         "Ollama already has a model huiyin-10002 which this pipeline did not make; "
-        "rename it (ollama cp) and remove it: ollama rm huiyin-10002")
+        "rename it (ollama cp) and remove it: ollama rm huiyin-10002"
+    )
     assert [request.path for request in ollama.requests[before:]] == ["/api/tags"]
     (export.path / "exported.ollama").unlink()
-    gone = run_script("tools/chat", export.folder, "--config", export.path / "chat.yaml", "--llm", export.path / "llm.yaml")
+    gone = run_script(
+        "tools/chat", export.folder, "--config", export.path / "chat.yaml", "--llm", export.path / "llm.yaml"
+    )
     assert gone.stderr == "chat.py: the Ollama model huiyin-10002 is not the one that export made; make export again\n"
 
 
@@ -147,7 +190,8 @@ def test_the_round_trip(export, ollama):
 def test_ollama_does_not_answer(export):
     export.url = "http://127.0.0.1:9"
     assert export.complaint() == (
-        "no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml")
+        "no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml"
+    )
 
 
 def test_a_stream_that_ends_in_an_error_on_status_200(export, ollama):
@@ -156,7 +200,8 @@ def test_a_stream_that_ends_in_an_error_on_status_200(export, ollama):
 
     ollama.before_create = fail
     assert export.complaint() == (
-        "Ollama at URL: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device")
+        "Ollama at URL: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
+    )
     assert NAME not in ollama.models
 
 
@@ -166,8 +211,9 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
     check_room(tmp_path, 4 * GIB, None)
     with pytest.raises(Mistake) as mistake:
         check_room(tmp_path, GIB, tmp_path)
-    assert str(mistake.value) == ("the merged model with Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB "
-                                  "are free; make room")
+    assert str(mistake.value) == (
+        "the merged model with Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB are free; make room"
+    )
     with pytest.raises(Mistake) as mistake:
         check_room(tmp_path, 5 * GIB, None)
     assert str(mistake.value) == "the merged model needs 5.0 GiB of disk and 4.0 GiB are free; make room"
@@ -182,7 +228,8 @@ def test_no_room_in_memory(capsys):
         check_memory(3 * GIB, Memory(4 * GIB), Swap(0))
     assert str(mistake.value) == (
         "merging needs 4.5 GiB of RAM and 4.0 GiB are free; close programs, or in WSL, which gets half of the "
-        "machine's, set memory= in .wslconfig")
+        "machine's, set memory= in .wslconfig"
+    )
 
 
 def test_an_architecture_ollama_does_not_know(export):
@@ -190,21 +237,36 @@ def test_an_architecture_ollama_does_not_know(export):
     assert export.complaint() == (
         "base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5 or Llama 3 model as "
         "model_name_or_path in train.yaml, or set another backend than ollama in llm.yaml and serve the merged model "
-        "in a way of your own")
+        "in a way of your own"
+    )
 
 
 def test_an_architecture_ollama_does_not_know_is_not_even_trained(export):
     export.change("base/config.json", architectures=["Qwen3ForCausalLM"])
     (export.path / "train.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
     (export.path / "llm.yaml").write_text(f"url: {export.url}\n")
-    done = run_script("train", export.target / "generated", "--config", export.path / "train.yaml", "--preflight",
-                      "config/preflight.yaml", "--gpu", "none", "--cache", export.path / "cache", "--llm",
-                      export.path / "llm.yaml", "--out", export.path / "again")
+    done = run_script(
+        "train",
+        export.target / "generated",
+        "--config",
+        export.path / "train.yaml",
+        "--preflight",
+        "config/preflight.yaml",
+        "--gpu",
+        "none",
+        "--cache",
+        export.path / "cache",
+        "--llm",
+        export.path / "llm.yaml",
+        "--out",
+        export.path / "again",
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"train.py: {export.path}/base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5 or Llama 3 "
         "model as model_name_or_path in train.yaml, or set another backend than ollama in llm.yaml and serve the "
-        "merged model in a way of your own\n")
+        "merged model in a way of your own\n"
+    )
     assert not (export.path / "again").exists()
 
 
@@ -213,7 +275,8 @@ def test_a_template_nobody_has_tested(export):
     assert export.complaint() == (
         "template gemma2 in train.yaml: only of qwen and llama3 is it known that Ollama asks as the training did; take "
         "a base model with one of them, or set another backend than ollama in llm.yaml and serve the merged model in a "
-        "way of your own")
+        "way of your own"
+    )
 
 
 def test_no_adapter(export):
@@ -225,7 +288,8 @@ def test_another_base_model_than_that_of_the_training(export):
     export.change("base/config.json", rms_norm_eps=0.1)
     assert export.complaint() == (
         "base: config.json changed or gone since the training; bring the base model back, or train again (make "
-        "clean-train)")
+        "clean-train)"
+    )
 
 
 # ---- Is it the trained model?
@@ -239,8 +303,16 @@ def test_a_merged_model_that_differs(demo, tmp_path):
     weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1.01)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Mistake) as mistake:
-        check_merge(base, target / "trained/adapter", merged, target / "generated", "在吗？", "", tmp_path,
-                    environment("none", tmp_path, tmp_path))
+        check_merge(
+            base,
+            target / "trained/adapter",
+            merged,
+            target / "generated",
+            "在吗？",
+            "",
+            tmp_path,
+            environment("none", tmp_path, tmp_path),
+        )
     said = str(mistake.value)
     assert said.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
     assert said.endswith(", more than 0.01% apart; export again")
@@ -269,8 +341,13 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
     (export.path / "alone.yaml").write_text("backend: embedded\n")
     arguments = [*export.arguments(), "--llm", export.path / "alone.yaml"]
     ours, theirs = pty.openpty()
-    running = subprocess.Popen([sys.executable, ROOT / "scripts/export.py", *map(str, arguments)], cwd=ROOT, env=CLEAN,
-                               stdout=theirs, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        [sys.executable, ROOT / "scripts/export.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=CLEAN,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
     os.close(theirs)
     said = b""
     try:
@@ -283,8 +360,10 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
     lines = said.decode().splitlines()
     replies = [line for line in lines if ": trained '" in line]
     assert len(replies) == 5
-    assert lines[-1] == ("export: no Ollama here; where there is one, this makes the model: ollama create huiyin-10002 "
-                         f"--quantize q8_0 -f {export.folder}/Modelfile")
+    assert lines[-1] == (
+        "export: no Ollama here; where there is one, this makes the model: ollama create huiyin-10002 "
+        f"--quantize q8_0 -f {export.folder}/Modelfile"
+    )
     rows = json.loads((export.target / "generated/alpaca_eval.json").read_text(encoding="utf-8"))[-5:]
     kept = json.dumps(export.receipt(), ensure_ascii=False)
     assert [row["instruction"] for row in rows if f"'{row['instruction']}'" in kept] == []
@@ -294,14 +373,21 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
 # ---- What Ollama needs
 
 
-@pytest.mark.parametrize(("rope", "wanted"), [
-    ({"rope_theta": 5.0}, {"rope_theta": 5.0}),
-    ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
-    ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "yarn", "factor": 4.0}},
-     {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}}),
-    ({"rope_theta": 5.0, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-     {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}}),
-])
+@pytest.mark.parametrize(
+    ("rope", "wanted"),
+    [
+        ({"rope_theta": 5.0}, {"rope_theta": 5.0}),
+        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
+        (
+            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "yarn", "factor": 4.0}},
+            {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}},
+        ),
+        (
+            {"rope_theta": 5.0, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}},
+        ),
+    ],
+)
 def test_rope_is_at_the_top_level(tmp_path, rope, wanted):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(rope))

@@ -15,8 +15,10 @@ DETERMINED = "gen_temperature: 0\n"  # with the temperature of pair, 0: another 
 
 
 def results(folder):
-    return {name: (folder.path / name).read_bytes()
-            for name in ("paired/pairs.jsonl", "paired/unpaired.jsonl", "generated/alpaca.json")}
+    return {
+        name: (folder.path / name).read_bytes()
+        for name in ("paired/pairs.jsonl", "paired/unpaired.jsonl", "generated/alpaca.json")
+    }
 
 
 def pair_and_gen(folder):
@@ -63,20 +65,24 @@ def test_after_one_fault_a_question_the_end_is_the_same(folder, undisturbed, fau
         assert results(folder) == expected
 
 
-@pytest.mark.parametrize(("fault", "said"), [
-    ("crashed", "{url}/api/chat: status 500, model runner has unexpectedly stopped"),
-    ("not_done", "the answer was broken off: done_reason None"),
-    ("cut_off", "the answer was broken off: done_reason length"),
-    ("cut_json", "the answer is no whole JSON"),
-    ("thinking_aloud", "the model thinks aloud although it was told not to"),
-    ("dropped", "{url}/api/chat: ChunkedEncodingError"),
-])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("crashed", "{url}/api/chat: status 500, model runner has unexpectedly stopped"),
+        ("not_done", "the answer was broken off: done_reason None"),
+        ("cut_off", "the answer was broken off: done_reason length"),
+        ("cut_json", "the answer is no whole JSON"),
+        ("thinking_aloud", "the model thinks aloud although it was told not to"),
+        ("dropped", "{url}/api/chat: ChunkedEncodingError"),
+    ],
+)
 def test_a_fault_without_end_is_a_clear_failure(folder, fault, said):
     folder.llm("max_failures_in_a_row: 3\n")
     folder.ollama.before_chat = lambda k, body: getattr(ollama_server, fault)()
     assert complaint(folder.pair()) == (
         f"pair.py: the language model failed 3 times in a row, the last time: {said.format(url=folder.ollama.url)}; "
-        "what is answered is kept, start again to go on")
+        "what is answered is kept, start again to go on"
+    )
     assert not (folder.path / "paired/receipt.json").exists()
     assert list((folder.path / "paired").iterdir()) == []
 
@@ -102,7 +108,8 @@ def test_a_question_beyond_the_context_stops_at_once(folder):
     folder.ollama.before_chat = lambda k, body: ollama_server.too_long()
     assert complaint(folder.pair()) == (
         f"pair.py: {folder.ollama.url}/api/chat: request (5000 tokens) exceeds the available context size "
-        "(4096 tokens), try increasing it; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)")
+        "(4096 tokens), try increasing it; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)"
+    )
     assert len(folder.chats()) == 1
 
 
@@ -111,7 +118,8 @@ def test_more_failures_than_allowed_end_the_stage(folder):
     folder.ollama.before_chat = lambda k, body: '{"answers": "9"}' if "写完了" in prompt_of(body)[-60:] else None
     assert complaint(folder.pair()) == (
         "pair.py: 1 of 3 questions had no valid answer in 3 tries (the last: the answer is not one of the choices), "
-        "more than max_failed_share in llm.yaml allows; what is answered is kept")
+        "more than max_failed_share in llm.yaml allows; what is answered is kept"
+    )
 
 
 def test_a_model_that_is_not_on_the_gpu_is_a_loud_warning(folder):
@@ -126,7 +134,8 @@ def test_a_context_the_model_does_not_have(folder):
     folder.settings("llm", f"url: {folder.ollama.url}\nnum_ctx: 40000\n")
     assert complaint(folder.pair()) == (
         "pair.py: qwen2.5:14b has a context of 32768 tokens, less than num_ctx: 40000 in llm.yaml; "
-        "lower it or take another model")
+        "lower it or take another model"
+    )
     assert folder.chats() == []
 
 
@@ -183,13 +192,15 @@ def test_servers_with_different_models(two):
     two.second.models["qwen2.5:14b"] = "another digest"
     assert complaint(two.pair()) == (
         f"pair.py: {two.second.url} has another model under that name than {two.ollama.url}; "
-        "pull the same one to all of them")
+        "pull the same one to all of them"
+    )
 
 
 def test_all_servers_down(two):
     two.llm(url="[http://127.0.0.1:9, http://127.0.0.1:10]")
     assert complaint(two.pair()) == (
-        "pair.py: no Ollama answers at http://127.0.0.1:10; start it (ollama serve), or set url or backend in llm.yaml")
+        "pair.py: no Ollama answers at http://127.0.0.1:10; start it (ollama serve), or set url or backend in llm.yaml"
+    )
 
 
 # ---- OpenAI's protocol, spoken by the real llama-server
@@ -219,10 +230,12 @@ def test_an_openai_server_without_the_model(folder, llama_server):
     folder.llm("backend: openai\nmodel: other\n", url=llama_server.listening_address)
     assert complaint(folder.pair()) == (
         f"pair.py: the server at {llama_server.listening_address} has no model 'other', but: tiny; "
-        "set model in llm.yaml")
+        "set model in llm.yaml"
+    )
 
 
 def test_an_openai_server_needs_an_address(folder):
     folder.settings("llm", "backend: openai\n")
     assert complaint(folder.pair()) == (
-        "pair.py: llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
+        "pair.py: llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000"
+    )

@@ -20,10 +20,12 @@ def project(demo, tmp_path, ollama):
     shutil.copytree(demo[0] / "data/demo/sample", project / "data/raw")
     settings = project / "config/kill"
     settings.mkdir()
-    (settings / "llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\n"
-                                       "max_failed_share: 1\n")
-    (settings / "pair.yaml").write_text("newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\n"
-                                        "merge_replies: llm\nbatch_size: 3\n")
+    (settings / "llm.yaml").write_text(
+        f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\nmax_failed_share: 1\n"
+    )
+    (settings / "pair.yaml").write_text(
+        "newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\nmerge_replies: llm\nbatch_size: 3\n"
+    )
     (settings / "gen.yaml").write_text("batch_size: 2\nmax_characters: 15\n")
     assert make(project, "combine", *RUN[1:]).returncode == 0
     return project
@@ -31,8 +33,11 @@ def project(demo, tmp_path, ollama):
 
 def results(project):
     folder = project / "data/kill/10002"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != "receipt.json"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "receipt.json"
+    }
 
 
 def start_over(project, ollama):
@@ -43,14 +48,24 @@ def start_over(project, ollama):
 
 
 def questions(ollama):
-    return [json.dumps(request.body) for request in ollama.requests
-            if request.path == "/api/chat" and request.body["messages"]]
+    return [
+        json.dumps(request.body)
+        for request in ollama.requests
+        if request.path == "/api/chat" and request.body["messages"]
+    ]
 
 
 def run_until_killed(project, ollama, answers):
     """Run until `answers` questions are answered; the next one kills the whole process group with SIGKILL."""
-    running = subprocess.Popen(["make", *RUN], cwd=project, env=CLEAN, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    running = subprocess.Popen(
+        ["make", *RUN],
+        cwd=project,
+        env=CLEAN,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
     def kill(k, body):
         if len(questions(ollama)) == answers + 1:
@@ -79,4 +94,4 @@ def test_killed_after_any_answer_the_end_is_the_same(project, ollama):
         assert again.returncode == 0, again.stderr
         assert results(project) == expected
         # the question that met its end unanswered comes twice, no other does
-        assert questions(ollama) == [*asked[:answers + 1], *asked[answers:]]
+        assert questions(ollama) == [*asked[: answers + 1], *asked[answers:]]

@@ -16,11 +16,22 @@ from huiyin.questions.redaction import Redaction
 TALK = ["今天吃什么", "好的", "ok then"] * 10
 
 
-@pytest.mark.parametrize(("text", "ids"), [
-    ("老陈，你来吗", ["1"]), ("我问了老陈", ["1"]), ("@老陈 在吗", ["1"]), ("没有谁", []),
-    ("Al: hi", ["2"]), ("also, hi", []), ("hi al", ["2"]), ("al，老陈，走", ["2", "1"]),
-    ("hi |trey|", ["3"]), ("trey, hi", ["3"]), ("好的，al: 你呢", ["2"]),
-])
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("老陈，你来吗", ["1"]),
+        ("我问了老陈", ["1"]),
+        ("@老陈 在吗", ["1"]),
+        ("没有谁", []),
+        ("Al: hi", ["2"]),
+        ("also, hi", []),
+        ("hi al", ["2"]),
+        ("al，老陈，走", ["2", "1"]),
+        ("hi |trey|", ["3"]),
+        ("trey, hi", ["3"]),
+        ("好的，al: 你呢", ["2"]),
+    ],
+)
 def test_who_is_named(text, ids):
     names = Names([("老陈", "1"), ("Al", "2"), ("|trey|", "3")], TALK)
     assert sorted(names.named(text)) == sorted(ids)
@@ -72,36 +83,73 @@ def test_the_window():
 
 
 def test_the_benchmark_predicts_every_message_of_a_person(tmp_path):
-    said = [("ann", "hi all"), ("ben", "ann: hello"), ("ben", "how are you"), (None, "cat has joined"),
-            ("ann", "ben: fine"), ("cat", "what"), ("", "")]
-    lines = [{"log_id": "x", "line_no": place, "time": 1_000_000 + 60 * ((place + 1) // 2), "user": user, "text": text,
-              **({} if user else {"is_system": True})} for place, (user, text) in enumerate(said)]
+    said = [
+        ("ann", "hi all"),
+        ("ben", "ann: hello"),
+        ("ben", "how are you"),
+        (None, "cat has joined"),
+        ("ann", "ben: fine"),
+        ("cat", "what"),
+        ("", ""),
+    ]
+    lines = [
+        {
+            "log_id": "x",
+            "line_no": place,
+            "time": 1_000_000 + 60 * ((place + 1) // 2),
+            "user": user,
+            "text": text,
+            **({} if user else {"is_system": True}),
+        }
+        for place, (user, text) in enumerate(said)
+    ]
     with gzip.open(tmp_path / "in.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    subprocess.run([sys.executable, ROOT / "bench/predict_replies.py", tmp_path / "in.jsonl.gz",
-                    tmp_path / "out.jsonl"], check=True)
+    subprocess.run(
+        [sys.executable, ROOT / "bench/predict_replies.py", tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"],
+        check=True,
+    )
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(line["log_id"], line["line_no"], line["parent"]) for line in found] == [
-        ("x", 0, None), ("x", 1, 0), ("x", 2, 1), ("x", 4, 2), ("x", 5, None)]
+        ("x", 0, None),
+        ("x", 1, 0),
+        ("x", 2, 1),
+        ("x", 4, 2),
+        ("x", 5, None),
+    ]
     assert found[0]["conf"] == 1 and all(0 < line["conf"] < 1 for line in found[1:])  # the first has no candidate
 
 
 # ---- Personal data
 
 
-@pytest.mark.parametrize(("text", "hidden"), [
-    ("我电话13800138000。", "我电话[电话]。"), ("打138-0013-8000", "打[电话]"), ("+86 138 0013 8000", "[电话]"),
-    ("010-62345678", "[电话]"), ("１３８００１３８０００", "[电话]"),
-    ("身份证11010519491231002X", "身份证[身份证号]"), ("11010519491231002x对吗", "[身份证号]对吗"),
-    ("卡号4111 1111 1111 1111", "卡号[银行卡号]"), ("6222021234567890128", "[银行卡号]"),
-    ("a.b+c@example.com", "[邮箱]"), ("123456789@qq.com", "[邮箱]"),
-    ("加我123456789", "加我[QQ号]"), ("群2900100300，来", "群[QQ号]，来"),
-    # none of them
-    ("6222021234567890127", "6222021234567890127"),
-    ("加我987654321", "加我987654321"), ("110105194912310021", "110105194912310021"), ("1123456789", "1123456789"),
-    ("2024-01-02 12:30:45", "2024-01-02 12:30:45"), ("192.168.100.200", "192.168.100.200"),
-    ("66666666", "66666666"), ("老陈在吗", "老陈在吗"),
-])
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("我电话13800138000。", "我电话[电话]。"),
+        ("打138-0013-8000", "打[电话]"),
+        ("+86 138 0013 8000", "[电话]"),
+        ("010-62345678", "[电话]"),
+        ("１３８００１３８０００", "[电话]"),
+        ("身份证11010519491231002X", "身份证[身份证号]"),
+        ("11010519491231002x对吗", "[身份证号]对吗"),
+        ("卡号4111 1111 1111 1111", "卡号[银行卡号]"),
+        ("6222021234567890128", "[银行卡号]"),
+        ("a.b+c@example.com", "[邮箱]"),
+        ("123456789@qq.com", "[邮箱]"),
+        ("加我123456789", "加我[QQ号]"),
+        ("群2900100300，来", "群[QQ号]，来"),
+        # none of them
+        ("6222021234567890127", "6222021234567890127"),
+        ("加我987654321", "加我987654321"),
+        ("110105194912310021", "110105194912310021"),
+        ("1123456789", "1123456789"),
+        ("2024-01-02 12:30:45", "2024-01-02 12:30:45"),
+        ("192.168.100.200", "192.168.100.200"),
+        ("66666666", "66666666"),
+        ("老陈在吗", "老陈在吗"),
+    ],
+)
 def test_personal_data(text, hidden):
     assert Redaction(["123456789", "2900100300", "all", ""])(text) == hidden
 

@@ -20,8 +20,15 @@ def stages_run(output):
 
 
 def folder(project, stage):
-    results = {"decrypt": "decrypted", "parse": "parsed", "combine": "combined", "pair": "10002/paired",
-               "gen": "10002/generated", "train": "10002/trained", "export": "10002/exported"}
+    results = {
+        "decrypt": "decrypted",
+        "parse": "parsed",
+        "combine": "combined",
+        "pair": "10002/paired",
+        "gen": "10002/generated",
+        "train": "10002/trained",
+        "export": "10002/exported",
+    }
     return project / "data/demo" / results[stage]
 
 
@@ -37,7 +44,7 @@ def snapshot(path):
 def test_demo_walks_the_whole_road(demo):
     project, output = demo
     assert stages_run(output) == ["history", "decrypt", "parse", "combine", "tiny", "pair", "gen", "train", "export"]
-    table = output[output.index("Asked the merged model"):]
+    table = output[output.index("Asked the merged model") :]
     assert "gibberish" in table
     for stage in STAGES:
         found = ledger(project, stage)
@@ -56,12 +63,23 @@ def test_every_stage_reads_what_the_one_before_wrote(demo):
 
 def test_the_files_of_the_contract_are_there_and_nobody_elses(demo):
     project, _ = demo
-    names = ["answers.db", "demo/source", "demo/decrypted/nt_msg.db", "demo/parsed/messages.parquet",
-             "demo/parsed/messages.csv", "demo/combined/turns.parquet", "demo/10002/paired/pairs.jsonl",
-             "demo/10002/paired/unpaired.jsonl", "demo/10002/generated/alpaca.json",
-             "demo/10002/generated/alpaca_eval.json", "demo/10002/generated/dataset_info.json",
-             "demo/10002/trained/adapter/adapter_model.safetensors", "demo/10002/trained/training_loss.png",
-             "demo/10002/exported/merged/model.safetensors", "demo/10002/exported/Modelfile"]
+    names = [
+        "answers.db",
+        "demo/source",
+        "demo/decrypted/nt_msg.db",
+        "demo/parsed/messages.parquet",
+        "demo/parsed/messages.csv",
+        "demo/combined/turns.parquet",
+        "demo/10002/paired/pairs.jsonl",
+        "demo/10002/paired/unpaired.jsonl",
+        "demo/10002/generated/alpaca.json",
+        "demo/10002/generated/alpaca_eval.json",
+        "demo/10002/generated/dataset_info.json",
+        "demo/10002/trained/adapter/adapter_model.safetensors",
+        "demo/10002/trained/training_loss.png",
+        "demo/10002/exported/merged/model.safetensors",
+        "demo/10002/exported/Modelfile",
+    ]
     assert [name for name in names if not (project / "data" / name).is_file()] == []
     assert list((project / "data/demo/combined").glob("turns.*.json"))
     made = [path for path in (project / "data").rglob("*") if path.name != "README.md"]
@@ -87,12 +105,22 @@ def test_a_second_demo_does_nothing(demo):
     assert make(project, "--question", "all", *DEMO).returncode == 0
 
 
-@pytest.mark.parametrize(("setting", "redone"), [
-    ("decrypt.yaml", STAGES), ("parse.yaml", STAGES[1:]), ("combine.yaml", STAGES[2:]), ("demo/pair.yaml", STAGES[3:]),
-    ("prompts/pair.md", STAGES[3:]), ("demo/llm.yaml", STAGES[3:]), ("demo/gen.yaml", STAGES[4:]),
-    ("prompts/persona.md", STAGES[4:]), ("demo/train.yaml", STAGES[5:]), ("preflight.yaml", STAGES[5:]),
-    ("export.yaml", STAGES[6:]),
-])
+@pytest.mark.parametrize(
+    ("setting", "redone"),
+    [
+        ("decrypt.yaml", STAGES),
+        ("parse.yaml", STAGES[1:]),
+        ("combine.yaml", STAGES[2:]),
+        ("demo/pair.yaml", STAGES[3:]),
+        ("prompts/pair.md", STAGES[3:]),
+        ("demo/llm.yaml", STAGES[3:]),
+        ("demo/gen.yaml", STAGES[4:]),
+        ("prompts/persona.md", STAGES[4:]),
+        ("demo/train.yaml", STAGES[5:]),
+        ("preflight.yaml", STAGES[5:]),
+        ("export.yaml", STAGES[6:]),
+    ],
+)
 def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, redone):
     project, _ = demo
     file = project / "config" / setting
@@ -138,8 +166,10 @@ def test_a_failing_stage_leaves_the_earlier_result(demo):
     try:
         failed = make(project, "combine", *DEMO)
         assert failed.returncode == 2
-        assert ("combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
-                "max_gap_seconds, max_others_between, quotes_start_a_turn, special_texts") in failed.stderr.splitlines()
+        assert (
+            "combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
+            "max_gap_seconds, max_others_between, quotes_start_a_turn, special_texts"
+        ) in failed.stderr.splitlines()
         assert snapshot(folder(project, "combine")) == before
         assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
     finally:
@@ -221,21 +251,24 @@ def test_old_python(project):
 def test_no_venv_module(project):
     bare = fake_python(project, '[[ "$*" == *ensurepip* ]] && exit 1\nexit 0')
     assert complaint(make(project, "sample", "RUN_IN=host", bare)) == (
-        "Python's venv module is missing: sudo apt install python3-venv")
+        "Python's venv module is missing: sudo apt install python3-venv"
+    )
 
 
 def test_blanks_in_the_path(tmp_path):
     (tmp_path / "my chats").mkdir()
     project = copy_project(tmp_path / "my chats")
     assert complaint(make(project, "help")) == (
-        f"the path of this repository has blanks: {project}; move it to one without")
+        f"the path of this repository has blanks: {project}; move it to one without"
+    )
 
 
 @pytest.mark.parametrize("source", ["my chat.db", "chat(1).csv", "ch'at.csv", "C:/chat.db", "C:\\chat.db", "a;b.db"])
 def test_odd_source(project, source):
     assert complaint(make(project, "parse", "RUN_IN=host", f"SOURCE={source}")) == (
         f"SOURCE or KEY has blanks or odd characters: {source} data/raw/key.txt; rename the file or link to it from "
-        "data/raw/ (C:\\x is /mnt/c/x in WSL)")
+        "data/raw/ (C:\\x is /mnt/c/x in WSL)"
+    )
 
 
 def test_a_source_with_a_chinese_name(demo, tmp_path):
@@ -271,14 +304,16 @@ def test_an_override_that_goes_is_noticed_whatever_the_dates(demo, tmp_path):
 def test_no_target(project, goal):
     assert complaint(make(project, goal, "RUN_IN=host")) == (
         "no TARGET: write the QQ number of the member to learn from into config/target.txt, or say TARGET=...; "
-        "`make members` lists who is there")
+        "`make members` lists who is there"
+    )
 
 
 @pytest.mark.parametrize("written", [b"\xef\xbb\xbf10001\n", b"10001\r\n"])
 def test_target_file_from_notepad(project, written):
     (project / "config/target.txt").write_bytes(written)
     assert complaint(make(project, "pair", "RUN_IN=host")) == (
-        "config/target.txt has a byte order mark or Windows line ends; write it anew: echo 10001 > config/target.txt")
+        "config/target.txt has a byte order mark or Windows line ends; write it anew: echo 10001 > config/target.txt"
+    )
 
 
 @pytest.mark.parametrize("target", ["a/b", "..", "小明", "1 2", "$(touch gone)", "a';touch gone;'"])
@@ -291,13 +326,15 @@ def test_odd_target(project, target):
 def test_no_database(project):
     assert complaint(make(project, "parse", "RUN_IN=host")) == (
         "data/raw/nt_msg.db: no such file; put your nt_msg.db there (see 'Your own data' in README.md) "
-        "or name another file with SOURCE=")
+        "or name another file with SOURCE="
+    )
 
 
 def test_a_target_nobody_has(demo):
     assert complaint(make(demo[0], "pair", "TARGET=4040404", *DEMO)) == (
         "pair.py: nobody with the id 4040404 has said anything here; `make members` lists who is there, "
-        "put one of those ids into config/target.txt")
+        "put one of those ids into config/target.txt"
+    )
 
 
 def test_wrong_key(demo, tmp_path):
@@ -350,10 +387,18 @@ def test_nothing_of_ours_is_in_git(demo):
 # ---- Every way to pair
 
 
-@pytest.mark.parametrize("settings", [
-    "method: previous\n", "method: mention\n", "method: empty\n", "use_llm: false\n", "preset: seed\n",
-    "use_llm: false\nlinker_alone: never\n", "merge_replies: llm\n",
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "method: previous\n",
+        "method: mention\n",
+        "method: empty\n",
+        "use_llm: false\n",
+        "preset: seed\n",
+        "use_llm: false\nlinker_alone: never\n",
+        "merge_replies: llm\n",
+    ],
+)
 @pytest.mark.parametrize("source", ["demo", "csv"])
 def test_the_ledgers_balance_with_every_method(demo, tmp_path, settings, source):
     project = copy_project(tmp_path)

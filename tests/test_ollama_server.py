@@ -83,14 +83,17 @@ def test_a_cut_answer_says_so(server):
     assert (answer["done_reason"], answer["eval_count"]) == ("length", 3)
 
 
-@pytest.mark.parametrize("status, words, change", [
-    (404, "model 'nobody' not found", {"model": "nobody"}),
-    (400, "does not support thinking", {"think": True}),
-    (400, "invalid format", {"format": 3}),
-    (400, "$ref", {"format": {"$ref": "#/nowhere"}}),
-    (400, "context size (100 tokens)", {"text": "长" * 200, "options": {"num_ctx": 100}}),
-    (400, "context size (32768 tokens)", {"text": "长" * 40000, "options": {"num_ctx": 32768}}),
-])
+@pytest.mark.parametrize(
+    "status, words, change",
+    [
+        (404, "model 'nobody' not found", {"model": "nobody"}),
+        (400, "does not support thinking", {"think": True}),
+        (400, "invalid format", {"format": 3}),
+        (400, "$ref", {"format": {"$ref": "#/nowhere"}}),
+        (400, "context size (100 tokens)", {"text": "长" * 200, "options": {"num_ctx": 100}}),
+        (400, "context size (32768 tokens)", {"text": "长" * 40000, "options": {"num_ctx": 32768}}),
+    ],
+)
 def test_what_is_refused(server, status, words, change):
     answer = chat(server, **change)
     assert answer.status_code == status and words in answer.json()["error"]
@@ -106,8 +109,9 @@ def test_requests_that_are_no_json(server):
 
 def test_load_and_unload(server):
     def loaded():
-        return [(model["name"], model["context_length"]) for model in
-                requests.get(server.url + "/api/ps").json()["models"]]
+        return [
+            (model["name"], model["context_length"]) for model in requests.get(server.url + "/api/ps").json()["models"]
+        ]
 
     assert loaded() == []
     assert post(server, "/api/generate", model=MODEL, stream=False).json()["done_reason"] == "load"
@@ -129,8 +133,16 @@ def test_create(server, tmp_path):
     assert requests.head(f"{server.url}/api/blobs/sha256:{'0' * 64}").status_code == 404
     assert requests.post(f"{server.url}/api/blobs/sha256:{'0' * 64}", data=b"x").json() == {"error": "digest mismatch"}
 
-    answer = post(server, "/api/create", model="huiyin-1", files=files, system="你是群友", quantize="q8_0",
-                  template="{{ .Prompt }}", parameters={"num_ctx": 2048, "stop": ["<|im_end|>"]})
+    answer = post(
+        server,
+        "/api/create",
+        model="huiyin-1",
+        files=files,
+        system="你是群友",
+        quantize="q8_0",
+        template="{{ .Prompt }}",
+        parameters={"num_ctx": 2048, "stop": ["<|im_end|>"]},
+    )
     assert statuses(answer)[-1] == "success"
     assert server.created["huiyin-1:latest"]["config"]["rope_theta"] == 1_000_000
     assert post(server, "/api/show", model="huiyin-1").json()["system"] == "你是群友"

@@ -57,8 +57,16 @@ def assert_refused(done, out, line):
 def decrypted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
     assert run_script("demo/history", "--seed", 1, "--messages", MESSAGES, "--out", folder).returncode == 0
-    done = run_script("decrypt", folder / "nt_msg.db", "--key", folder / "key.txt", "--config", "config/decrypt.yaml",
-                      "--out", folder / "decrypted")
+    done = run_script(
+        "decrypt",
+        folder / "nt_msg.db",
+        "--key",
+        folder / "key.txt",
+        "--config",
+        "config/decrypt.yaml",
+        "--out",
+        folder / "decrypted",
+    )
     assert done.returncode == 0
     return folder / "decrypted/nt_msg.db"
 
@@ -66,11 +74,15 @@ def decrypted(tmp_path_factory):
 def expected(message):
     parts, quote = message.parts, message.quote
     return {
-        "message_id": message.message_id, "group_id": str(message.group.number),
-        "time": datetime.fromtimestamp(message.time, UTC), "seq": message.seq, "user_id": str(message.sender.qq),
+        "message_id": message.message_id,
+        "group_id": str(message.group.number),
+        "time": datetime.fromtimestamp(message.time, UTC),
+        "seq": message.seq,
+        "user_id": str(message.sender.qq),
         "nickname": message.sender.name_in(message.group),
         "fragments": [part.text for part in parts if part.kind in ("text", "at")],
-        "kinds": [part.kind for part in parts], "mentions": [part.who for part in parts if part.kind == "at"],
+        "kinds": [part.kind for part in parts],
+        "mentions": [part.who for part in parts if part.kind == "at"],
         "reply_to": quote.message_id if quote else None,
         "reply_dangling": quote is not None and quote.message_id is None,
     }
@@ -84,9 +96,18 @@ def test_every_message_of_the_sample(decrypted, tmp_path):
     kept.sort(key=lambda row: (row["group_id"], row["time"], row["seq"], row["message_id"]))
     assert result(out).to_dicts() == kept
     assert result(out).schema == {
-        "message_id": pl.Int64, "group_id": pl.String, "time": pl.Datetime("ms", "UTC"), "seq": pl.Int64,
-        "user_id": pl.String, "nickname": pl.String, "fragments": pl.List(pl.String), "kinds": pl.List(pl.String),
-        "mentions": pl.List(pl.String), "reply_to": pl.Int64, "reply_dangling": pl.Boolean}
+        "message_id": pl.Int64,
+        "group_id": pl.String,
+        "time": pl.Datetime("ms", "UTC"),
+        "seq": pl.Int64,
+        "user_id": pl.String,
+        "nickname": pl.String,
+        "fragments": pl.List(pl.String),
+        "kinds": pl.List(pl.String),
+        "mentions": pl.List(pl.String),
+        "reply_to": pl.Int64,
+        "reply_dangling": pl.Boolean,
+    }
     assert pl.read_parquet_metadata(out / "messages.parquet")["placeholders"] == ""
     kinds = [part.kind for message in history(1, MESSAGES) for part in message.parts or ()]
     assert receipt(out)["elements_by_kind"] == {kind: kinds.count(kind) for kind in set(kinds)}
@@ -107,8 +128,9 @@ def test_the_csv_of_the_sample_reads_back(decrypted, tmp_path):
 
 
 def test_settings_choose_groups_days_and_members(decrypted, tmp_path):
-    done = parse(decrypted, tmp_path / "out", "groups: [700100200]\nsince: 2022-08-15\nuntil: 2022-08-15\n"
-                                              "leave_out: [10002]\n")
+    done = parse(
+        decrypted, tmp_path / "out", "groups: [700100200]\nsince: 2022-08-15\nuntil: 2022-08-15\nleave_out: [10002]\n"
+    )
     assert done.returncode == 0
     rows = result(tmp_path / "out")
     assert rows["group_id"].unique().to_list() == ["700100200"]
@@ -117,7 +139,8 @@ def test_settings_choose_groups_days_and_members(decrypted, tmp_path):
     ledger = receipt(tmp_path / "out")["ledger"]
     assert ledger["dropped"]["system"] == 20
     assert ledger["dropped"]["filtered"] == 1500 - rows.height - sum(
-        count for reason, count in ledger["dropped"].items() if reason != "filtered")
+        count for reason, count in ledger["dropped"].items() if reason != "filtered"
+    )
 
 
 def test_placeholders_pair_up_with_kinds(decrypted, tmp_path):
@@ -131,8 +154,15 @@ def test_placeholders_pair_up_with_kinds(decrypted, tmp_path):
         paired = [kind for kind in kinds if kind in ("text", "at", *placeholders)]
         assert len(paired) == len(fragments)
         seen |= {pair for pair in zip(paired, fragments, strict=True) if pair[0] not in ("text", "at")}
-    assert seen == {("image", "[图片]"), ("face", "/捂脸"), ("face", "/斜眼笑"), ("market_face", "[贴贴]"),
-                    ("ark", "[分享]一首歌"), ("file", "[文件]作业.docx"), ("voice", "[语音]")}
+    assert seen == {
+        ("image", "[图片]"),
+        ("face", "/捂脸"),
+        ("face", "/斜眼笑"),
+        ("market_face", "[贴贴]"),
+        ("ark", "[分享]一首歌"),
+        ("file", "[文件]作业.docx"),
+        ("voice", "[语音]"),
+    }
 
 
 # ---- rows made for the purpose
@@ -148,9 +178,25 @@ def text(words, **more):
 
 def row(message_id, words=None, **values):
     """Return a row by column number, an ordinary one but for `values` (c40003=... and so on)."""
-    usual = {40001: message_id, 40002: message_id, 40003: message_id, 40011: 2, 40012: 1, 40013: 0, 40020: "u_ann",
-             40021: "1001", 40027: 51, 40030: 1001, 40033: 111, 40050: T + message_id, 40060: 0, 40090: "Ann",
-             40093: "", 40800: body(text(words or f"words {message_id}")), 40850: 0}
+    usual = {
+        40001: message_id,
+        40002: message_id,
+        40003: message_id,
+        40011: 2,
+        40012: 1,
+        40013: 0,
+        40020: "u_ann",
+        40021: "1001",
+        40027: 51,
+        40030: 1001,
+        40033: 111,
+        40050: T + message_id,
+        40060: 0,
+        40090: "Ann",
+        40093: "",
+        40800: body(text(words or f"words {message_id}")),
+        40850: 0,
+    }
     return usual | {int(name[1:]): value for name, value in values.items()}
 
 
@@ -165,8 +211,10 @@ def make(tmp_path):
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute(f"CREATE TABLE group_msg_table ({', '.join(f'[{n}] {COLUMNS[n]}' for n in columns)})")
             for values in rows:
-                connection.execute(f"INSERT INTO group_msg_table VALUES ({', '.join('?' * len(columns))})",
-                                   [values.get(number) for number in columns])
+                connection.execute(
+                    f"INSERT INTO group_msg_table VALUES ({', '.join('?' * len(columns))})",
+                    [values.get(number) for number in columns],
+                )
             for statement in tables:
                 connection.execute(statement)
         assert_parsed(parse(path, out, settings), out, len(rows), **dropped)
@@ -177,12 +225,24 @@ def make(tmp_path):
 
 def test_the_first_reason_counts(make):
     kept = make(
-        row(1), row(2, c40013=3, c40050=0, c40800=None), row(3, c40011=1, c40012=0, c40800=None),
-        row(4, c40011=1, c40012=0, c40800=b""), row(5, c40800=body(Element(kind=8), Element(kind=26))),
-        row(6, c40050=0, c40800=None), row(7, c40050=-5), row(8, c40050=1 << 60), row(9, c40800=None),
-        row(10, c40800=b""), row(11, c40800=b"\xff\xff"), row(12, c40800=body(Element(kind=8), text("but text"))),
-        row(13, c40011=1, c40012=0), row(14, c40013=1_660_000_000),
-        system=4, no_time=3, no_body=3)
+        row(1),
+        row(2, c40013=3, c40050=0, c40800=None),
+        row(3, c40011=1, c40012=0, c40800=None),
+        row(4, c40011=1, c40012=0, c40800=b""),
+        row(5, c40800=body(Element(kind=8), Element(kind=26))),
+        row(6, c40050=0, c40800=None),
+        row(7, c40050=-5),
+        row(8, c40050=1 << 60),
+        row(9, c40800=None),
+        row(10, c40800=b""),
+        row(11, c40800=b"\xff\xff"),
+        row(12, c40800=body(Element(kind=8), text("but text"))),
+        row(13, c40011=1, c40012=0),
+        row(14, c40013=1_660_000_000),
+        system=4,
+        no_time=3,
+        no_body=3,
+    )
     assert sorted(kept) == [1, 12, 13, 14]
     assert kept[12]["fragments"] == ["but text"]
     assert kept[12]["kinds"] == ["tip", "text"]
@@ -191,49 +251,68 @@ def test_the_first_reason_counts(make):
 def test_duplicates(make):
     same = {"c40003": 5, "c40050": T, "c40800": body(text("said", element_id=9))}
     kept = make(
-        row(3, **same), row(2, **same), row(4, **same),
+        row(3, **same),
+        row(2, **same),
+        row(4, **same),
         row(5, **{**same, "c40800": body(text("said", element_id=8))}),  # the same words, said again
-        row(6, **{**same, "c40033": 222, "c40020": "u_bob"}), row(7, **{**same, "c40050": T + 1}),
+        row(6, **{**same, "c40033": 222, "c40020": "u_bob"}),
+        row(7, **{**same, "c40050": T + 1}),
         row(8, **{**same, "c40021": "1002", "c40027": 52}),
         row(9, c40003=9, c40800=body(Element(kind=7, quoted_seq=5, quoted_time=T, quoted_qq=111), text("yes"))),
-        duplicate=2)
+        duplicate=2,
+    )
     assert sorted(kept) == [2, 5, 6, 7, 8, 9]
     assert kept[9]["reply_to"] == 2
 
 
 def test_filtered_comes_before_duplicate(make):
     same = {"c40003": 5, "c40050": T, "c40800": body(text("said"))}
-    assert list(make(row(1, **same), row(2, **same), row(3, c40021="1002"), settings="groups: [1002]\n",
-                     filtered=2)) == [3]
+    assert list(
+        make(row(1, **same), row(2, **same), row(3, c40021="1002"), settings="groups: [1002]\n", filtered=2)
+    ) == [3]
 
 
 def quoting(message_id, seq, time=0, number=0, uid="", column=0, **values):
-    quote = Element(kind=7, quoted_seq=seq, quoted_time=time, quoted_qq=number, quoted_uid=uid.encode(),
-                    quoted_elements=[text("theirs")], quoted_summary=b"theirs")
+    quote = Element(
+        kind=7,
+        quoted_seq=seq,
+        quoted_time=time,
+        quoted_qq=number,
+        quoted_uid=uid.encode(),
+        quoted_elements=[text("theirs")],
+        quoted_summary=b"theirs",
+    )
     return row(message_id, c40800=body(quote, text("mine")), c40850=column, **values)
 
 
-@pytest.mark.parametrize(("reply", "target"), [
-    (quoting(50, 7), 10),  # nothing to go by: the smallest id
-    (quoting(50, 7, time=T + 12), 12),
-    (quoting(50, 7, number=222), 12),
-    (quoting(50, 7, uid="u_bob"), 12),
-    (quoting(50, 7, time=T + 11, number=222), 11),  # the time counts more
-    (quoting(50, 7, time=T + 99, number=222), 12),
-    (quoting(50, 0, column=7), 10),  # the column, where the element has none
-    (quoting(50, 8, column=7), 20),  # the element, where they differ
-    (row(50, c40850=8), 20),
-    (quoting(50, 7, c40027=52, c40021="1002"), 30),  # numbers are reused across groups
-    (quoting(50, 6), None),
-    (quoting(50, 7, c40050=T + 1), None),  # later than the reply
-    (quoting(50, 50), None),  # itself
-    (quoting(50, 0), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reply", "target"),
+    [
+        (quoting(50, 7), 10),  # nothing to go by: the smallest id
+        (quoting(50, 7, time=T + 12), 12),
+        (quoting(50, 7, number=222), 12),
+        (quoting(50, 7, uid="u_bob"), 12),
+        (quoting(50, 7, time=T + 11, number=222), 11),  # the time counts more
+        (quoting(50, 7, time=T + 99, number=222), 12),
+        (quoting(50, 0, column=7), 10),  # the column, where the element has none
+        (quoting(50, 8, column=7), 20),  # the element, where they differ
+        (row(50, c40850=8), 20),
+        (quoting(50, 7, c40027=52, c40021="1002"), 30),  # numbers are reused across groups
+        (quoting(50, 6), None),
+        (quoting(50, 7, c40050=T + 1), None),  # later than the reply
+        (quoting(50, 50), None),  # itself
+        (quoting(50, 0), None),
+    ],
+)
 def test_replies(make, reply, target):
     kept = make(
-        row(10, c40003=7, c40050=T + 10), row(11, c40003=7, c40050=T + 11),
-        row(12, c40003=7, c40050=T + 12, c40033=222, c40020="u_bob"), row(20, c40003=8),
-        row(30, c40003=7, c40027=52, c40021="1002", c40050=T + 10), reply)
+        row(10, c40003=7, c40050=T + 10),
+        row(11, c40003=7, c40050=T + 11),
+        row(12, c40003=7, c40050=T + 12, c40033=222, c40020="u_bob"),
+        row(20, c40003=8),
+        row(30, c40003=7, c40027=52, c40021="1002", c40050=T + 10),
+        reply,
+    )
     assert (kept[50]["reply_to"], kept[50]["reply_dangling"]) == (target, target is None)
     assert "theirs" not in kept[50]["fragments"]
     assert not any(kept[other]["reply_dangling"] for other in (10, 11, 12, 20, 30))
@@ -247,46 +326,92 @@ def test_a_quoted_message_that_was_dropped_is_in_the_history_still(make):
 def test_names_come_from_the_next_best_place(make):
     nameless = {"c40090": "", "c40093": None}
     kept = make(
-        row(1, c40090="卡片"), row(2, c40090="", c40093="昵称"), row(3, **nameless),
-        row(4, c40020="u_bob", c40033=222, **nameless), row(5, c40020="u_cat", c40033=333, **nameless),
-        row(6, c40020="u_dan", c40033=444, **nameless), row(7, c40020="u_eve", c40033=555, **nameless),
+        row(1, c40090="卡片"),
+        row(2, c40090="", c40093="昵称"),
+        row(3, **nameless),
+        row(4, c40020="u_bob", c40033=222, **nameless),
+        row(5, c40020="u_cat", c40033=333, **nameless),
+        row(6, c40020="u_dan", c40033=444, **nameless),
+        row(7, c40020="u_eve", c40033=555, **nameless),
         row(8, c40020="", c40033=0, **nameless),
         row(9, c40021="1002", c40027=52, **nameless),  # the name of another group does not count
-        row(10, c40090="老人(111)"), row(11, c40090="老人(112)"), row(12, c40090="老人(112)", c40060=1),
-        row(13, c40090="老人<i@example.com>", c40060=1), row(14, c40090="老人<i@example.com>"),
-        row(15, c40090="(111)", c40093="昵称"), row(16, c40090=b"\xff\xfe", c40093=""),
+        row(10, c40090="老人(111)"),
+        row(11, c40090="老人(112)"),
+        row(12, c40090="老人(112)", c40060=1),
+        row(13, c40090="老人<i@example.com>", c40060=1),
+        row(14, c40090="老人<i@example.com>"),
+        row(15, c40090="(111)", c40093="昵称"),
+        row(16, c40090=b"\xff\xfe", c40093=""),
         tables=[
             "CREATE TABLE group_member3 ([60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT)",
             "INSERT INTO group_member3 VALUES (1001, 'u_bob', 222, 'Bob''s card', 'Bob'), (1001, 'u_cat', 333, '', "
             "'Cat'), (1002, 'u_dan', 444, 'elsewhere', ''), (1001, 'u_ann', 111, 'today', 'today')",
             "CREATE TABLE profile_info_v6 ([1000] TEXT, [1002] INTEGER, [20002] TEXT)",
             "INSERT INTO profile_info_v6 VALUES ('u_dan', 444, 'Dan'), ('u_ann', 111, 'Annette')",
-        ])  # fmt: skip
+        ],
+    )
     names = [kept[number]["nickname"] for number in range(1, 17)]
-    assert names == ["卡片", "昵称", "\ufffd\ufffd", "Bob's card", "Cat", "Dan", "555", "unknown", "Annette", "老人",
-                     "老人(112)", "老人", "老人", "老人<i@example.com>", "昵称", "\ufffd\ufffd"]
+    assert names == [
+        "卡片",
+        "昵称",
+        "\ufffd\ufffd",
+        "Bob's card",
+        "Cat",
+        "Dan",
+        "555",
+        "unknown",
+        "Annette",
+        "老人",
+        "老人(112)",
+        "老人",
+        "老人",
+        "老人<i@example.com>",
+        "昵称",
+        "\ufffd\ufffd",
+    ]
 
 
 def test_user_ids_come_from_the_uid_where_the_number_is_missing(make):
     kept = make(
-        row(1, c40033=0, c40020="u_map"), row(2, c40033=0, c40020="u_member"), row(3, c40033=0, c40020="u_ann"), row(4),
-        row(5, c40033=0, c40020="u_nobody"), row(6, c40033=4_012_345_678, c40020="u_big"),
+        row(1, c40033=0, c40020="u_map"),
+        row(2, c40033=0, c40020="u_member"),
+        row(3, c40033=0, c40020="u_ann"),
+        row(4),
+        row(5, c40033=0, c40020="u_nobody"),
+        row(6, c40033=4_012_345_678, c40020="u_big"),
         row(7, c40033=80_000_000, c40020="u_anonymous"),
         tables=[
             "CREATE TABLE nt_uid_mapping_table ([48901] INTEGER, [48902] TEXT, [48912] TEXT, [1002] INTEGER)",
             "INSERT INTO nt_uid_mapping_table VALUES (1, 'u_map', NULL, 3456789012), (2, 'u_zero', NULL, 0)",
             "CREATE TABLE group_member3 ([60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT)",
             "INSERT INTO group_member3 VALUES (1001, 'u_member', 999, '', '')",
-        ])
+        ],
+    )
     assert [kept[number]["user_id"] for number in range(1, 8)] == [
-        "3456789012", "999", "111", "111", "", "4012345678", "80000000"]
+        "3456789012",
+        "999",
+        "111",
+        "111",
+        "",
+        "4012345678",
+        "80000000",
+    ]
 
 
 def test_mentions(make):
     kept = make(
-        row(1, c40800=body(
-            text("@全体成员", at_kind=1), text("@Bob", at_kind=2, at_qq=3_456_789_012, at_uid=b"u_bob"),
-            text("@Ann", at_uid=b"u_ann"), text("@who", at_kind=2, at_uid=b"u_nobody"), text(" hi"), text("@typed"))))
+        row(
+            1,
+            c40800=body(
+                text("@全体成员", at_kind=1),
+                text("@Bob", at_kind=2, at_qq=3_456_789_012, at_uid=b"u_bob"),
+                text("@Ann", at_uid=b"u_ann"),
+                text("@who", at_kind=2, at_uid=b"u_nobody"),
+                text(" hi"),
+                text("@typed"),
+            ),
+        )
+    )
     assert kept[1]["kinds"] == ["at", "at", "at", "at", "text", "text"]
     assert kept[1]["fragments"] == ["@全体成员", "@Bob", "@Ann", "@who", " hi", "@typed"]
     assert kept[1]["mentions"] == ["all", "3456789012", "111"]
@@ -308,8 +433,13 @@ def test_exported_copies_have_lost_the_types(make):
 
 def test_damaged_bodies_keep_the_elements_before_the_break(make, tmp_path):
     whole = body(text("first"), text("second"), text("third"))
-    kept = make(row(1, c40800=whole[:-3]), row(2, c40800=whole[:12]), row(3, c40800=whole + b"\xff"),
-                row(4, c40800=body(Element(kind=1, text=b"bad \xff byte"))), no_body=1)
+    kept = make(
+        row(1, c40800=whole[:-3]),
+        row(2, c40800=whole[:12]),
+        row(3, c40800=whole + b"\xff"),
+        row(4, c40800=body(Element(kind=1, text=b"bad \xff byte"))),
+        no_body=1,
+    )
     assert kept[1]["fragments"] == ["first", "second"]
     assert kept[3]["fragments"] == ["first", "second", "third"]
     assert kept[4]["fragments"] == ["bad \ufffd byte"]
@@ -321,21 +451,47 @@ def test_every_kind_has_its_name():
     numbers = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 16, 21, 27, 44, 0]
     content = BodyReader().read(body(*(Element(kind=number) for number in numbers)))
     assert list(map(kind_name, content.kinds)) == [
-        "text", "image", "file", "voice", "video", "face", "reply", "tip", "wallet", "ark", "market_face", "markdown",
-        "forward", "call", "face", "unknown:44", "unknown:0"]
+        "text",
+        "image",
+        "file",
+        "voice",
+        "video",
+        "face",
+        "reply",
+        "tip",
+        "wallet",
+        "ark",
+        "market_face",
+        "markdown",
+        "forward",
+        "call",
+        "face",
+        "unknown:44",
+        "unknown:0",
+    ]
     assert content.fragments == [""]
 
 
-@pytest.mark.parametrize(("element", "fragment"), [
-    (Element(kind=2), "[图片]"), (Element(kind=2, picture_label=["动画".encode()]), "动画"),
-    (Element(kind=3, file_name=b"a.zip"), "[文件]a.zip"), (Element(kind=4, voice_transcript=b"hello"), "hello"),
-    (Element(kind=5, file_name=b"a.mp4"), "[视频]"), (Element(kind=6), "[表情]"),
-    (Element(kind=27, bubble_face_label=b"/666"), "/666"), (Element(kind=11), "[表情]"),
-    (Element(kind=9, wallet=Wallet(greeting="恭喜".encode())), "恭喜"), (Element(kind=10, ark_json=b"{"), "[卡片]"),
-    (Element(kind=10, ark_json=b'{"prompt": 5}'), "[卡片]"), (Element(kind=10, ark_json=b'{"prompt": "p"}'), "p"),
-    (Element(kind=14, markdown_text=b"# title"), "# title"), (Element(kind=16), "[聊天记录]"),
-    (Element(kind=21, call_text=b"0:12"), "0:12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("element", "fragment"),
+    [
+        (Element(kind=2), "[图片]"),
+        (Element(kind=2, picture_label=["动画".encode()]), "动画"),
+        (Element(kind=3, file_name=b"a.zip"), "[文件]a.zip"),
+        (Element(kind=4, voice_transcript=b"hello"), "hello"),
+        (Element(kind=5, file_name=b"a.mp4"), "[视频]"),
+        (Element(kind=6), "[表情]"),
+        (Element(kind=27, bubble_face_label=b"/666"), "/666"),
+        (Element(kind=11), "[表情]"),
+        (Element(kind=9, wallet=Wallet(greeting="恭喜".encode())), "恭喜"),
+        (Element(kind=10, ark_json=b"{"), "[卡片]"),
+        (Element(kind=10, ark_json=b'{"prompt": 5}'), "[卡片]"),
+        (Element(kind=10, ark_json=b'{"prompt": "p"}'), "p"),
+        (Element(kind=14, markdown_text=b"# title"), "# title"),
+        (Element(kind=16), "[聊天记录]"),
+        (Element(kind=21, call_text=b"0:12"), "0:12"),
+    ],
+)
 def test_placeholders(element, fragment):
     kinds = ("image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call")
     assert BodyReader(kinds).read(body(element)).fragments == [fragment]
@@ -361,13 +517,17 @@ def write(path, content):
 
 
 def test_a_csv_of_another_tool(tmp_path):
-    source = write(tmp_path / "chat.csv", (
-        "\ufeff1001,2022-08-14T10:12:20Z,小雨,222,\"['b', \"\"it's\"\"]\"\r\n"
-        "1001,2022-08-14T10:12:18Z,\"two\nlines\",111,['a']\r\n"
-        "1000,2022-08-14T10:12:18Z,,0012,[]\r\n"
-        "1001,2022-08-14T10:12:18Z,,,\"['\\ud83d\\ude00', '\\ud83d']\"\r\n"
-        "\r\n"
-        "1001,1970-01-01T00:00:00Z,a,1,['x']\r\n\n"))
+    source = write(
+        tmp_path / "chat.csv",
+        (
+            '\ufeff1001,2022-08-14T10:12:20Z,小雨,222,"[\'b\', ""it\'s""]"\r\n'
+            "1001,2022-08-14T10:12:18Z,\"two\nlines\",111,['a']\r\n"
+            "1000,2022-08-14T10:12:18Z,,0012,[]\r\n"
+            "1001,2022-08-14T10:12:18Z,,,\"['\\ud83d\\ude00', '\\ud83d']\"\r\n"
+            "\r\n"
+            "1001,1970-01-01T00:00:00Z,a,1,['x']\r\n\n"
+        ),
+    )
     out = tmp_path / "out"
     assert_parsed(parse(source, out), out, 5, no_time=1)
     rows = result(out).to_dicts()
@@ -381,18 +541,25 @@ def test_a_csv_of_another_tool(tmp_path):
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["\r", "\n", "\r\n", "\0", '"', "'", '",\'[]', "\\", "\ufeff", "\u2028", " ", "a,b", "\\ud83d", "=1+1", "''", "#"])
+    ["\r", "\n", "\r\n", "\0", '"', "'", "\",'[]", "\\", "\ufeff", "\u2028", " ", "a,b", "\\ud83d", "=1+1", "''", "#"]
+)
 
 
 def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
     @given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS.filter(bool), TEXTS, st.lists(TEXTS, max_size=3)), min_size=1))
     def check(rows):
         times = [T + number for number in range(len(rows))]
-        frame = pl.DataFrame({
-            "message_id": range(len(rows)), "group_id": [row[0] for row in rows], "time": times,
-            "nickname": [row[1] for row in rows], "user_id": [row[2] for row in rows],
-            "fragments": [row[3] for row in rows],
-        }, schema_overrides={"fragments": MESSAGE["fragments"]})
+        frame = pl.DataFrame(
+            {
+                "message_id": range(len(rows)),
+                "group_id": [row[0] for row in rows],
+                "time": times,
+                "nickname": [row[1] for row in rows],
+                "user_id": [row[2] for row in rows],
+                "fragments": [row[3] for row in rows],
+            },
+            schema_overrides={"fragments": MESSAGE["fragments"]},
+        )
         path = tmp_path / "messages.csv"
         write_csv(frame.with_columns((pl.col("time") * 1000).cast(MESSAGE["time"])), path)
         with open(path, "rb") as file:
@@ -403,18 +570,21 @@ def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
     check()
 
 
-@pytest.mark.parametrize(("line", "why"), [
-    ("1001,2022-08-14T10:12:18Z,a,1", "4 columns instead of 5"),
-    ("1001,2022-08-14T10:12:18Z,a,1,['x'],", "6 columns instead of 5"),
-    (",2022-08-14T10:12:18Z,a,1,['x']", "the group id is empty"),
-    ("1001,2022-08-14 10:12:18,a,1,['x']", "the second column is no time"),
-    ("1001,2022-13-14T10:12:18Z,a,1,['x']", "month must be in 1..12"),
-    ("1001,2022-08-14T10:12:18Z,a,1,hello", "the fifth column is no list of texts"),
-    ("1001,2022-08-14T10:12:18Z,a,1,[1]", "the fifth column is no list of texts"),
-    ("1001,2022-08-14T10:12:18Z,a,1,__import__('os')", "the fifth column is no list of texts"),
-    ('1001,2022-08-14T10:12:18Z,"a"b,1,[]', "',' expected after '\"'"),
-    ('1001,2022-08-14T10:12:18Z,"a,1,[]', "unexpected end of data"),
-])
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("1001,2022-08-14T10:12:18Z,a,1", "4 columns instead of 5"),
+        ("1001,2022-08-14T10:12:18Z,a,1,['x'],", "6 columns instead of 5"),
+        (",2022-08-14T10:12:18Z,a,1,['x']", "the group id is empty"),
+        ("1001,2022-08-14 10:12:18,a,1,['x']", "the second column is no time"),
+        ("1001,2022-13-14T10:12:18Z,a,1,['x']", "month must be in 1..12"),
+        ("1001,2022-08-14T10:12:18Z,a,1,hello", "the fifth column is no list of texts"),
+        ("1001,2022-08-14T10:12:18Z,a,1,[1]", "the fifth column is no list of texts"),
+        ("1001,2022-08-14T10:12:18Z,a,1,__import__('os')", "the fifth column is no list of texts"),
+        ('1001,2022-08-14T10:12:18Z,"a"b,1,[]', "',' expected after '\"'"),
+        ('1001,2022-08-14T10:12:18Z,"a,1,[]', "unexpected end of data"),
+    ],
+)
 def test_a_line_that_does_not_fit(tmp_path, line, why):
     source = write(tmp_path / "chat.csv", "1001,2022-08-14T10:12:18Z,\"a\nb\",1,['x']\n" + line + "\n")
     form = "a line must be: group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
@@ -446,10 +616,26 @@ def test_a_record_does_not_go_on_for_ever(tmp_path):
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.lists(st.binary(max_size=60) | st.text(max_size=40).map(str.encode) | st.sampled_from([
-    b"1001,2022-08-14T10:12:18Z,a,1,['x']\n", b'1001,2022-08-14T10:12:18Z,"a\n",1,"[\'x\', ""y""]"\r\n', b'"', b"\n",
-    b"1001,9999-12-31T23:59:59Z,a,1,['\\ud83d']\n", b"1001,2022-08-14T10:12:18Z,a,1,[", b"(" * 300, b"-" * 300, b",",
-]), max_size=8))
+@given(
+    st.lists(
+        st.binary(max_size=60)
+        | st.text(max_size=40).map(str.encode)
+        | st.sampled_from(
+            [
+                b"1001,2022-08-14T10:12:18Z,a,1,['x']\n",
+                b'1001,2022-08-14T10:12:18Z,"a\n",1,"[\'x\', ""y""]"\r\n',
+                b'"',
+                b"\n",
+                b"1001,9999-12-31T23:59:59Z,a,1,['\\ud83d']\n",
+                b"1001,2022-08-14T10:12:18Z,a,1,[",
+                b"(" * 300,
+                b"-" * 300,
+                b",",
+            ]
+        ),
+        max_size=8,
+    )
+)
 def test_no_line_raises_anything_but_a_mistake(pieces):
     lines = [line + b"\n" for line in b"".join(pieces).split(b"\n")]
     bad = []
@@ -462,26 +648,41 @@ def test_no_line_raises_anything_but_a_mistake(pieces):
 
 # ---- JSON
 
-ROW = {"40001": 7_400_000_000_000_000_101, "40003": 1, "40010": 2, "40050": 1_720_000_000, "40021": "20001", "40027": 5,
-       "40033": 10001, "40800": "gvYTCsj8FQHqghYCaGk="}
+ROW = {
+    "40001": 7_400_000_000_000_000_101,
+    "40003": 1,
+    "40010": 2,
+    "40050": 1_720_000_000,
+    "40021": "20001",
+    "40027": 5,
+    "40033": 10001,
+    "40800": "gvYTCsj8FQHqghYCaGk=",
+}
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
-@pytest.mark.parametrize(("content", "what"), [
-    ({"metadata": {}, "chatInfo": {}, "statistics": {}, "messages": [{"id": "1"}]},
-     f"not an export of group_msg_table but an object with the keys 'metadata', 'chatInfo', 'statistics', 'messages'; "
-     f"{AGAIN}"),
-    ([{"id": "1", "content": {}}], f"row 1 is no row of group_msg_table; it has the keys 'id', 'content'; {AGAIN}"),
-    ([ROW, 5], f"row 2 is not an object but '5'; {AGAIN}"),
-    ("text", f"not an array of rows but 'text'; {AGAIN}"),
-    ([ROW | {"40001": 7.4e18}], f"row 1: 40001 is 7.4E+18, rounded as DB Browser 3.11 does; {AGAIN}"),
-    ([ROW | {"40001": (7_400_000_000_000_000_101 + number) // 1024 * 1024} for number in range(0, 9000, 1024)],
-     f"all ids are rounded, as DB Browser 3.11 does; {AGAIN}"),
-    ([ROW | {"40800": "\ufffd\ufffd\x13"}], f"the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}"),
-    ([ROW | {"40050": "yesterday"}], f"row 1: 40050 is 'yesterday', not a number; {AGAIN}"),
-    ([ROW | {"40003": 1 << 63}], f"row 1: 40003 is '9223372036854775808', not a number; {AGAIN}"),
-    ([ROW, ROW | {"40010": 1}], "row 2 is of a private chat (40010 = 1); export group_msg_table"),
-])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (
+            {"metadata": {}, "chatInfo": {}, "statistics": {}, "messages": [{"id": "1"}]},
+            f"not an export of group_msg_table but an object with the keys 'metadata', 'chatInfo', 'statistics', 'messages'; "
+            f"{AGAIN}",
+        ),
+        ([{"id": "1", "content": {}}], f"row 1 is no row of group_msg_table; it has the keys 'id', 'content'; {AGAIN}"),
+        ([ROW, 5], f"row 2 is not an object but '5'; {AGAIN}"),
+        ("text", f"not an array of rows but 'text'; {AGAIN}"),
+        ([ROW | {"40001": 7.4e18}], f"row 1: 40001 is 7.4E+18, rounded as DB Browser 3.11 does; {AGAIN}"),
+        (
+            [ROW | {"40001": (7_400_000_000_000_000_101 + number) // 1024 * 1024} for number in range(0, 9000, 1024)],
+            f"all ids are rounded, as DB Browser 3.11 does; {AGAIN}",
+        ),
+        ([ROW | {"40800": "\ufffd\ufffd\x13"}], f"the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}"),
+        ([ROW | {"40050": "yesterday"}], f"row 1: 40050 is 'yesterday', not a number; {AGAIN}"),
+        ([ROW | {"40003": 1 << 63}], f"row 1: 40003 is '9223372036854775808', not a number; {AGAIN}"),
+        ([ROW, ROW | {"40010": 1}], "row 2 is of a private chat (40010 = 1); export group_msg_table"),
+    ],
+)
 def test_a_json_of_another_shape(tmp_path, content, what):
     source = write(tmp_path / "chat.json", json.dumps(content))
     assert_refused(parse(source, tmp_path / "out"), tmp_path / "out", f"{source}: {what}")
@@ -510,13 +711,17 @@ def test_a_json_of_an_empty_table(tmp_path, content):
     assert_refused(parse(source, out), out, line)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(JSON | st.dictionaries(st.sampled_from(list(ROW)), JSON).map(lambda odd: ROW | odd), max_size=3) | JSON,
-       st.integers(0, 20))
+@given(
+    st.lists(JSON | st.dictionaries(st.sampled_from(list(ROW)), JSON).map(lambda odd: ROW | odd), max_size=3) | JSON,
+    st.integers(0, 20),
+)
 def test_no_json_raises_anything_but_a_mistake(tmp_path, content, cut):
     text = json.dumps(content)
     source = write(tmp_path / "chat.json", text[: len(text) - cut])
@@ -556,14 +761,23 @@ def test_databases_without_messages(tmp_path):
     assert_refused(parse(path, out), out, line)
 
 
-@pytest.mark.parametrize(("setting", "line"), [
-    ("groups: [5]", "groups: no group '5' in the history; there are: 1001"),
-    ("since: tomorrow", "since: must be a day such as 2022-08-14, not 'tomorrow'"),
-    ("placeholders: [text]", "placeholders: 'text' is not one of: image, file, voice, video, face, wallet, ark, "
-                             "market_face, markdown, forward, call"),
-    ("colour: red", "unknown setting 'colour'; known are: preset, placeholders, groups, since, until, leave_out, "
-                    "skip_bad_lines"),
-])
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("groups: [5]", "groups: no group '5' in the history; there are: 1001"),
+        ("since: tomorrow", "since: must be a day such as 2022-08-14, not 'tomorrow'"),
+        (
+            "placeholders: [text]",
+            "placeholders: 'text' is not one of: image, file, voice, video, face, wallet, ark, "
+            "market_face, markdown, forward, call",
+        ),
+        (
+            "colour: red",
+            "unknown setting 'colour'; known are: preset, placeholders, groups, since, until, leave_out, "
+            "skip_bad_lines",
+        ),
+    ],
+)
 def test_settings_that_do_not_fit(tmp_path, setting, line):
     source = write(tmp_path / "chat.csv", "1001,2022-08-14T10:12:18Z,a,1,['x']\n")
     out = tmp_path / "out"

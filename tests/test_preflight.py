@@ -13,12 +13,25 @@ from huiyin.training.memory import GIB, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 
 QWEN = {  # Qwen2.5-1.5B-Instruct's config.json, as far as it matters
-    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 151936,
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
     "torch_dtype": "bfloat16",
 }
-SEVEN = {**QWEN, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
-         "tie_word_embeddings": False, "vocab_size": 152064}
+SEVEN = {
+    **QWEN,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "vocab_size": 152064,
+}
 ALL, NONE = {LIGER: True, FOUR_BIT: True}, {LIGER: False, FOUR_BIT: False}
 
 # name, total GiB, free GiB, capability, cores, MHz
@@ -113,25 +126,42 @@ def test_parameters_are_counted_as_the_models_have_them(tmp_path):
 def test_the_formula_gives_what_was_simulated(tmp_path):
     """Peaks in MiB of simulated runs with 1.5B, bench/vram.py."""
     job = work(tmp_path)
-    for tokens, checkpointing, simulated in [(512, True, 3986), (1024, True, 4922), (2048, True, 6794),
-                                             (512, False, 5542), (1024, False, 8045), (2048, False, 13022)]:
+    for tokens, checkpointing, simulated in [
+        (512, True, 3986),
+        (1024, True, 4922),
+        (2048, True, 6794),
+        (512, False, 5542),
+        (1024, False, 8045),
+        (2048, False, 13022),
+    ]:
         assert peak_bytes(job.shape, tokens, job.lora, checkpointing) / 2**20 == pytest.approx(simulated, rel=0.05)
 
 
-@pytest.mark.parametrize(("card", "helpers", "expected"), [
-    # precision, rows at a time, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut
-    (RTX_3060, ALL, ("bf16", 2, 8, True, False, False, 1024, 1)),
-    (RTX_3060, NONE, ("bf16", 2, 8, True, False, False, 1024, 1)),
-    (RTX_2060, ALL, ("fp16", 4, 4, True, True, False, 1024, 1)),
-    (RTX_2060, NONE, ("fp16", 1, 16, True, False, False, 768, 2)),
-    (RTX_4090, ALL, ("bf16", 8, 2, True, False, False, 1024, 1)),
-    (T4, ALL, ("fp16", 4, 4, True, False, False, 1024, 1)),
-    (H100, ALL, ("bf16", 8, 2, False, False, False, 1024, 1)),
-])
+@pytest.mark.parametrize(
+    ("card", "helpers", "expected"),
+    [
+        # precision, rows at a time, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut
+        (RTX_3060, ALL, ("bf16", 2, 8, True, False, False, 1024, 1)),
+        (RTX_3060, NONE, ("bf16", 2, 8, True, False, False, 1024, 1)),
+        (RTX_2060, ALL, ("fp16", 4, 4, True, True, False, 1024, 1)),
+        (RTX_2060, NONE, ("fp16", 1, 16, True, False, False, 768, 2)),
+        (RTX_4090, ALL, ("bf16", 8, 2, True, False, False, 1024, 1)),
+        (T4, ALL, ("fp16", 4, 4, True, False, False, 1024, 1)),
+        (H100, ALL, ("bf16", 8, 2, False, False, False, 1024, 1)),
+    ],
+)
 def test_what_is_chosen_for_a_card(nvml, tmp_path, card, helpers, expected):
     found = plan(nvml, tmp_path, card, helpers)
-    assert (found.precision, found.micro_batch, found.accumulation, found.checkpointing, found.liger, found.four_bit,
-            found.cutoff_len, found.rows_cut) == expected
+    assert (
+        found.precision,
+        found.micro_batch,
+        found.accumulation,
+        found.checkpointing,
+        found.liger,
+        found.four_bit,
+        found.cutoff_len,
+        found.rows_cut,
+    ) == expected
     assert found.peak <= (card[2] - 0.6) * 0.9 * GIB
     assert 0 < found.hours < 1
 
@@ -150,7 +180,8 @@ def test_a_large_model_takes_four_bits_and_nothing_smaller_will_do(nvml, tmp_pat
     assert str(mistake.value) == (
         "NVIDIA GeForce RTX 3060 has 11.3 GiB free of 12.0, too little for this model even with every concession "
         "(liger_kernel and bitsandbytes would allow more, but cannot be imported); "
-        "close what uses the card, or take a smaller model in train.yaml")
+        "close what uses the card, or take a smaller model in train.yaml"
+    )
 
 
 def test_a_busy_card_is_judged_by_what_is_free(nvml, tmp_path):
@@ -160,13 +191,21 @@ def test_a_busy_card_is_judged_by_what_is_free(nvml, tmp_path):
 
 
 def test_each_choice_can_be_fixed(nvml, tmp_path):
-    fixed = Settings(precision="fp16", micro_batch=1, gradient_checkpointing=True, liger=True, four_bit=True,
-                     cutoff_len=256)
+    fixed = Settings(
+        precision="fp16", micro_batch=1, gradient_checkpointing=True, liger=True, four_bit=True, cutoff_len=256
+    )
     found = plan(nvml, tmp_path, H100, settings=fixed)
     assert found.values() == {
-        "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 16,
-        "cutoff_len": 256, "disable_gradient_checkpointing": False, "bf16": False, "fp16": True,
-        "enable_liger_kernel": True, "quantization_bit": 4}
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 16,
+        "cutoff_len": 256,
+        "disable_gradient_checkpointing": False,
+        "bf16": False,
+        "fp16": True,
+        "enable_liger_kernel": True,
+        "quantization_bit": 4,
+    }
     assert found.rows_cut == 3
     with pytest.raises(Mistake, match="micro_batch 3 does not divide the 16 rows a step"):
         plan(nvml, tmp_path, H100, settings=Settings(micro_batch=3))
@@ -182,24 +221,29 @@ def test_no_such_card(nvml, gpu):
     nvml(RTX_3060, T4)
     with pytest.raises(Mistake) as mistake:
         find_card(gpu)
-    assert str(mistake.value) == (f"GPU={gpu}, but the cards here are: 0 (NVIDIA GeForce RTX 3060), 1 (Tesla T4); "
-                                  "say GPU=none to train on the processor")
+    assert str(mistake.value) == (
+        f"GPU={gpu}, but the cards here are: 0 (NVIDIA GeForce RTX 3060), 1 (Tesla T4); "
+        "say GPU=none to train on the processor"
+    )
 
 
 def test_no_driver(nvml):
     nvml(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     with pytest.raises(Mistake) as mistake:
         find_card("0")
-    assert str(mistake.value) == ("GPU=0, but no NVIDIA driver answers (NVML Shared Library Not Found); "
-                                  "say GPU=none to train on the processor")
+    assert str(mistake.value) == (
+        "GPU=0, but no NVIDIA driver answers (NVML Shared Library Not Found); say GPU=none to train on the processor"
+    )
 
 
 def test_a_driver_too_old_for_this_torch(nvml):
     nvml(RTX_3060, driver="550.54.14", cuda=12040)
     with pytest.raises(Mistake) as mistake:
         check_card(find_card("0"), "13.0")
-    assert str(mistake.value) == ("driver 550.54.14 supports CUDA 12.4, this torch needs 13.0: "
-                                  "update the driver to >= 580, or install a torch built for CUDA 12")
+    assert str(mistake.value) == (
+        "driver 550.54.14 supports CUDA 12.4, this torch needs 13.0: "
+        "update the driver to >= 580, or install a torch built for CUDA 12"
+    )
     check_card(find_card("0"), "12.8")
 
 
@@ -209,7 +253,8 @@ def test_a_card_torch_no_longer_serves(nvml):
         check_card(find_card("0"), "13.0")
     assert str(mistake.value) == (
         "Tesla P100-PCIE-16GB (compute capability 6.0) is too old for torch with CUDA 13.0, "
-        "which serves 7.5 and newer; install an older torch, or say GPU=none")
+        "which serves 7.5 and newer; install an older torch, or say GPU=none"
+    )
 
 
 def test_a_torch_without_cuda(nvml):
@@ -225,10 +270,13 @@ def test_the_build_of_torch_is_known_without_loading_it():
     assert set(installed()) == {LIGER, FOUR_BIT}
 
 
-@pytest.mark.parametrize(("config", "problem"), [
-    ({**QWEN, "architectures": ["GPT2LMHeadModel"]}, "unsupported architecture GPT2LMHeadModel; take a model"),
-    ({}, "not the config.json of a language model"),
-])
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({**QWEN, "architectures": ["GPT2LMHeadModel"]}, "unsupported architecture GPT2LMHeadModel; take a model"),
+        ({}, "not the config.json of a language model"),
+    ],
+)
 def test_models_that_are_not_known(tmp_path, config, problem):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(Mistake, match=problem):

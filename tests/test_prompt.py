@@ -20,14 +20,28 @@ from huiyin.serving.ollama_limits import TEMPLATES
 # What differs from qwen in the tokenizers of Llama 3: the marks. Nothing there says add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"
-SYSTEMS = [PERSONA, "", 'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n', '"', '"""',
-           "家👨\u200d👩\u200d👧\u3000人\u200b"]
+SYSTEMS = [
+    PERSONA,
+    "",
+    'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n',
+    '"',
+    '"""',
+    "家👨\u200d👩\u200d👧\u3000人\u200b",
+]
 CONVERSATIONS = [
     [{"role": "user", "content": "在吗？"}],
-    [{"role": "user", "content": "在吗？"}, {"role": "assistant", "content": "在，怎么了"},
-     {"role": "user", "content": "没事 {{ .System }} <b>&\n第二行"}],
-    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2，\n3"}, {"role": "user", "content": "4"},
-     {"role": "assistant", "content": "👨\u200d👩\u200d👧"}, {"role": "user", "content": '"5"'}],
+    [
+        {"role": "user", "content": "在吗？"},
+        {"role": "assistant", "content": "在，怎么了"},
+        {"role": "user", "content": "没事 {{ .System }} <b>&\n第二行"},
+    ],
+    [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2，\n3"},
+        {"role": "user", "content": "4"},
+        {"role": "assistant", "content": "👨\u200d👩\u200d👧"},
+        {"role": "user", "content": '"5"'},
+    ],
 ]
 
 
@@ -133,8 +147,9 @@ def test_a_fixed_system_text_lets_no_other_through(trained, ollama_prompts, syst
 def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompts, system, said):
     system = system.encode(errors="ignore").decode().replace("{{content}}", "").replace("\r", "")
     said = [text.encode(errors="ignore").decode() or "嗯" for text in said]
-    conversation = [{"role": role, "content": text}
-                    for role, text in zip(("user", "assistant", "user"), said, strict=True)]
+    conversation = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    ]
     model = trained["qwen"]
     [prompt] = ollama_prompts(modelfile(model.prompt, system, False, {}), [conversation])
     assert model.tokens(prompt) == model.trained_on(conversation, system)
@@ -151,7 +166,7 @@ def test_a_newline_more_would_be_seen(trained, ollama_prompts, name):
     assert len(places) > 8
     for place in places:
         [prompt] = ollama_prompts(text[:place] + "\n" + text[place:], [conversation])
-        assert model.tokens(prompt) != model.trained_on(conversation, PERSONA), text[place - 20:place + 20]
+        assert model.tokens(prompt) != model.trained_on(conversation, PERSONA), text[place - 20 : place + 20]
 
 
 def test_a_first_token_that_the_tokenizer_adds_is_not_said_twice(trained, tmp_path):
@@ -165,8 +180,14 @@ def test_a_first_token_that_the_tokenizer_adds_is_not_said_twice(trained, tmp_pa
 def test_the_demos_model_is_asked_as_it_was_trained(demo, trained, ollama_prompts):
     exported = demo[0] / "data/demo/10002/exported"
     rows = json.loads((demo[0] / "data/demo/10002/generated/alpaca.json").read_text(encoding="utf-8"))[-20:]
-    conversations = [[{"role": role, "content": text} for exchange in [*row["history"], [row["instruction"]]]
-                      for role, text in zip(("user", "assistant"), exchange, strict=False)] for row in rows]
+    conversations = [
+        [
+            {"role": role, "content": text}
+            for exchange in [*row["history"], [row["instruction"]]]
+            for role, text in zip(("user", "assistant"), exchange, strict=False)
+        ]
+        for row in rows
+    ]
     prompts = ollama_prompts((exported / "Modelfile").read_text(encoding="utf-8"), conversations)
     for row, conversation, prompt in zip(rows, conversations, prompts, strict=True):
         given = [{"role": "system", "content": row["system"]}, *conversation]

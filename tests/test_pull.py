@@ -40,7 +40,8 @@ def test_a_model_that_cannot_be_fetched(pull, monkeypatch):
     events(monkeypatch, {"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})
     assert complaint(pull()) == (
         "pull.py: Ollama cannot fetch other:1b: pull model manifest: file does not exist; is the name right, is the "
-        "network there? HTTPS_PROXY names a proxy")
+        "network there? HTTPS_PROXY names a proxy"
+    )
 
 
 def test_a_model_larger_than_the_disk(pull, monkeypatch):
@@ -49,10 +50,13 @@ def test_a_model_larger_than_the_disk(pull, monkeypatch):
     assert re.fullmatch(r"other:1b is not here yet: 1000000000\.0 GB to fetch, [\d.]+ GB of disk free\n", done.stdout)
     assert re.fullmatch(
         r"pull\.py: other:1b takes 1000000000\.0 GB and [\d.]+ are free on Docker's disk; make room "
-        r"\(docker system df\), or name a smaller model in \S+/llm\.yaml", complaint(done))
+        r"\(docker system df\), or name a smaller model in \S+/llm\.yaml",
+        complaint(done),
+    )
 
 
 def test_a_fetch_that_breaks_off(pull, monkeypatch):
     events(monkeypatch, {"status": "verifying sha256 digest"})
     assert complaint(pull()) == (
-        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is there is kept")
+        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is there is kept"
+    )

@@ -37,28 +37,36 @@ def test_what_a_file_leaves_out_comes_from_its_preset(tmp_path):
 
 def test_ids_stay_as_they_are_written(tmp_path):
     assert read(tmp_path, "groups: [0123, 1e5, 12345678901, no, 1_000]").groups == [
-        "0123", "1e5", "12345678901", "no", "1_000"]
+        "0123",
+        "1e5",
+        "12345678901",
+        "no",
+        "1_000",
+    ]
 
 
 def test_a_file_from_notepad_is_read(tmp_path):
     assert read(tmp_path, b"\xef\xbb\xbfwindow: 4\r\nnote: x\r\n") == Settings(window=4, note="x")
 
 
-@pytest.mark.parametrize(("text", "problem"), [
-    ("windw: 3", "unknown setting 'windw'; known are: preset, method, window, share, keep, groups, note, rows"),
-    ("preset: sead", "no preset 'sead'; there are: default, seed"),
-    ("window: many", "window: must be a whole number, not 'many'"),
-    ("window: 1.5", "window: must be a whole number, not '1.5'"),
-    ("window: -1", "window: must be at least 0, not -1"),
-    ("rows: 0", "rows: must be at least 1, not 0"),
-    ("preset: [seed]", "preset: must be one value, not a list or mapping"),
-    ("share: half", "share: must be a number, not 'half'"),
-    ("keep: yes", "keep: must be true or false, not 'yes'"),
-    ("method: c", "method: 'c' is not one of: a, b"),
-    ("groups: 5", "groups: must be a list such as [a, b], not '5'"),
-    ("window: [5]", "window: must be one value, not a list or mapping"),
-    ("- a\n- b", "must be a list of `name: value` lines"),
-])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("windw: 3", "unknown setting 'windw'; known are: preset, method, window, share, keep, groups, note, rows"),
+        ("preset: sead", "no preset 'sead'; there are: default, seed"),
+        ("window: many", "window: must be a whole number, not 'many'"),
+        ("window: 1.5", "window: must be a whole number, not '1.5'"),
+        ("window: -1", "window: must be at least 0, not -1"),
+        ("rows: 0", "rows: must be at least 1, not 0"),
+        ("preset: [seed]", "preset: must be one value, not a list or mapping"),
+        ("share: half", "share: must be a number, not 'half'"),
+        ("keep: yes", "keep: must be true or false, not 'yes'"),
+        ("method: c", "method: 'c' is not one of: a, b"),
+        ("groups: 5", "groups: must be a list such as [a, b], not '5'"),
+        ("window: [5]", "window: must be one value, not a list or mapping"),
+        ("- a\n- b", "must be a list of `name: value` lines"),
+    ],
+)
 def test_mistakes_are_named(tmp_path, text, problem):
     with pytest.raises(Mistake) as mistake:
         read(tmp_path, text)

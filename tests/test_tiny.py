@@ -18,8 +18,14 @@ def test_both_formats_are_one_model(tmp_path):
     assert receipt["ledger"] == {"read": 2, "written": 2, "dropped": {}}
     assert receipt["outputs"].keys() == {"tiny.gguf", "tiny-qwen2"}
     assert {file.name for file in folder.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "vocab.json", "merges.txt"}
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+    }
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 2_000_000
 
     model, weights = GGUFReader(tmp_path / "tiny.gguf"), load_file(folder / "model.safetensors")

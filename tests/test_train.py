@@ -34,9 +34,21 @@ class Training:
 
     def arguments(self, gpu="none"):
         (self.path / "train.yaml").write_text(yaml.safe_dump(self.settings))
-        return ["--preflight", "config/preflight.yaml", "--llm", "config/demo/llm.yaml", "--gpu", gpu, "--config",
-                self.path / "train.yaml", "--cache", self.path / "cache", "--out", self.path / "trained",
-                self.path / "generated"]
+        return [
+            "--preflight",
+            "config/preflight.yaml",
+            "--llm",
+            "config/demo/llm.yaml",
+            "--gpu",
+            gpu,
+            "--config",
+            self.path / "train.yaml",
+            "--cache",
+            self.path / "cache",
+            "--out",
+            self.path / "trained",
+            self.path / "generated",
+        ]
 
     def complaint(self, **options):
         done = self.run(**options)
@@ -59,18 +71,23 @@ def test_the_shipped_settings_are_known_to_llamafactory(training):
     assert results["eval_loss"] < results["base_eval_loss"]
     assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
     assert [(attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) for attempt in receipt["attempts"]] == [
-        ("fp32", 2, 0)]
+        ("fp32", 2, 0)
+    ]
     assert receipt["base_model"]["sha256"]["model.safetensors"]
     assert {path.name for path in (training.path / "trained/adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors"}
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert not (training.path / "trained/.run").exists()
 
 
 def test_what_is_said_of_a_run_holds_no_message(training):
     training.settings["max_steps"] = 1
     assert training.run().returncode == 0
-    said = "".join((training.path / "trained" / name).read_text(encoding="utf-8")
-                   for name in ("llamafactory.log", "trainer_log.jsonl", "receipt.json"))
+    said = "".join(
+        (training.path / "trained" / name).read_text(encoding="utf-8")
+        for name in ("llamafactory.log", "trainer_log.jsonl", "receipt.json")
+    )
     rows = json.loads((training.path / "generated/alpaca.json").read_text(encoding="utf-8"))
     assert [row["output"] for row in rows if len(row["output"]) > 5 and row["output"] in said] == []
     assert len(said) > 1000
@@ -79,8 +96,10 @@ def test_what_is_said_of_a_run_holds_no_message(training):
 def test_an_unknown_key_is_refused_by_llamafactory_itself(training):
     training.settings["lora_rnak"] = 8
     line = training.complaint()
-    assert line == ("llamafactory-cli train failed: ValueError: Some keys are not used by the HfArgumentParser: "
-                    "['lora_rnak']; all it said is in trained/.run/llamafactory.log")
+    assert line == (
+        "llamafactory-cli train failed: ValueError: Some keys are not used by the HfArgumentParser: "
+        "['lora_rnak']; all it said is in trained/.run/llamafactory.log"
+    )
 
 
 def test_a_key_of_ours_is_refused(training):
@@ -101,7 +120,8 @@ def test_no_dataset(training):
 def test_an_empty_dataset(training):
     (training.path / "generated/alpaca.json").write_text("[]\n")
     assert training.complaint() == (
-        "generated/alpaca.json: no rows to learn from; the receipt beside it says what became of the turns")
+        "generated/alpaca.json: no rows to learn from; the receipt beside it says what became of the turns"
+    )
 
 
 @pytest.mark.parametrize("gpu", ["99", "first"])
@@ -121,14 +141,16 @@ def test_a_dry_run_says_whether_it_fits_and_stops(training):
 def test_no_folder_of_a_base_model(training):
     training.settings["model_name_or_path"] = "./nowhere"
     assert training.complaint() == (
-        "model_name_or_path ./nowhere: no such folder, and no name on the hub (owner/model); mend train.yaml")
+        "model_name_or_path ./nowhere: no such folder, and no name on the hub (owner/model); mend train.yaml"
+    )
 
 
 def test_the_hub_cannot_be_reached(training):
     training.settings["model_name_or_path"] = "Qwen/Qwen2.5-1.5B-Instruct"
     assert training.complaint(env={"HF_ENDPOINT": "http://127.0.0.1:9"}) == (
         "the base model Qwen/Qwen2.5-1.5B-Instruct is not in cache/huggingface and the hub cannot be reached; "
-        "go online, set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml")
+        "go online, set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
+    )
 
 
 def test_a_learning_rate_that_explodes_is_stopped(training):
@@ -164,25 +186,35 @@ def watched(tmp_path, losses, total=100):
     """Let Watch read one loss every ten steps; return (the bar, its warnings)."""
     warnings, bar = [], Bar()
     log = tmp_path / "trainer_log.jsonl"
-    log.write_text("".join(json.dumps({"current_steps": 10 * (place + 1), "total_steps": total, "loss": loss}) + "\n"
-                           for place, loss in enumerate(losses)) + '{"current_steps": 9')
+    log.write_text(
+        "".join(
+            json.dumps({"current_steps": 10 * (place + 1), "total_steps": total, "loss": loss}) + "\n"
+            for place, loss in enumerate(losses)
+        )
+        + '{"current_steps": 9'
+    )
     Watch(log, bar, warnings.append)()
     return bar, warnings
 
 
 def test_a_loss_that_does_not_fall_is_warned_of_once(tmp_path):
     bar, warnings = watched(tmp_path, [3.0, 3.1, 3.2, 3.0, 3.1, 3.2, 3.3, 3.2])
-    assert warnings == ["the loss has not fallen in 50 steps (3.000 to 3.100); "
-                        "a smaller or larger learning_rate in train.yaml may help"]
+    assert warnings == [
+        "the loss has not fallen in 50 steps (3.000 to 3.100); a smaller or larger learning_rate in train.yaml may help"
+    ]
     assert (bar.done, bar.total, bar.note) == (80, 100, "loss 3.200")
     assert watched(tmp_path, [3.0, 3.1, 3.2, 3.0, 2.5, 3.2])[1] == []
     assert watched(tmp_path, [3.0] * 9, total=2000)[1] == []  # not before 5 % of the steps
 
 
-@pytest.mark.parametrize(("losses", "problem"), [
-    ([3.0, float("nan")], "the loss is nan at step 20"), ([float("inf")], "the loss is inf at step 10"),
-    ([3.0, 0.0, 0.0], "the loss is 0.0 at step 30"),
-])
+@pytest.mark.parametrize(
+    ("losses", "problem"),
+    [
+        ([3.0, float("nan")], "the loss is nan at step 20"),
+        ([float("inf")], "the loss is inf at step 10"),
+        ([3.0, 0.0, 0.0], "the loss is 0.0 at step 30"),
+    ],
+)
 def test_a_broken_loss_is_seen(tmp_path, losses, problem):
     with pytest.raises(BrokenLoss, match=problem):
         watched(tmp_path, losses)
@@ -192,26 +224,42 @@ def test_a_loss_of_zero_once_is_chance(tmp_path):
     assert watched(tmp_path, [3.0, 0.0, 2.0, 0.0])[0].done == 40
 
 
-@pytest.mark.parametrize(("reply", "broken"), [
-    ("好的，马上", False), ("line\nline", False), ("哈哈哈哈哈", False), ("\ufffd好", True), ("\x14", True),
-    ("哈" * 40, True), ("the " * 20, True), ("", False),
-])
+@pytest.mark.parametrize(
+    ("reply", "broken"),
+    [
+        ("好的，马上", False),
+        ("line\nline", False),
+        ("哈哈哈哈哈", False),
+        ("\ufffd好", True),
+        ("\x14", True),
+        ("哈" * 40, True),
+        ("the " * 20, True),
+        ("", False),
+    ],
+)
 def test_garbled_replies_are_told(reply, broken):
     assert garbled(reply) is broken
 
 
 def test_killed_at_any_step_it_ends_with_the_same_adapter(training):
     (training.path / "generated/alpaca_eval.json").write_text("[]\n")
-    training.settings |= {"max_steps": 18, "save_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 4,
-                          "gradient_accumulation_steps": 1, "learning_rate": 5.0e-3}
+    training.settings |= {
+        "max_steps": 18,
+        "save_steps": 4,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 5.0e-3,
+    }
     assert training.run().returncode == 0
     trained = training.path / "trained"
     undisturbed = trained.rename(training.path / "undisturbed")
     log = trained / ".run/trainer_log.jsonl"
     for step in (2, 9, 17):
         program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
-        running = subprocess.Popen(program, cwd=ROOT, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        running = subprocess.Popen(
+            program, cwd=ROOT, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
         while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
             time.sleep(0.01)  # waits for the step, however long that takes
         running.kill()  # LLaMA-Factory, its child, ends with it
@@ -252,6 +300,7 @@ def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(tmp_path, left)
 @pytest.fixture
 def on_card(training, monkeypatch, capsys):
     """Train in this process on a simulated RTX 3060; returns (exit status, the receipt, what was said)."""
+
     def run(**environment):
         Nvml(monkeypatch, RTX_3060)
         monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
@@ -263,9 +312,16 @@ def on_card(training, monkeypatch, capsys):
         train.main()
         receipt = json.loads((training.path / "trained/receipt.json").read_text(encoding="utf-8"))
         return receipt["attempts"], capsys.readouterr().out
+
     (training.path / "generated/alpaca_eval.json").write_text("[]\n")
-    training.settings |= {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 5.0e-3,
-                          "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    training.settings |= {
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 5.0e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+    }
     return run
 
 
@@ -276,8 +332,10 @@ def test_out_of_memory_goes_on_from_the_checkpoint_with_half_the_rows_at_a_time(
     trained = training.path / "trained"
     undisturbed = trained.rename(training.path / "undisturbed")
     attempts, said = on_card(CARD_ROWS="2", CARD_STEP="5")
-    assert [(attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
-            for attempt in attempts] == [(4, 1, "bf16", "out of memory"), (2, 2, "bf16", "well")]
+    assert [
+        (attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
+        for attempt in attempts
+    ] == [(4, 1, "bf16", "out of memory"), (2, 2, "bf16", "well")]
     assert "train: out of memory, going on with 2 rows at a time\n" in said
     log = (trained / "llamafactory.log").read_text(encoding="utf-8")
     assert "Continuing training from global step 4\n" in log
@@ -290,15 +348,18 @@ def test_out_of_memory_with_a_single_row_is_the_end(training, on_card):
     with pytest.raises(train.Mistake) as mistake:
         on_card(CARD_ROWS="0")
     assert str(mistake.value).startswith("llamafactory-cli train ran out of the card's memory; ")
-    assert str(mistake.value).endswith("even with one row at a time: close what uses the card, or take a shorter "
-                                       "cutoff_len or a smaller model")
+    assert str(mistake.value).endswith(
+        "even with one row at a time: close what uses the card, or take a shorter cutoff_len or a smaller model"
+    )
 
 
 def test_a_broken_loss_is_tried_once_more_in_the_other_precision(training, on_card, monkeypatch):
     monkeypatch.setattr(train, "garbled", lambda reply: False)
     attempts, said = on_card(CARD_BREAKS="bf16")
     assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [
-        ("bf16", "the loss is nan at step 1"), ("fp16", "well")]
+        ("bf16", "the loss is nan at step 1"),
+        ("fp16", "well"),
+    ]
     assert "train: the loss is nan at step 1; once more in fp16\n" in said
 
 
@@ -338,7 +399,8 @@ def test_the_hub_has_no_such_model(training):
     with Hub("someone/tiny", training.tiny) as hub:
         training.settings["model_name_or_path"] = "someone/else"
         assert training.complaint(env={"HF_ENDPOINT": hub.url}) == (
-            "the hub has no open model someone/else; mend model_name_or_path in train.yaml")
+            "the hub has no open model someone/else; mend model_name_or_path in train.yaml"
+        )
 
 
 def test_a_full_disk_is_refused_before_anything_starts(training, monkeypatch):

@@ -11,8 +11,8 @@ SECONDS_BETWEEN_LINES = 30
 class Progress:
     """Count `total` units of work (None: unknown); `bytes=True` shows them as sizes.
 
-        with Progress("parse", total, "rows") as progress:
-            progress.add(1000)
+    with Progress("parse", total, "rows") as progress:
+        progress.add(1000)
     """
 
     def __init__(self, name, total, unit, bytes=False):

@@ -106,9 +106,15 @@ class Stage:
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
         versions = {"python": platform.python_version(), **{name: version(name) for name in self.packages}}
         self.receipt = {
-            "stage": self.name, "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(time.monotonic() - self.started, 3), "ledger": self.ledger.as_dict(),
-            "inputs": self.inputs, "settings": self.settings, "outputs": outputs, "versions": versions, **self.receipt,
+            "stage": self.name,
+            "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "ledger": self.ledger.as_dict(),
+            "inputs": self.inputs,
+            "settings": self.settings,
+            "outputs": outputs,
+            "versions": versions,
+            **self.receipt,
         }
         receipt = self.out / ".receipt.json.part"
         receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -18,8 +18,9 @@ def blind_quotes(turns, groups, settings):
     """
     quoting = turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(groups))
     latest = quoting.sort("time", maintain_order=True).group_by("group_id", maintain_order=True).tail(QUOTES_OF_GROUP)
-    cases, rows = cases_of(latest.sort("turn_id").rows(named=True), turns, settings.candidates,
-                           settings.stop_at_own_turn)
+    cases, rows = cases_of(
+        latest.sort("turn_id").rows(named=True), turns, settings.candidates, settings.stop_at_own_turn
+    )
     for case in cases:
         author = rows[case.turn["reply_to_turn"]]["user_id"]
         case.turn = {**case.turn, "mentions": [user for user in case.turn["mentions"] if user != author]}
@@ -43,8 +44,11 @@ def thresholds_earned(groups, quotes, decisions, settings):
         elif settings.linker_alone == "always":
             earned[group] = {"threshold": settings.linker_threshold}
         else:
-            tried = [(confidence, answered == case.turn["reply_to_turn"]) for case, (answered, confidence) in
-                     zip(quotes, decisions, strict=True) if case.turn["group_id"] == group]
+            tried = [
+                (confidence, answered == case.turn["reply_to_turn"])
+                for case, (answered, confidence) in zip(quotes, decisions, strict=True)
+                if case.turn["group_id"] == group
+            ]
             earned[group], why = threshold_earned(tried, settings.linker_threshold)
             print(f"pair: group {group}: the linker decides {why}", flush=True)
     return earned
@@ -69,7 +73,11 @@ def threshold_earned(tried, lowest):
             why = f"alone from {threshold} on: there it decides {len(right):,} of {len(tried):,} quotes asked blind, "
             return {**earned, "threshold": threshold}, why + f"{sum(right) / len(right):.0%} of them rightly"
     if "decided" not in earned:
-        return earned, (f"nothing alone: of {len(tried):,} quotes asked blind it is sure (from {lowest} on) of fewer "
-                        f"than {DECIDED_NEEDED}")
-    return earned, (f"nothing alone: of {len(tried):,} quotes asked blind it is surest of {earned['decided']:,}, and "
-                    f"there right in {earned['right'] / earned['decided']:.0%}")
+        return earned, (
+            f"nothing alone: of {len(tried):,} quotes asked blind it is sure (from {lowest} on) of fewer "
+            f"than {DECIDED_NEEDED}"
+        )
+    return earned, (
+        f"nothing alone: of {len(tried):,} quotes asked blind it is surest of {earned['decided']:,}, and "
+        f"there right in {earned['right'] / earned['decided']:.0%}"
+    )

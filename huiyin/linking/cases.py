@@ -37,12 +37,17 @@ def cases_of(kept, turns, candidates, stop_at_own_turn):
     before = {turn["turn_id"]: range(turn["turn_id"] - candidates, turn["turn_id"]) for turn in kept}
     looked_at = {place for places in before.values() for place in places}
     looked_at.update(turn[name] for turn in kept for name in ("reply_to_turn", "previous_of_others") if name in turn)
-    rows = {row["turn_id"]: row for row in
-            turns.filter(pl.col("turn_id").is_in(list(looked_at - {None}))).iter_rows(named=True)}
+    rows = {
+        row["turn_id"]: row
+        for row in turns.filter(pl.col("turn_id").is_in(list(looked_at - {None}))).iter_rows(named=True)
+    }
     cases = []
     for turn in kept:
-        near = [rows[place] for place in before[turn["turn_id"]]
-                if place in rows and rows[place]["group_id"] == turn["group_id"]]
+        near = [
+            rows[place]
+            for place in before[turn["turn_id"]]
+            if place in rows and rows[place]["group_id"] == turn["group_id"]
+        ]
         near = window(near, turn["user_id"], candidates, stop_at_own_turn)
         cases.append(Case(turn, near, [other for other in near if other["user_id"] != turn["user_id"]]))
     return cases, rows

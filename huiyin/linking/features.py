@@ -24,21 +24,74 @@ LINK = re.compile("https?://|www[.]")
 CALL = re.compile(r"\S{2,}[:：]\s")  # `name: text`, whoever that is
 
 OF_PAIR = [
-    "is_none", "distance", "seconds", "own", "own_after", "author_after", "author_before", "people_after",
+    "is_none",
+    "distance",
+    "seconds",
+    "own",
+    "own_after",
+    "author_after",
+    "author_before",
+    "people_after",
     "latest_of_author",
-    "named_first", "named", "names_other", "names_me_first", "names_me", "names_somebody_else", "names_the_same",
-    "author_is_my_last", "author_last_named_me", "named_after", "i_named_author", "author_named_me",
-    "since_dealings", "turns_taken", "i_name_author_elsewhere", "author_names_me_elsewhere", "i_follow_author",
-    "question", "length", "link", "order_sign", "seconds_to_next", "seconds_since_previous", "nearest_other",
-    "latest_named", "characters", "words", "rank_of_characters", "author_characters", "rarest_word",
-    "lines_after_own", "author_before_own", "author_and_me_of_ten", "author_next", "author_next_names_me",
+    "named_first",
+    "named",
+    "names_other",
+    "names_me_first",
+    "names_me",
+    "names_somebody_else",
+    "names_the_same",
+    "author_is_my_last",
+    "author_last_named_me",
+    "named_after",
+    "i_named_author",
+    "author_named_me",
+    "since_dealings",
+    "turns_taken",
+    "i_name_author_elsewhere",
+    "author_names_me_elsewhere",
+    "i_follow_author",
+    "question",
+    "length",
+    "link",
+    "order_sign",
+    "seconds_to_next",
+    "seconds_since_previous",
+    "nearest_other",
+    "latest_named",
+    "characters",
+    "words",
+    "rank_of_characters",
+    "author_characters",
+    "rarest_word",
+    "lines_after_own",
+    "author_before_own",
+    "author_and_me_of_ten",
+    "author_next",
+    "author_next_names_me",
     "i_name_author_next",
     "author_said",
 ]
 OF_LINE = [
-    "line_question", "line_length", "line_link", "line_order_sign", "line_names", "line_calls", "line_named_here",
-    "own_distance", "own_seconds", "waiting_for_me", "seconds_of_ten", "people_of_ten", "people", "line_characters",
-    "seen", "naming_in_group", "naming_by_me", "asked_by_others", "names_me_since_own", "seconds_since_last",
+    "line_question",
+    "line_length",
+    "line_link",
+    "line_order_sign",
+    "line_names",
+    "line_calls",
+    "line_named_here",
+    "own_distance",
+    "own_seconds",
+    "waiting_for_me",
+    "seconds_of_ten",
+    "people_of_ten",
+    "people",
+    "line_characters",
+    "seen",
+    "naming_in_group",
+    "naming_by_me",
+    "asked_by_others",
+    "names_me_since_own",
+    "seconds_since_last",
     "line_said",
 ]
 NAMES = [*OF_PAIR, *OF_LINE]
@@ -63,7 +116,7 @@ class Talk:
         table = np.full((len(named), NAMED), -1)
         for row, some, me in zip(table, named, users, strict=True):
             some = [self.code(user) for user in some if user != me][:NAMED]
-            row[:len(some)] = some
+            row[: len(some)] = some
         return table
 
 
@@ -125,9 +178,9 @@ def hashed(texts):
         many, ends = len(joined) - size + 1, joined == 0
         value, crosses = np.full(many, size, np.uint64), np.zeros(many, bool)
         for place in range(size):
-            value = value * np.uint64(0x9E3779B97F4A7C15) + joined[place:place + many]
+            value = value * np.uint64(0x9E3779B97F4A7C15) + joined[place : place + many]
             value ^= value >> np.uint64(29)
-            crosses |= ends[place:place + many]
+            crosses |= ends[place : place + many]
         rows.append(document[:many][~crosses])
         buckets.append((value % np.uint64(BUCKETS)).astype(np.int64)[~crosses])
     return (np.concatenate(rows), np.concatenate(buckets)) if rows else (np.zeros(0, int), np.zeros(0, int))
@@ -159,8 +212,7 @@ def of_words(texts):
 def likeness(matrix, left, right):
     """Return the cosine of the rows `left` and `right` (arrays of one shape) of `matrix`, and its greatest part."""
     product = matrix[left.ravel()].multiply(matrix[right.ravel()]).tocsr()
-    return (np.asarray(product.sum(1), np.float32).reshape(left.shape),
-            product.max(1).toarray().reshape(left.shape))
+    return (np.asarray(product.sum(1), np.float32).reshape(left.shape), product.max(1).toarray().reshape(left.shape))
 
 
 def pair_counts(left, right, people):
@@ -185,7 +237,8 @@ def features(talk, places):
     """
     places, texts = np.asarray(places, int), talk.texts
     known = {
-        "characters": of_characters(texts), "words": of_words(texts),
+        "characters": of_characters(texts),
+        "words": of_words(texts),
         "length": np.array([min(len(text), 400) for text in texts], np.float32),
         "question": np.array(["?" in text or "？" in text for text in texts]),
         "link": np.array([LINK.search(text) is not None for text in texts]),
@@ -200,7 +253,7 @@ def features(talk, places):
     known["lines_of"] = np.bincount(talk.users, minlength=people)
     known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
     known["naming"] = naming.any(1).mean() if len(naming) else 0
-    parts = [part_of(talk, places[start:start + AT_ONCE], known) for start in range(0, len(places), AT_ONCE)]
+    parts = [part_of(talk, places[start : start + AT_ONCE], known) for start in range(0, len(places), AT_ONCE)]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
@@ -247,51 +300,78 @@ def part_of(talk, places, known):
     others = there & ~own
     since_own = column < own_place[:, None]
     pair = {
-        "is_none": np.zeros(at.shape), "distance": np.broadcast_to(column + 1, at.shape),
-        "seconds": np.minimum(now - then, FAR), "own": own,
-        "own_after": (own[:, None, :] & later).sum(2), "author_after": author_after,
-        "author_before": (same & later.T).sum(2), "people_after": ((latest & ~own)[:, None, :] & later).sum(2),
-        "latest_of_author": latest, "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
-        "named": is_named, "names_other": any_named & ~is_named, "names_me_first": names[..., 0] == me,
-        "names_me": names_me, "names_somebody_else": somebody & ~names_me,
+        "is_none": np.zeros(at.shape),
+        "distance": np.broadcast_to(column + 1, at.shape),
+        "seconds": np.minimum(now - then, FAR),
+        "own": own,
+        "own_after": (own[:, None, :] & later).sum(2),
+        "author_after": author_after,
+        "author_before": (same & later.T).sum(2),
+        "people_after": ((latest & ~own)[:, None, :] & later).sum(2),
+        "latest_of_author": latest,
+        "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
+        "named": is_named,
+        "names_other": any_named & ~is_named,
+        "names_me_first": names[..., 0] == me,
+        "names_me": names_me,
+        "names_somebody_else": somebody & ~names_me,
         "names_the_same": ((names[..., None] == named[:, None, None, :]) & (names[..., None] >= 0)).any((2, 3)),
         "author_is_my_last": (my_last[:, None, :] == users[..., None]).any(2),
         "author_last_named_me": np.take_along_axis(names_me, np.minimum(author_naming, WIDTH - 1), 1)
         & (author_naming < WIDTH),
         "named_after": (names_author & later & ~own[:, None, :]).sum(2),
         "i_named_author": (own[:, None, :] & names_author).sum(2),
-        "author_named_me": (same & names_me[:, None, :]).sum(2), "since_dealings": nearest(dealings),
-        "turns_taken": taken, "i_name_author_elsewhere": (known["names"](me, author) - is_named) / mine,
+        "author_named_me": (same & names_me[:, None, :]).sum(2),
+        "since_dealings": nearest(dealings),
+        "turns_taken": taken,
+        "i_name_author_elsewhere": (known["names"](me, author) - is_named) / mine,
         "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["lines_of"][author], 1),
         "i_follow_author": (known["follows"](me, author) - (column == 0)) / mine,
-        "question": known["question"][at], "length": known["length"][at], "link": known["link"][at],
+        "question": known["question"][at],
+        "length": known["length"][at],
+        "link": known["link"][at],
         "order_sign": known["order_sign"][at],
         "seconds_to_next": np.concatenate([now, then[:, :-1]], 1) - then,
         "seconds_since_previous": np.minimum(then - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
-        "nearest_other": column == nearest(others)[:, None], "latest_named": is_named & latest,
-        "characters": cosine, "words": words * there, "rarest_word": rarest * there,
+        "nearest_other": column == nearest(others)[:, None],
+        "latest_named": is_named & latest,
+        "characters": cosine,
+        "words": words * there,
+        "rarest_word": rarest * there,
         "rank_of_characters": order,
         "author_characters": np.where(same, cosine[:, None, :], 0).max(2),
         "lines_after_own": own_place[:, None] - column,
         "author_before_own": (same & (column > own_place[:, None])[:, None, :]).sum(2),
         "author_and_me_of_ten": (same | own[:, None, :])[..., :10].sum(2),
-        "author_next": author_next, "author_next_names_me": next_names_me.any(2), "i_name_author_next": my_next_names,
+        "author_next": author_next,
+        "author_next_names_me": next_names_me.any(2),
+        "i_name_author_next": my_next_names,
         "author_said": talk.said[at],
     }
     line = {
-        "line_question": known["question"][places], "line_length": known["length"][places],
-        "line_link": known["link"][places], "line_order_sign": known["order_sign"][places],
-        "line_names": (named >= 0).sum(1), "line_calls": known["calls"][places],
-        "line_named_here": is_named.any(1), "own_distance": own_place,
-        "own_seconds": np.where(own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(
-            own_place, WIDTH - 1)], FAR),
-        "waiting_for_me": (names_me & since_own).sum(1), "seconds_of_ten": pair["seconds"][:, 9],
-        "people_of_ten": latest[:, :10].sum(1), "people": latest.sum(1), "line_characters": cosine.max(1),
-        "seen": there.sum(1), "naming_in_group": np.full(len(at), known["naming"]),
+        "line_question": known["question"][places],
+        "line_length": known["length"][places],
+        "line_link": known["link"][places],
+        "line_order_sign": known["order_sign"][places],
+        "line_names": (named >= 0).sum(1),
+        "line_calls": known["calls"][places],
+        "line_named_here": is_named.any(1),
+        "own_distance": own_place,
+        "own_seconds": np.where(
+            own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(own_place, WIDTH - 1)], FAR
+        ),
+        "waiting_for_me": (names_me & since_own).sum(1),
+        "seconds_of_ten": pair["seconds"][:, 9],
+        "people_of_ten": latest[:, :10].sum(1),
+        "people": latest.sum(1),
+        "line_characters": cosine.max(1),
+        "seen": there.sum(1),
+        "naming_in_group": np.full(len(at), known["naming"]),
         "naming_by_me": ((known["namings_of"][me] - any_named) / mine)[:, 0],
         "asked_by_others": (pair["question"] & others & since_own).sum(1),
         "names_me_since_own": nearest(names_me & since_own),
-        "seconds_since_last": pair["seconds"][:, 0], "line_said": talk.said[places],
+        "seconds_since_last": pair["seconds"][:, 0],
+        "line_said": talk.said[places],
     }
     used = around.rows()
     candidates = np.concatenate([at, np.full((len(at), 1), -1)], 1)

@@ -32,8 +32,9 @@ def lines_of(turns, named):
             lines.append((time, message, place, text, named({**turn, "text": text, "mentions": mentions})))
     lines.sort(key=lambda line: line[:3])  # the ids of messages of one time rise as they were said
     times, messages, places, texts, naming = zip(*lines, strict=True)
-    talk = Talk([turns[place]["user_id"] for place in places], times, texts, naming,
-                [turns[place]["said"] for place in places])
+    talk = Talk(
+        [turns[place]["user_id"] for place in places], times, texts, naming, [turns[place]["said"] for place in places]
+    )
     return talk, np.array(places), messages
 
 

@@ -127,8 +127,10 @@ class Linker:
                 places = near["turn_id"].search_sorted(asked).to_numpy()
                 answers = self.answered(as_asked, named, places, candidates, stop_at_own_turn)
                 for turn_id, answered, confidence in zip(asked, *answers, strict=True):
-                    found[turn_id] = (near["turn_id"][int(answered)] if answered >= 0 else None,
-                                      round(float(confidence), 4))
+                    found[turn_id] = (
+                        near["turn_id"][int(answered)] if answered >= 0 else None,
+                        round(float(confidence), 4),
+                    )
         return [found[case.turn["turn_id"]] for case in cases]
 
 

@@ -41,26 +41,35 @@ class Names:
     def named(self, text):
         """Return the ids of those whom `text` names, who is addressed first; each once."""
         found = sorted(self.found(text), key=lambda hit: not hit[1])
-        return list(dict.fromkeys(self.users[name] for name, addressed in found
-                                  if addressed or name not in self.common))
+        return list(
+            dict.fromkeys(self.users[name] for name, addressed in found if addressed or name not in self.common)
+        )
 
     def found(self, text):
         """Yield (name, does it address somebody?) for each name in `text`, the longest where several begin."""
         text, place, start = text.casefold(), 0, True  # start: of a message; combine joins them with `，`
         while place < len(text):
-            length = next((length for length in self.lengths.get(text[place], ())
-                           if text[place:place + length] in self.users and whole(text, place, place + length)), 0)
+            length = next(
+                (
+                    length
+                    for length in self.lengths.get(text[place], ())
+                    if text[place : place + length] in self.users and whole(text, place, place + length)
+                ),
+                0,
+            )
             if length:
-                after = text[place + length:place + length + 1]
-                yield text[place:place + length], start and after != "" and after in ADDRESS
+                after = text[place + length : place + length + 1]
+                yield text[place : place + length], start and after != "" and after in ADDRESS
             start = not length and (text[place] == "，" or (start and text[place] in "@ "))
             place += length or 1
 
 
 def whole(text, start, end):
     """Is text[start:end] no part of a longer word? Only letters and digits of the Latin kind form words so."""
-    return not ((start and latin(text[start - 1]) and latin(text[start]))
-                or (end < len(text) and latin(text[end]) and latin(text[end - 1])))
+    return not (
+        (start and latin(text[start - 1]) and latin(text[start]))
+        or (end < len(text) and latin(text[end]) and latin(text[end - 1]))
+    )
 
 
 def latin(character):

@@ -9,5 +9,5 @@ def window(before, user, size, stop_at_own_turn):
     near = before[-size:] if size else []
     if stop_at_own_turn:
         last_own = max((place for place, turn in enumerate(near) if turn["user_id"] == user), default=-1)
-        near = near[last_own + 1:]
+        near = near[last_own + 1 :]
     return near

@@ -15,7 +15,8 @@ class Journal:
         self.database.execute("PRAGMA journal_mode = WAL")  # one short write per answer, and it survives a kill
         self.database.execute("PRAGMA synchronous = NORMAL")  # after a power cut the last few are asked again
         self.database.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+        )
         self.lock = threading.Lock()
 
     def get(self, key):

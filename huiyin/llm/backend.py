@@ -21,10 +21,21 @@ class Answer(NamedTuple):
     tokens: int  # of the prompt and of the answer
     logprobs: list | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI and Ollama write it
 
+
 # Loopback, private, link-local. Python's is_private holds more: 198.18.0.0/15, say, which proxies give for any name.
-OWN = [ipaddress.ip_network(network) for network in (
-    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
-    "::1/128", "fc00::/7", "fe80::/10")]
+OWN = [
+    ipaddress.ip_network(network)
+    for network in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+]
 
 
 class Unusable(Exception):
@@ -54,8 +65,10 @@ def session_for(url, allow_remote, connections):
         raise Mistake(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
     local = all(any(address in network for network in OWN) for address in addresses)
     if not local and not allow_remote:
-        raise Mistake(f"llm.yaml: {url} is outside your own network and would see your chats; "
-                      "set allow_remote: true if that is what you want")
+        raise Mistake(
+            f"llm.yaml: {url} is outside your own network and would see your chats; "
+            "set allow_remote: true if that is what you want"
+        )
     session = requests.Session()
     session.trust_env = not local  # a proxy must never see calls to our own servers
     session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=connections))
@@ -69,8 +82,9 @@ def send(session, method, url, read_seconds, body=None):
     answer) or Mistake (any other 4xx: the request itself is wrong).
     """
     try:
-        response = session.request(method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds),
-                                   allow_redirects=False)
+        response = session.request(
+            method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds), allow_redirects=False
+        )
     except requests.RequestException as error:
         raise Unavailable(f"{url}: {type(error).__name__}") from None
     if response.status_code >= 500 or response.status_code in BUSY:
@@ -105,10 +119,16 @@ def check_not_thinking(thinking, text):
 def chat_completion(body_of_model, messages, schema, temperature, seed, max_tokens, logprobs):
     """Return the body of an OpenAI chat completion, as llama-server and vLLM take it."""
     bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-    return {**body_of_model, "messages": messages, "temperature": temperature, "seed": seed, "max_tokens": max_tokens,
-            "chat_template_kwargs": {"enable_thinking": False},
-            **({} if schema is None else {"response_format": bound}),
-            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {})}
+    return {
+        **body_of_model,
+        "messages": messages,
+        "temperature": temperature,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "chat_template_kwargs": {"enable_thinking": False},
+        **({} if schema is None else {"response_format": bound}),
+        **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
+    }
 
 
 def read_completion(answer):

@@ -100,8 +100,19 @@ def open_pool(settings, ollama_url):
         raise Mistake("llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
     kind = OpenAI if settings.backend == "openai" else Ollama
     urls = addresses(settings, ollama_url)
-    return Pool([kind(url, settings.model, settings.num_ctx, settings.read_timeout_seconds, settings.allow_remote,
-                      settings.parallel * len(urls)) for url in urls])
+    return Pool(
+        [
+            kind(
+                url,
+                settings.model,
+                settings.num_ctx,
+                settings.read_timeout_seconds,
+                settings.allow_remote,
+                settings.parallel * len(urls),
+            )
+            for url in urls
+        ]
+    )
 
 
 def open_ollama(settings, ollama_url, model, num_ctx):
@@ -191,8 +202,10 @@ class Client:
         failed = 0
         with Progress(name, len(ahead), "questions") as progress, ThreadPoolExecutor(self.parallel) as pool:
             try:
-                waves = [[longest] if longest[0] in ahead else [],
-                         [item for item in ahead.items() if item[0] != longest[0]]]
+                waves = [
+                    [longest] if longest[0] in ahead else [],
+                    [item for item in ahead.items() if item[0] != longest[0]],
+                ]
                 for wave in waves:
                     futures = {pool.submit(self.ask, key, question): key for key, question in wave}
                     for future in as_completed(futures):
@@ -205,8 +218,11 @@ class Client:
                         progress.add()
                         if progress.done == FIRST_FEW:
                             seconds = (time.monotonic() - started) * (len(ahead) / FIRST_FEW - 1)
-                            print(f"{name}: about {seconds / 60:,.1f} minutes to go, "
-                                  f"{(self.counts['tokens'] - before) / FIRST_FEW:,.0f} tokens a question", flush=True)
+                            print(
+                                f"{name}: about {seconds / 60:,.1f} minutes to go, "
+                                f"{(self.counts['tokens'] - before) / FIRST_FEW:,.0f} tokens a question",
+                                flush=True,
+                            )
             except BaseException:
                 self.stopped.set()  # whoever waits for a server need not wait on
                 pool.shutdown(cancel_futures=True)  # one that fails for good ends the stage, not 20,000 of them
@@ -215,13 +231,18 @@ class Client:
     def check_failures(self, failed, questions):
         """Too many failures are no dataset; so many that none or few are left out in silence."""
         if failed > self.settings.max_failed_share * questions:
-            raise Mistake(f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
-                          f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is "
-                          "kept")
+            raise Mistake(
+                f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
+                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is "
+                "kept"
+            )
 
     def key(self, question):
-        options = {"temperature": question.temperature, "max_tokens": question.max_tokens,
-                   "confidence": question.choices is not None}
+        options = {
+            "temperature": question.temperature,
+            "max_tokens": question.max_tokens,
+            "confidence": question.choices is not None,
+        }
         return digest(self.model, options, question.system, question.user, question.schema)
 
     def known(self, key, question):
@@ -236,11 +257,16 @@ class Client:
 
     def ask(self, key, question):
         """Ask until there is a valid answer, at most `question.tries` times (a server that does not answer: TRIES)."""
-        stop = tenacity.stop_after_attempt(TRIES) | (lambda state: isinstance(state.outcome.exception(), Refused)
-                                                     and state.attempt_number >= question.tries)
+        stop = tenacity.stop_after_attempt(TRIES) | (
+            lambda state: isinstance(state.outcome.exception(), Refused) and state.attempt_number >= question.tries
+        )
         retrying = tenacity.Retrying(
-            stop=stop, retry=tenacity.retry_if_exception_type((Unavailable, Refused)), reraise=True,
-            wait=patience, sleep=tenacity.sleep_using_event(self.stopped))
+            stop=stop,
+            retry=tenacity.retry_if_exception_type((Unavailable, Refused)),
+            reraise=True,
+            wait=patience,
+            sleep=tenacity.sleep_using_event(self.stopped),
+        )
         try:
             return retrying(self.try_once, key, question, Counter())
         except TooLong as error:
@@ -258,13 +284,17 @@ class Client:
             raise Mistake("stopped")  # never shown: what stopped it is
         temperature = max(question.temperature, RETRY_TEMPERATURE) if earlier["refused"] else question.temperature
         seed = question.seed + earlier.total()
-        messages = [{"role": role, "content": text}
-                    for role, text in (("system", question.system), ("user", question.user)) if text]
+        messages = [
+            {"role": role, "content": text}
+            for role, text in (("system", question.system), ("user", question.user))
+            if text
+        ]
         with self.lock:
             self.counts["asked"] += 1
         try:
-            answer = self.pool.chat(messages, question.schema, temperature, seed, question.max_tokens,
-                                    logprobs=question.choices is not None)
+            answer = self.pool.chat(
+                messages, question.schema, temperature, seed, question.max_tokens, logprobs=question.choices is not None
+            )
             with self.lock:
                 self.counts["tokens"] += answer.tokens
             content = json.loads(answer.text)
@@ -291,8 +321,10 @@ class Client:
             self.in_a_row += 1
             self.last_failure = error
             if self.in_a_row >= self.settings.max_failures_in_a_row:
-                raise Mistake(f"the language model failed {self.in_a_row} times in a row, the last time: {error}; "
-                              "what is answered is kept, start again to go on") from None
+                raise Mistake(
+                    f"the language model failed {self.in_a_row} times in a row, the last time: {error}; "
+                    "what is answered is kept, start again to go on"
+                ) from None
 
 
 class Refused(Exception):
@@ -309,5 +341,3 @@ backing_off = tenacity.wait_exponential_jitter(multiplier=0.5, max=20, jitter=0.
 def patience(state):
     """Seconds to wait: only for a server that did not answer."""
     return backing_off(state) if isinstance(state.outcome.exception(), Unavailable) else 0
-
-

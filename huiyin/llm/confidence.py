@@ -31,8 +31,11 @@ def confidence_of(answer, choices):
         listed = {spelling(other): other["logprob"] for other in token.get("top_logprobs") or []}
         least = min([*listed.values(), token["logprob"]])
         listed[spelling(token)] = token["logprob"]
-        fitting = {text: logprob for text, logprob in listed.items()
-                   if text and any(whole.startswith(written + text) for whole in possible)}
+        fitting = {
+            text: logprob
+            for text, logprob in listed.items()
+            if text and any(whole.startswith(written + text) for whole in possible)
+        }
         next_bytes = {whole[len(written)] for whole in possible if len(whole) > len(written)}
         unlisted = next_bytes - {text[0] for text in fitting}
         total = sum(map(math.exp, fitting.values())) + len(unlisted) * math.exp(least)

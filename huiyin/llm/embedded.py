@@ -14,8 +14,10 @@ class Embedded:
 
     def __init__(self, model, num_ctx, parallel, threads=0):
         if not Path(model).is_file():
-            raise Mistake(f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
-                          "and without any model pair.yaml can say use_llm: false")
+            raise Mistake(
+                f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
+                "and without any model pair.yaml can say use_llm: false"
+            )
         self.url = self.model = model
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
@@ -40,7 +42,8 @@ class Embedded:
         """Return the Answer, bound by the JSON schema `schema` (None: free text)."""
         try:
             answer = self.server.handle_chat_completions(
-                chat_completion({}, messages, schema, temperature, seed, max_tokens, logprobs))
+                chat_completion({}, messages, schema, temperature, seed, max_tokens, logprobs)
+            )
         except RuntimeError as error:  # what the model wrote is no UTF-8, for one
             raise Unusable(str(error)) from None
         if error := answer.get("error"):

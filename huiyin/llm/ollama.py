@@ -59,13 +59,19 @@ class Ollama:
     def pull(self):
         """Let the server fetch the model; yield (part, bytes there, bytes in all) as it goes on."""
         status = None
-        with self.session.post(f"{self.url}/api/pull", json={"model": self.model}, stream=True,
-                               timeout=(CONNECT_SECONDS, self.read_seconds)) as answer:
+        with self.session.post(
+            f"{self.url}/api/pull",
+            json={"model": self.model},
+            stream=True,
+            timeout=(CONNECT_SECONDS, self.read_seconds),
+        ) as answer:
             for line in filter(None, answer.iter_lines()):
                 event = json.loads(line)
                 if "error" in event:  # comes on a 200, too
-                    raise Mistake(f"Ollama cannot fetch {self.model}: {event['error']}; is the name right, is the "
-                                  "network there? HTTPS_PROXY names a proxy")
+                    raise Mistake(
+                        f"Ollama cannot fetch {self.model}: {event['error']}; is the name right, is the "
+                        "network there? HTTPS_PROXY names a proxy"
+                    )
                 status = event.get("status")
                 if "total" in event:
                     yield event["digest"], event.get("completed", 0), event["total"]
@@ -77,19 +83,36 @@ class Ollama:
         info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})
         contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
         if contexts and min(contexts) < self.num_ctx:
-            raise Mistake(f"{self.model} has a context of {min(contexts)} tokens, "
-                          f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model")
+            raise Mistake(
+                f"{self.model} has a context of {min(contexts)} tokens, "
+                f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model"
+            )
         # `shift` belongs to what a model is loaded with: another value in the first question would load it again
-        send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), {
-            "model": self.model, "messages": [], "stream": False, "shift": False, "keep_alive": "30m",
-            "options": {"num_ctx": self.num_ctx}})
+        send(
+            self.session,
+            "POST",
+            f"{self.url}/api/chat",
+            max(LOAD_SECONDS, self.read_seconds),
+            {
+                "model": self.model,
+                "messages": [],
+                "stream": False,
+                "shift": False,
+                "keep_alive": "30m",
+                "options": {"num_ctx": self.num_ctx},
+            },
+        )
         running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]
         for model in running:
             if model["name"] == tagged(self.model) and model.get("size_vram", 0) < model.get("size", 0):
                 share = model.get("size_vram", 0) / model["size"]
-                print(f"WARNING: only {share:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
-                      "processor and many times slower; take a smaller model or num_ctx x parallel, "
-                      "and look at `ollama ps` and nvidia-smi", file=sys.stderr, flush=True)
+                print(
+                    f"WARNING: only {share:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
+                    "processor and many times slower; take a smaller model or num_ctx x parallel, "
+                    "and look at `ollama ps` and nvidia-smi",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False, may_be_cut=False):
         """Return the Answer, bound by the JSON schema `schema` (None: free text).
@@ -97,12 +120,29 @@ class Ollama:
         Everything is sent in every request: another num_ctx from one to the next reloads the model, and the
         defaults would cut long prompts in silence.
         """
-        answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, {
-            "model": self.model, "messages": messages, "stream": False, "think": False, "truncate": False,
-            "shift": False, "keep_alive": "30m", **({} if schema is None else {"format": schema}),
-            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
-            "options": {"num_ctx": self.num_ctx, "num_predict": max_tokens, "temperature": temperature, "seed": seed},
-        })
+        answer = send(
+            self.session,
+            "POST",
+            f"{self.url}/api/chat",
+            self.read_seconds,
+            {
+                "model": self.model,
+                "messages": messages,
+                "stream": False,
+                "think": False,
+                "truncate": False,
+                "shift": False,
+                "keep_alive": "30m",
+                **({} if schema is None else {"format": schema}),
+                **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
+                "options": {
+                    "num_ctx": self.num_ctx,
+                    "num_predict": max_tokens,
+                    "temperature": temperature,
+                    "seed": seed,
+                },
+            },
+        )
         try:
             # Ollama says 200 for answers it broke off, too
             reasons = ["stop", "length"] if may_be_cut else ["stop"]
@@ -120,8 +160,7 @@ class Ollama:
         """Free the card: ask Ollama to drop its models and wait until it has (200 alone does not mean that)."""
         deadline = time.monotonic() + UNLOAD_SECONDS
         for name in self.loaded():
-            send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds,
-                 {"model": name, "keep_alive": 0})
+            send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds, {"model": name, "keep_alive": 0})
         while self.loaded():
             if time.monotonic() > deadline:
                 raise Mistake(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
@@ -151,8 +190,14 @@ class Ollama:
             for name, path in files.items():
                 digests[name] = f"sha256:{sha256(path)}"
                 self.upload(path, digests[name], progress)
-        body = {"model": self.model, "files": digests, "template": template, "system": system,
-                "parameters": parameters, **({"quantize": quantize} if quantize else {})}
+        body = {
+            "model": self.model,
+            "files": digests,
+            "template": template,
+            "system": system,
+            "parameters": parameters,
+            **({"quantize": quantize} if quantize else {}),
+        }
         status = None
         with Progress("create", None, "B", bytes=True) as progress:
             for event in self.stream("/api/create", body, CREATE_SECONDS):
@@ -176,16 +221,23 @@ class Ollama:
             with open(path, "rb") as file:
                 sent = self.session.post(blob, data=Counted(file, path.stat().st_size, progress), timeout=timeout)
         except requests.RequestException as error:
-            raise Mistake(f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
-                          "look into its log, is its disk full? Then export again") from None
+            raise Mistake(
+                f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
+                "look into its log, is its disk full? Then export again"
+            ) from None
         if sent.status_code not in (200, 201):
             raise Mistake(f"Ollama at {self.url} does not take {path}: status {sent.status_code}, {error_text(sent)}")
 
     def stream(self, path, body, read_seconds):
         """Yield the answers of a request that streams; an error is a `Mistake`, also one that comes on a status 200."""
         try:
-            with self.session.post(f"{self.url}{path}", json=body, stream=True, allow_redirects=False,
-                                   timeout=(CONNECT_SECONDS, read_seconds)) as answer:
+            with self.session.post(
+                f"{self.url}{path}",
+                json=body,
+                stream=True,
+                allow_redirects=False,
+                timeout=(CONNECT_SECONDS, read_seconds),
+            ) as answer:
                 for line in filter(None, answer.iter_lines()):
                     event = json.loads(line)
                     if "error" in event:
@@ -194,8 +246,9 @@ class Ollama:
         except requests.ConnectionError:
             raise self.absent() from None
         except (requests.RequestException, ValueError) as error:
-            raise Mistake(f"Ollama at {self.url} broke off in the middle ({type(error).__name__}); "
-                          "look into its log") from None
+            raise Mistake(
+                f"Ollama at {self.url} broke off in the middle ({type(error).__name__}); look into its log"
+            ) from None
 
     def absent(self):
         return NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), or set url or backend in llm.yaml")

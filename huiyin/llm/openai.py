@@ -17,14 +17,18 @@ class OpenAI:
         models = send(self.session, "GET", f"{self.url}/v1/models", self.read_seconds).get("data") or []
         names = [model.get("id") for model in models]
         if self.model not in names:
-            raise Mistake(f"the server at {self.url} has no model {self.model!r}, but: {', '.join(map(str, names))}; "
-                          "set model in llm.yaml")
+            raise Mistake(
+                f"the server at {self.url} has no model {self.model!r}, but: {', '.join(map(str, names))}; "
+                "set model in llm.yaml"
+            )
         [served] = [model for model in models if model["id"] == self.model][:1]
         # vLLM and llama-server each tell in a way of their own; others do not
         context = served.get("max_model_len") or (served.get("meta") or {}).get("n_ctx")
         if context and context < self.num_ctx:
-            raise Mistake(f"the server at {self.url} gives {self.model} a context of {context} tokens, "
-                          f"less than num_ctx: {self.num_ctx} in llm.yaml")
+            raise Mistake(
+                f"the server at {self.url} gives {self.model} a context of {context} tokens, "
+                f"less than num_ctx: {self.num_ctx} in llm.yaml"
+            )
         return self.model
 
     def prepare(self):

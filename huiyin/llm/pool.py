@@ -37,8 +37,10 @@ class Pool:
         if place not in self.known:
             found = self.backends[place].identity()
             if self.model not in (None, found):
-                raise Mistake(f"{self.backends[place].url} has another model under that name than "
-                              f"{self.backends[min(self.known)].url}; pull the same one to all of them")
+                raise Mistake(
+                    f"{self.backends[place].url} has another model under that name than "
+                    f"{self.backends[min(self.known)].url}; pull the same one to all of them"
+                )
             self.model = found
             self.known.add(place)
 

@@ -8,9 +8,22 @@ from google.protobuf.message import DecodeError
 from huiyin.qqnt.qqnt_pb2 import Body, Element
 
 KINDS = {
-    1: "text", 2: "image", 3: "file", 4: "voice", 5: "video", 6: "face", 7: "reply", 8: "tip", 9: "wallet", 10: "ark",
-    11: "market_face", 14: "markdown", 16: "forward", 21: "call", 27: "face",
-}  # fmt: skip
+    1: "text",
+    2: "image",
+    3: "file",
+    4: "voice",
+    5: "video",
+    6: "face",
+    7: "reply",
+    8: "tip",
+    9: "wallet",
+    10: "ark",
+    11: "market_face",
+    14: "markdown",
+    16: "forward",
+    21: "call",
+    27: "face",
+}
 TEXT, REPLY = 1, 7
 AT = -TEXT  # a mention: an element of type 1 too
 AT_EVERYBODY = 1

@@ -152,8 +152,9 @@ def look_at_leaves(raw, sound, usable):
     good = sound & (raw[:, 0] == LEAF) & (rows > 0) & (rows * 2 + 8 < usable)
     first, last = keys_at(raw, np.full(count, 8)), keys_at(raw, np.where(good, 6 + 2 * rows, 8))
     owners = np.repeat(np.arange(count), np.where(good, rows, 0))
-    slots = np.arange(len(owners)) - np.repeat(np.cumsum(np.where(good, rows, 0)) - np.where(good, rows, 0),
-                                               np.where(good, rows, 0))
+    slots = np.arange(len(owners)) - np.repeat(
+        np.cumsum(np.where(good, rows, 0)) - np.where(good, rows, 0), np.where(good, rows, 0)
+    )
     begins = raw[owners, 8 + 2 * slots].astype(np.int64) << 8 | raw[owners, 9 + 2 * slots]
     begins = np.minimum(begins, raw.shape[1] - 2)
     high, low = raw[owners, begins].astype(np.int64), raw[owners, begins + 1].astype(np.int64)
@@ -206,8 +207,13 @@ def make_inner(numbers, keys, usable, size):
         page[place : place + len(content)] = content
         page[12 + 2 * slot : 14 + 2 * slot] = place.to_bytes(2, "big")
     count = len(numbers) - 1
-    page[:12] = (bytes([INNER, 0, 0]) + count.to_bytes(2, "big") + (place & 0xFFFF).to_bytes(2, "big") + b"\0"
-                 + numbers[-1].to_bytes(4, "big"))  # fmt: skip
+    page[:12] = (
+        bytes([INNER, 0, 0])
+        + count.to_bytes(2, "big")
+        + (place & 0xFFFF).to_bytes(2, "big")
+        + b"\0"
+        + numbers[-1].to_bytes(4, "big")
+    )
     return page
 
 
@@ -224,9 +230,10 @@ def make_first(header, tables, count, free, size):
     page, place = bytearray(size), usable
     for slot, (name, (create, root)) in enumerate(tables.items()):
         values = [value.encode() for value in ("table", name, name)], create.encode()
-        sizes = b"".join(to_varint(2 * len(value) + 13) for value in values[0]) + b"\4" + to_varint(
-            2 * len(values[1]) + 13)
-        payload = (bytes([len(sizes) + 1]) + sizes + b"".join(values[0]) + root.to_bytes(4, "big") + values[1])
+        sizes = (
+            b"".join(to_varint(2 * len(value) + 13) for value in values[0]) + b"\4" + to_varint(2 * len(values[1]) + 13)
+        )
+        payload = bytes([len(sizes) + 1]) + sizes + b"".join(values[0]) + root.to_bytes(4, "big") + values[1]
         content = to_varint(len(payload)) + to_varint(slot + 1) + payload
         place -= len(content)
         page[place : place + len(content)] = content
@@ -252,7 +259,8 @@ def plain_create(name, sql):
     parts = []
     for _, column, kind, _, default, key in columns:
         # a lone INTEGER key is the row's own number, which is not stored a second time
-        rowid = " PRIMARY KEY" if key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper() \
-            else ""
+        rowid = (
+            " PRIMARY KEY" if key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper() else ""
+        )
         parts.append(f"[{column}] {kind}{rowid}" + (f" DEFAULT {default}" if default is not None else ""))
     return f"CREATE TABLE [{name}] ({', '.join(parts)})"

@@ -105,8 +105,9 @@ def read_schema(pages, source):
             connection.deserialize(image)
             rows += connection.execute("SELECT * FROM leaf").fetchall()
     if tree.bad:
-        raise Mistake(f"{source}: page {tree.bad[0]}, which says where the tables are, is damaged; "
-                      "copy it again with QQ closed")
+        raise Mistake(
+            f"{source}: page {tree.bad[0]}, which says where the tables are, is damaged; copy it again with QQ closed"
+        )
     return rows
 
 
@@ -302,16 +303,18 @@ def rescue(pages, schema, name, table, tree, target):
             connection.deserialize(image, name="loose")
             try:
                 done = connection.execute(
-                    f"INSERT OR IGNORE INTO main.[{name}] SELECT * FROM loose.[{name}] {condition}")
+                    f"INSERT OR IGNORE INTO main.[{name}] SELECT * FROM loose.[{name}] {condition}"
+                )
                 table.rows += done.rowcount
             except sqlite3.DatabaseError:  # it only looked like one
                 table.lost.append(number)
     table.lost = sorted(set(table.lost))
     known = [
-        count for kind, _, of, root, sql in schema
+        count
+        for kind, _, of, root, sql in schema
         if kind == "index" and of == name and "WHERE" not in (sql or "").upper()
         if (count := entries(pages, root)) is not None
-    ]  # fmt: skip
+    ]
     if known:
         table.lost_rows = max(0, max(known) - table.rows)
     elif len(tree.leaves):

@@ -62,12 +62,18 @@ def which_belong_together(prompt, turns, temperature):
         return merges
 
     characters = sum(len(turn["text"]) for turn in turns)
-    merge = record({"first": {"enum": numbers}, "last": {"enum": numbers},
-                    "text": {"type": "string", "minLength": 1, "maxLength": 2 * characters}})
+    merge = record(
+        {
+            "first": {"enum": numbers},
+            "last": {"enum": numbers},
+            "text": {"type": "string", "minLength": 1, "maxLength": 2 * characters},
+        }
+    )
     schema = record({"merged": {"type": "array", "maxItems": len(turns) // 2, "items": merge}})
     system, user = prompt.fill(context="\n".join(lines))
-    return Question(system, user, schema, accept, temperature,
-                    TOKENS_PER_CHARACTER * characters + FRAME_TOKENS * len(turns))
+    return Question(
+        system, user, schema, accept, temperature, TOKENS_PER_CHARACTER * characters + FRAME_TOKENS * len(turns)
+    )
 
 
 def same_words(texts, merged):
@@ -85,8 +91,10 @@ def missing_halves(prompt, items, name, settings, temperature, round_):
     shown = []
     for number, (line, context) in enumerate(items, 1):
         before = "\n".join(f"{name_of(turn)}：{one_line(turn['text'], settings.characters_shown)}" for turn in context)
-        shown.append(f"<第{number}段>\n{before or '（没有更早的发言）'}\n（这里缺一句话）\n"
-                     f"{name}：{one_line(line['reply'], settings.characters_shown)}\n</第{number}段>")
+        shown.append(
+            f"<第{number}段>\n{before or '（没有更早的发言）'}\n（这里缺一句话）\n"
+            f"{name}：{one_line(line['reply'], settings.characters_shown)}\n</第{number}段>"
+        )
 
     def accept(answer):
         good = {}
@@ -96,8 +104,10 @@ def missing_halves(prompt, items, name, settings, temperature, round_):
             if not wrong_with(text, line["reply"], chat, settings.max_characters):
                 good[place] = text
         if not good:
-            raise ValueError("nothing in the answer is good enough: " + wrong_with(
-                text, line["reply"], chat, settings.max_characters))
+            raise ValueError(
+                "nothing in the answer is good enough: "
+                + wrong_with(text, line["reply"], chat, settings.max_characters)
+            )
         return good
 
     said = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}

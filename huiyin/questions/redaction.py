@@ -11,8 +11,14 @@ import phonenumbers
 from stdnum import luhn
 from stdnum.iso7064 import mod_11_2
 
-PLACEHOLDER = {"mail": "[邮箱]", "id_card": "[身份证号]", "bank_card": "[银行卡号]", "account": "[QQ号]",
-               "phone": "[电话]", "name": "[名字]"}
+PLACEHOLDER = {
+    "mail": "[邮箱]",
+    "id_card": "[身份证号]",
+    "bank_card": "[银行卡号]",
+    "account": "[QQ号]",
+    "phone": "[电话]",
+    "name": "[名字]",
+}
 MAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 # digits may be written in groups; what stands in a longer run of digits is no number of its own
 ID_CARD = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}[ -]?\d{8}[ -]?\d{3}[\dXx](?![0-9A-Za-z])", re.ASCII)
@@ -41,7 +47,7 @@ class Redaction:
         if ENOUGH_DIGITS.search(text):
             # from the end, so that the places of the others stay
             for found in reversed(list(phonenumbers.PhoneNumberMatcher(text, "CN"))):
-                text = text[:found.start] + self.replaced("phone") + text[found.end:]
+                text = text[: found.start] + self.replaced("phone") + text[found.end :]
         if self.names:
             text = self.names.sub(lambda found: self.replaced("name"), text)
         return text

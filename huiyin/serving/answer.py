@@ -14,8 +14,11 @@ REPLY_TOKENS = 60
 def messages_of(row):
     """The conversation of an Alpaca row up to the reply."""
     system = [{"role": "system", "content": row["system"]}] if row["system"] else []
-    history = [{"role": role, "content": text} for exchange in row["history"]
-               for role, text in zip(("user", "assistant"), exchange, strict=True)]
+    history = [
+        {"role": role, "content": text}
+        for exchange in row["history"]
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
     return [*system, *history, {"role": "user", "content": row["instruction"]}]
 
 
@@ -30,9 +33,10 @@ def main(questions, replies):
     for row in asked["rows"]:
         prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, return_tensors="pt")
         prompt = prompt.to(device)
-        answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                                max_new_tokens=REPLY_TOKENS)
-        said.append(tokenizer.decode(answer[0, prompt.shape[1]:], skip_special_tokens=True))
+        answer = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=REPLY_TOKENS
+        )
+        said.append(tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True))
     Path(replies).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
 

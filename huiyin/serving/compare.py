@@ -20,7 +20,7 @@ def loss(model, tokenizer, row):
     messages = messages_of(row)
     prompt = tokenizer.apply_chat_template(messages, tokenize=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": row["output"]}], tokenize=False)
-    asked, said = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole[len(prompt):]))
+    asked, said = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole[len(prompt) :]))
     tokens = torch.tensor([asked + said])
     labels = torch.tensor([[-100] * len(asked) + said])
     return model(input_ids=tokens, labels=labels).loss.item()
@@ -28,9 +28,16 @@ def loss(model, tokenizer, row):
 
 def reply(model, tokenizer, row):
     prompt = tokenizer.apply_chat_template(messages_of(row), return_tensors="pt")
-    answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                            temperature=None, top_p=None, top_k=None, max_new_tokens=REPLY_TOKENS)
-    return tokenizer.decode(answer[0, prompt.shape[1]:], skip_special_tokens=True)
+    answer = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=REPLY_TOKENS,
+    )
+    return tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def told_of(results):

@@ -28,11 +28,19 @@ class Merged:
         pieces, enough = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
         warm = self.parameters["temperature"] > 0
         sampling = {name: self.parameters[name] for name in ("temperature", "top_p", "top_k")} if warm else {}
-        thread = Thread(target=self.model.generate, kwargs={
-            "input_ids": prompt, "attention_mask": torch.ones_like(prompt), "do_sample": warm, "streamer": pieces,
-            "max_new_tokens": self.parameters["num_predict"],
-            "repetition_penalty": self.parameters["repeat_penalty"],
-            "stopping_criteria": [lambda tokens, scores: torch.full(tokens.shape[:1], enough.is_set())], **sampling})
+        thread = Thread(
+            target=self.model.generate,
+            kwargs={
+                "input_ids": prompt,
+                "attention_mask": torch.ones_like(prompt),
+                "do_sample": warm,
+                "streamer": pieces,
+                "max_new_tokens": self.parameters["num_predict"],
+                "repetition_penalty": self.parameters["repeat_penalty"],
+                "stopping_criteria": [lambda tokens, scores: torch.full(tokens.shape[:1], enough.is_set())],
+                **sampling,
+            },
+        )
         thread.start()
         try:
             yield from pieces

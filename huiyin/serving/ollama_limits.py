@@ -11,11 +11,24 @@ TEMPLATES = ["qwen", "llama3"]
 
 # The text models among those that convert/convert.go of Ollama 0.33 lists. Not there: plain Qwen3, Mistral.
 ARCHITECTURES = {
-    "CohereForCausalLM", "DeepseekV3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM",
-    "Gemma3ForConditionalGeneration", "GemmaForCausalLM", "Glm4MoeLiteForCausalLM", "GptOssForCausalLM",
-    "Lfm2ForCausalLM", "Llama4ForConditionalGeneration", "LlamaForCausalLM", "Ministral3ForCausalLM",
-    "Mistral3ForConditionalGeneration", "MixtralForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
-    "Qwen2ForCausalLM", "Qwen3NextForCausalLM",
+    "CohereForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "GemmaForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "GptOssForCausalLM",
+    "Lfm2ForCausalLM",
+    "Llama4ForConditionalGeneration",
+    "LlamaForCausalLM",
+    "Ministral3ForCausalLM",
+    "Mistral3ForConditionalGeneration",
+    "MixtralForCausalLM",
+    "Olmo3ForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3NextForCausalLM",
 }
 OTHERWISE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
 
@@ -28,11 +41,15 @@ def check_served(template, config, backend):
         return
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of no known kind"]
     if architectures[0] not in ARCHITECTURES:
-        raise Mistake(f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5 or Llama 3 model as "
-                      f"model_name_or_path in train.yaml, {OTHERWISE}")
+        raise Mistake(
+            f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5 or Llama 3 model as "
+            f"model_name_or_path in train.yaml, {OTHERWISE}"
+        )
     if template not in TEMPLATES:
-        raise Mistake(f"template {template} in train.yaml: only of {' and '.join(TEMPLATES)} is it known that Ollama "
-                      f"asks as the training did; take a base model with one of them, {OTHERWISE}")
+        raise Mistake(
+            f"template {template} in train.yaml: only of {' and '.join(TEMPLATES)} is it known that Ollama "
+            f"asks as the training did; take a base model with one of them, {OTHERWISE}"
+        )
 
 
 def put_rope_on_top(config, needed):

@@ -12,7 +12,9 @@ from huiyin.common.errors import Mistake
 TEMPLATE = re.compile(
     r'^TEMPLATE """(?P<prefix>.*?){{ if \.System }}(?P<system>.*?){{ end }}{{ range \.Messages }}'
     r'{{ if eq \.Role "user" }}(?P<user>.*?){{ else if eq \.Role "assistant" }}(?P<assistant>.*?){{ end }}{{ end }}'
-    r'"""$', re.MULTILINE | re.DOTALL)
+    r'"""$',
+    re.MULTILINE | re.DOTALL,
+)
 STOP = re.compile(r'^PARAMETER stop "(.*)"$', re.MULTILINE)
 
 
@@ -28,14 +30,22 @@ class Prompt(NamedTuple):
     def go(self, value=".System"):
         """Return the TEMPLATE of a Modelfile (Go's text/template); `value`: where it finds the system text."""
         system = self.system.replace("{{ .System }}", f"{{{{ {value} }}}}")
-        return (f"{self.prefix}{{{{ if {value} }}}}{system}{{{{ end }}}}"
-                f'{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.user}'
-                f'{{{{ else if eq .Role "assistant" }}}}{self.assistant}{{{{ end }}}}{{{{ end }}}}')
+        return (
+            f"{self.prefix}{{{{ if {value} }}}}{system}{{{{ end }}}}"
+            f'{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.user}'
+            f'{{{{ else if eq .Role "assistant" }}}}{self.assistant}{{{{ end }}}}{{{{ end }}}}'
+        )
 
     def go_with(self, system, fixed):
         """Return a TEMPLATE that has the system text `system` inside: where none is given, or `fixed`, always."""
-        text = '"' + "".join(character if character.isascii() and character.isalnum() else f"\\U{ord(character):08x}"
-                             for character in system) + '"'
+        text = (
+            '"'
+            + "".join(
+                character if character.isascii() and character.isalnum() else f"\\U{ord(character):08x}"
+                for character in system
+            )
+            + '"'
+        )
         ours = "" if fixed else "{{ if .System }}{{ $system = .System }}{{ end }}"
         return f"{{{{ $system := {text} }}}}{ours}{self.go('$system')}"
 
@@ -54,7 +64,8 @@ class Prompt(NamedTuple):
             "{% for message in messages %}"
             f"{{% if message['role'] == 'user' %}}{said(self.user, '{{ .Content }}', 'message.content')}"
             f"{{% elif message['role'] == 'assistant' %}}"
-            f"{said(self.assistant, '{{ .Content }}', 'message.content')}{{% endif %}}{{% endfor %}}")
+            f"{said(self.assistant, '{{ .Content }}', 'message.content')}{{% endif %}}{{% endfor %}}"
+        )
 
 
 def quoted(text):
@@ -69,8 +80,10 @@ def read_prompt(modelfile, tokenizer_config):
     text = modelfile.read_text(encoding="utf-8")
     match = TEMPLATE.search(text)
     if not match:
-        raise Mistake(f"{modelfile}: LLaMA-Factory has written no TEMPLATE there that can be read; "
-                      "take another template in train.yaml")
+        raise Mistake(
+            f"{modelfile}: LLaMA-Factory has written no TEMPLATE there that can be read; "
+            "take another template in train.yaml"
+        )
     settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
     first = settings.get("bos_token") or ""
     first = first if isinstance(first, str) else first["content"]
@@ -85,8 +98,13 @@ def modelfile(prompt, system, fixed, parameters):
     marks at the end of a line, or characters Go does not print, such as the joiners of emojis.
     """
     plain = '"""' not in system and all(character.isprintable() or character == "\n" for character in system)
-    words = [f'TEMPLATE """{prompt.go() if plain and not fixed else prompt.go_with(system, fixed)}"""',
-             *([f'SYSTEM """{system}"""'] if plain else [])]
-    lines = [f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}" for name, value in parameters.items()
-             for item in (value if isinstance(value, list) else [value])]
+    words = [
+        f'TEMPLATE """{prompt.go() if plain and not fixed else prompt.go_with(system, fixed)}"""',
+        *([f'SYSTEM """{system}"""'] if plain else []),
+    ]
+    lines = [
+        f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
+        for name, value in parameters.items()
+        for item in (value if isinstance(value, list) else [value])
+    ]
     return "\n\n".join(["FROM ./merged", *words, "\n".join(lines)]) + "\n"

@@ -67,11 +67,13 @@ def to_row(path, number, row):
     if CHAT_TYPE in row and to_integer(path, number, CHAT_TYPE, row[CHAT_TYPE]) not in (GROUP, None):
         raise Mistake(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
     return tuple(
-        to_integer(path, number, str(name), row.get(str(name))) if name in NUMBER_COLUMNS
-        else to_body(row.get(str(name))) if name == BODY
+        to_integer(path, number, str(name), row.get(str(name)))
+        if name in NUMBER_COLUMNS
+        else to_body(row.get(str(name)))
+        if name == BODY
         else to_bytes(row.get(str(name)))
         for name in COLUMNS
-    )  # fmt: skip
+    )
 
 
 def to_integer(path, number, name, value):

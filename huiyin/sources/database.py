@@ -24,9 +24,18 @@ CHUNK = 25_000
 BYTES_A_TASK = 8 << 20  # of a database; less is not worth another process
 MESSAGES = "group_msg_table"
 NUMBERS = {
-    "message_id": 40001, "seq": 40003, "outer": 40011, "outer_subtype": 40012, "origin": 40013, "time": 40050,
-    "replied_seq": 40850, "conversation": 40027, "group_number": 40030, "number": 40033, "old": 40060,
-}  # fmt: skip
+    "message_id": 40001,
+    "seq": 40003,
+    "outer": 40011,
+    "outer_subtype": 40012,
+    "origin": 40013,
+    "time": 40050,
+    "replied_seq": 40850,
+    "conversation": 40027,
+    "group_number": 40030,
+    "number": 40033,
+    "old": 40060,
+}
 TEXTS = {"peer": 40021, "uid": 40020, "card": 40090, "name": 40093}
 BODY = 40800
 COLUMNS = [*NUMBERS.values(), *TEXTS.values(), BODY]
@@ -38,11 +47,20 @@ SHARED = {  # the tables beside the rows: {name: columns}
     "kinds": {"kinds": pl.List(pl.String)},
 }
 ROW = {
-    "message_id": pl.Int64, "seq": pl.Int64, "time": pl.Int64, **dict.fromkeys(SHARED, pl.UInt32), "body": pl.UInt64,
-    "dropped": pl.Enum(["system", "no_time", "no_body", "filtered", "duplicate"]), "fragments": pl.List(pl.String),
-}  # fmt: skip
+    "message_id": pl.Int64,
+    "seq": pl.Int64,
+    "time": pl.Int64,
+    **dict.fromkeys(SHARED, pl.UInt32),
+    "body": pl.UInt64,
+    "dropped": pl.Enum(["system", "no_time", "no_body", "filtered", "duplicate"]),
+    "fragments": pl.List(pl.String),
+}
 QUOTE = {
-    "row": pl.Int64, "sought": pl.Int64, "quoted_time": pl.Int64, "quoted_number": pl.Int64, "quoted_uid": pl.String
+    "row": pl.Int64,
+    "sought": pl.Int64,
+    "quoted_time": pl.Int64,
+    "quoted_number": pl.Int64,
+    "quoted_uid": pl.String,
 }
 MENTION = {"row": pl.Int64, "mentions": pl.String}
 
@@ -79,11 +97,12 @@ def read_history(path, placeholders):
             tables = [
                 read_table(connection, "nt_uid_mapping_table", {"uid": 48902, "number": 1002}),
                 read_table(
-                    connection, "group_member3",
+                    connection,
+                    "group_member3",
                     {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002},
                 ),
                 read_table(connection, "profile_info_v6", {"uid": 1000, "number": 1002, "profile_name": 20002}),
-            ]  # fmt: skip
+            ]
             tasks = path.stat().st_size // BYTES_A_TASK
             with workers(open_worker, path, select(known), placeholders, tasks=tasks) as share_out:
                 ranges = list(ranges_of(connection))  # while the workers start
@@ -96,12 +115,17 @@ def read_history(path, placeholders):
 
 def read_export(row_chunks, placeholders):
     """Return what `read_history` does, of lists of rows with the values of COLUMNS, texts as bytes."""
-    nobody = pl.DataFrame(schema=dict.fromkeys(("group_id", "uid", "number", "member_card", "member_name",
-                                                "profile_name"), pl.String))
+    nobody = pl.DataFrame(
+        schema=dict.fromkeys(("group_id", "uid", "number", "member_card", "member_name", "profile_name"), pl.String)
+    )
     with workers(open_worker, None, None, placeholders, tasks=cores()) as share_out:
         chunks = share_out(read_rows, ((rows,) for rows in row_chunks))
-        return to_history(chunks, nobody.select("uid", "number"), nobody.drop("profile_name"),
-                          nobody.select("uid", "number", "profile_name"))
+        return to_history(
+            chunks,
+            nobody.select("uid", "number"),
+            nobody.drop("profile_name"),
+            nobody.select("uid", "number", "profile_name"),
+        )
 
 
 def watched(chunks, progress):
@@ -145,8 +169,9 @@ def select(known):
     """Return the query for the rows of a range. The casts see to it that exported copies, where types went astray, read
     the same."""
     kinds = ["INTEGER"] * len(NUMBERS) + ["TEXT"] * len(TEXTS) + ["BLOB"]
-    values = ", ".join(f"CAST([{name}] AS {kind})" if name in known else "NULL"
-                       for name, kind in zip(COLUMNS, kinds, strict=True))
+    values = ", ".join(
+        f"CAST([{name}] AS {kind})" if name in known else "NULL" for name, kind in zip(COLUMNS, kinds, strict=True)
+    )
     return f"SELECT {values} FROM {MESSAGES} WHERE rowid > ? AND rowid <= ?"
 
 
@@ -169,8 +194,24 @@ def read_rows(rows):
 
 def to_chunk(rows, placeholders):
     """Return the `Chunk` of rows with the values of COLUMNS, texts as bytes."""
-    (ids, seqs, outers, subtypes, origins, times, replied, conversations, groups, numbers, old, peers, uids, cards,
-     names, bodies) = zip(*rows, strict=True)  # fmt: skip
+    (
+        ids,
+        seqs,
+        outers,
+        subtypes,
+        origins,
+        times,
+        replied,
+        conversations,
+        groups,
+        numbers,
+        old,
+        peers,
+        uids,
+        cards,
+        names,
+        bodies,
+    ) = zip(*rows, strict=True)
     places, people, labels, patterns = Numbered(), Numbered(), Numbered(), Numbered()
     reader, fragments, quotes, mentions = BodyReader(placeholders), [], [], []
     kinds, read = [], reader.read
@@ -182,36 +223,57 @@ def to_chunk(rows, placeholders):
             mentions += [(row, mention) for mention in content[2]]
         if content[3] is not None or replied[row]:
             quotes.append(quote_row(row, content[3], replied[row]))
-    frame = pl.DataFrame({
-        "message_id": pl.Series(ids, dtype=pl.Int64), "seq": pl.Series(seqs, dtype=pl.Int64),
-        "time": pl.Series(times, dtype=pl.Int64),
-        "place": pl.Series([places[key] for key in zip(conversations, groups, peers, strict=True)], dtype=pl.UInt32),
-        "who": pl.Series([people[key] for key in zip(uids, numbers, strict=True)], dtype=pl.UInt32),
-        "label": pl.Series([labels[key] for key in zip(cards, names, old, numbers, strict=True)], dtype=pl.UInt32),
-        "kinds": pl.Series(kinds, dtype=pl.UInt32),
-        "body": pl.Series([crc32(body) << 32 | adler32(body) if body else 0 for body in bodies], dtype=pl.UInt64),
-    })  # fmt: skip
-    empty, tips = (pl.Series([test(pattern) for pattern in patterns], dtype=pl.Boolean).gather(frame["kinds"])
-                   for test in (lambda pattern: not pattern, lambda pattern: bool(pattern) and set(pattern) <= TIPS))
+    frame = pl.DataFrame(
+        {
+            "message_id": pl.Series(ids, dtype=pl.Int64),
+            "seq": pl.Series(seqs, dtype=pl.Int64),
+            "time": pl.Series(times, dtype=pl.Int64),
+            "place": pl.Series(
+                [places[key] for key in zip(conversations, groups, peers, strict=True)], dtype=pl.UInt32
+            ),
+            "who": pl.Series([people[key] for key in zip(uids, numbers, strict=True)], dtype=pl.UInt32),
+            "label": pl.Series([labels[key] for key in zip(cards, names, old, numbers, strict=True)], dtype=pl.UInt32),
+            "kinds": pl.Series(kinds, dtype=pl.UInt32),
+            "body": pl.Series([crc32(body) << 32 | adler32(body) if body else 0 for body in bodies], dtype=pl.UInt64),
+        }
+    )
+    empty, tips = (
+        pl.Series([test(pattern) for pattern in patterns], dtype=pl.Boolean).gather(frame["kinds"])
+        for test in (lambda pattern: not pattern, lambda pattern: bool(pattern) and set(pattern) <= TIPS)
+    )
     hollow = (
-        (pl.Series(outers, dtype=pl.Int64) == HOLLOW[0]) & (pl.Series(subtypes, dtype=pl.Int64) == HOLLOW[1])
+        (pl.Series(outers, dtype=pl.Int64) == HOLLOW[0])
+        & (pl.Series(subtypes, dtype=pl.Int64) == HOLLOW[1])
         & pl.Series([not body for body in bodies], dtype=pl.Boolean)
-    ).fill_null(False)  # fmt: skip
+    ).fill_null(False)
     system = (pl.Series(origins, dtype=pl.Int64) == SYSTEM).fill_null(False) | hollow | tips
     timeless = ~pl.col("time").is_between(1, LAST_SECOND).fill_null(False)
-    dropped = pl.when(system).then(pl.lit("system")).when(timeless).then(pl.lit("no_time")).when(empty).then(
-        pl.lit("no_body"))
+    dropped = (
+        pl.when(system)
+        .then(pl.lit("system"))
+        .when(timeless)
+        .then(pl.lit("no_time"))
+        .when(empty)
+        .then(pl.lit("no_body"))
+    )
     return Chunk(
         frame.with_columns(dropped.cast(ROW["dropped"]).alias("dropped"), list_column("fragments", fragments)),
-        pl.DataFrame(quotes, QUOTE, orient="row"), pl.DataFrame(mentions, MENTION, orient="row"),
-        {"place": [(conversation, group, to_text(peer)) for conversation, group, peer in places],
-         "who": [(to_text(uid), number) for uid, number in people],
-         "label": [(to_text(card), to_text(name), bool(was_old), number) for card, name, was_old, number in labels],
-         "kinds": list(patterns)},
-        Counter({("outer", value): count for value, count in Counter(outers).items()}
-                | {("count", "undecodable_bodies"): reader.undecodable,
-                   ("count", "invalid_utf8_texts"): reader.invalid_texts}),
-    )  # fmt: skip
+        pl.DataFrame(quotes, QUOTE, orient="row"),
+        pl.DataFrame(mentions, MENTION, orient="row"),
+        {
+            "place": [(conversation, group, to_text(peer)) for conversation, group, peer in places],
+            "who": [(to_text(uid), number) for uid, number in people],
+            "label": [(to_text(card), to_text(name), bool(was_old), number) for card, name, was_old, number in labels],
+            "kinds": list(patterns),
+        },
+        Counter(
+            {("outer", value): count for value, count in Counter(outers).items()}
+            | {
+                ("count", "undecodable_bodies"): reader.undecodable,
+                ("count", "invalid_utf8_texts"): reader.invalid_texts,
+            }
+        ),
+    )
 
 
 NOTHING = ([], (), (), None)
@@ -232,8 +294,13 @@ def to_text(value):
 def quote_row(row, quote, replied):
     if quote is None:
         return row, replied, 0, 0, ""
-    return (row, quote.quoted_seq & MAX_INT or replied or 0, quote.quoted_time, quote.quoted_qq & MAX_INT,
-            quote.quoted_uid.decode("utf-8", "replace"))
+    return (
+        row,
+        quote.quoted_seq & MAX_INT or replied or 0,
+        quote.quoted_time,
+        quote.quoted_qq & MAX_INT,
+        quote.quoted_uid.decode("utf-8", "replace"),
+    )
 
 
 def list_column(name, values):
@@ -272,8 +339,9 @@ def to_history(chunks, mapping, members, profiles):
         counts += chunk.counts
         height += chunk.rows.height
     schemas = {"rows": ROW, "quotes": QUOTE, "mentions": MENTION}
-    rows, quotes, mentions = (pl.concat([pl.DataFrame(schema=schemas[name]), *frames])
-                              for name, frames in parts.items())
+    rows, quotes, mentions = (
+        pl.concat([pl.DataFrame(schema=schemas[name]), *frames]) for name, frames in parts.items()
+    )
     parts.clear()
     named = [[kind_name(number) for number in pattern] for pattern in shared.pop("kinds")]
     patterns = pl.Series(named, dtype=SHARED["kinds"]["kinds"])
@@ -292,12 +360,24 @@ def to_history(chunks, mapping, members, profiles):
     rows = rows.with_columns(copies(rows))
     replies = reply_targets(rows, quotes, place, who)
     return rows.select(
-        "message_id", place["group_id"].gather(rows["place"]), "time", "seq", who["user_id"].gather(rows["who"]),
-        nickname, "fragments", patterns.gather(rows["kinds"]).alias("kinds"),
-        lists_of(mentions.with_columns(pl.col("mentions").replace(number_of["uid"], number_of["number"])).filter(
-            ~pl.col("mentions").str.starts_with("u_")), height),
-        *replies, "dropped", "copy_of",
-    ), found  # fmt: skip
+        "message_id",
+        place["group_id"].gather(rows["place"]),
+        "time",
+        "seq",
+        who["user_id"].gather(rows["who"]),
+        nickname,
+        "fragments",
+        patterns.gather(rows["kinds"]).alias("kinds"),
+        lists_of(
+            mentions.with_columns(pl.col("mentions").replace(number_of["uid"], number_of["number"])).filter(
+                ~pl.col("mentions").str.starts_with("u_")
+            ),
+            height,
+        ),
+        *replies,
+        "dropped",
+        "copy_of",
+    ), found
 
 
 def report(rows, patterns, counts):
@@ -312,10 +392,12 @@ def report(rows, patterns, counts):
     return {
         "rows_by_outer_type": {str(key): times for (of, key), times in counts.most_common() if of == "outer"},
         "elements_by_kind": dict(kinds.most_common()),
-        "unknown_kinds": {name.removeprefix(UNKNOWN): {"elements": kinds[name], "messages": sorted(set(ids))[:SAMPLES]}
-                          for name, ids in sorted(unknown.items())},
+        "unknown_kinds": {
+            name.removeprefix(UNKNOWN): {"elements": kinds[name], "messages": sorted(set(ids))[:SAMPLES]}
+            for name, ids in sorted(unknown.items())
+        },
         **{name: counts["count", name] for name in ("undecodable_bodies", "invalid_utf8_texts")},
-    }  # fmt: skip
+    }
 
 
 def codes(values):
@@ -326,10 +408,14 @@ def codes(values):
 def group_id():
     peer, number = pl.col("peer"), pl.col("group_number")
     return (
-        pl.when(peer.str.contains(r"^[0-9]+$")).then(peer)
-        .when(number != 0).then(number.cast(pl.String))
-        .otherwise(pl.col("conversation").cast(pl.String)).fill_null("").alias("group_id")
-    )  # fmt: skip
+        pl.when(peer.str.contains(r"^[0-9]+$"))
+        .then(peer)
+        .when(number != 0)
+        .then(number.cast(pl.String))
+        .otherwise(pl.col("conversation").cast(pl.String))
+        .fill_null("")
+        .alias("group_id")
+    )
 
 
 def with_people(who, known):
@@ -339,8 +425,13 @@ def with_people(who, known):
     pairs = pairs.filter((pl.col("uid") != "") & ~pl.col("number").is_in(["", "0"]))
     number_of = pairs.unique("uid", keep="first", maintain_order=True)
     uid_of = pairs.unique("number", keep="first", maintain_order=True)
-    who = who.with_columns(user_id=pl.when(pl.col("number") > 0).then(pl.col("number").cast(pl.String)).otherwise(
-        pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)))
+    who = who.with_columns(
+        user_id=pl.when(pl.col("number") > 0)
+        .then(pl.col("number").cast(pl.String))
+        .otherwise(
+            pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)
+        )
+    )
     uid = pl.col("user_id").replace_strict(
         uid_of["number"], uid_of["uid"], default=pl.col("user_id"), return_dtype=pl.String
     )
@@ -355,21 +446,34 @@ def nicknames(rows, place, who, label, members, profiles):
     keys = ["group_id", "person"]
     nameless = rows.filter(own.is_null()).select("group", "person", "place", "who").unique(["group", "person"])
     latest = (
-        rows.select("group", "person", "time", "seq", "message_id", latest=own).drop_nulls("latest")
+        rows.select("group", "person", "time", "seq", "message_id", latest=own)
+        .drop_nulls("latest")
         .join(nameless, on=["group", "person"], how="semi")
-        .sort("time", "seq", "message_id").group_by("group", "person").agg(pl.col("latest").last())
-    )  # fmt: skip
+        .sort("time", "seq", "message_id")
+        .group_by("group", "person")
+        .agg(pl.col("latest").last())
+    )
     members = members.rename({"uid": "person"}).unique(keys, keep="last", maintain_order=True)
     profiles = profiles.rename({"uid": "person"}).unique("person", keep="last", maintain_order=True)
     sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "person"]
     found = (
         nameless.join(latest, on=["group", "person"], how="left")
-        .select("group", pl.col("person").alias("code"), "latest", place["group_id"].gather(nameless["place"]),
-                who["user_id"].gather(nameless["who"]), who["person"].gather(nameless["who"]))
-        .join(members, on=keys, how="left").join(profiles, on="person", how="left")
-        .select("group", pl.col("code").alias("person"),
-                pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("found"))
-    )  # fmt: skip
+        .select(
+            "group",
+            pl.col("person").alias("code"),
+            "latest",
+            place["group_id"].gather(nameless["place"]),
+            who["user_id"].gather(nameless["who"]),
+            who["person"].gather(nameless["who"]),
+        )
+        .join(members, on=keys, how="left")
+        .join(profiles, on="person", how="left")
+        .select(
+            "group",
+            pl.col("code").alias("person"),
+            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("found"),
+        )
+    )
     every = rows.select("group", "person").join(found, on=["group", "person"], how="left", maintain_order="left")
     return every.select(pl.coalesce(own, "found").alias("nickname"))["nickname"]
 
@@ -381,9 +485,10 @@ def own_name():
     cleaned = (
         pl.when(number.is_not_null() & (old | (number == pl.col("number").cast(pl.String))))
         .then(card.str.replace(r"\([0-9]+\)$", ""))
-        .when(old).then(card.str.replace(r"<[^<>@\s]+@[^<>@\s]+>$", ""))
+        .when(old)
+        .then(card.str.replace(r"<[^<>@\s]+@[^<>@\s]+>$", ""))
         .otherwise(card)
-    )  # fmt: skip
+    )
     return pl.coalesce(filled(cleaned), filled(pl.col("name")))
 
 
@@ -395,11 +500,12 @@ def copies(rows):
     """Return `copy_of`: the smallest id among rows with the same group, number, sender, time and body."""
     same = ["group", "seq", "person", "time", "body"]
     found = (
-        rows.select("message_id", *same).with_row_index("row")
+        rows.select("message_id", *same)
+        .with_row_index("row")
         .filter((pl.col("seq") * 1_000_003 + pl.col("group")).is_duplicated())  # few are left for the exact test
         .with_columns(copy_of=pl.col("message_id").min().over(same))
         .filter(pl.col("copy_of") != pl.col("message_id"))
-    )  # fmt: skip
+    )
     return spread(found, "copy_of", rows.height)
 
 
@@ -412,12 +518,16 @@ def reply_targets(rows, quotes, place, who):
     """Return `reply_to` and `reply_dangling`. Numbers are reused across groups and, rarely, within one: time, then
     sender, then the smallest id decide."""
     conversation = codes(place["conversation"])
-    there = rows.select(conversation.gather(rows["place"]).alias("room"), pl.col("seq").alias("sought"),
-                        pl.col("message_id").alias("target"), "copy_of", pl.col("time").alias("target_time"), "who")
-    asking = rows.select("message_id", "time", "place")[quotes["row"]]
-    quotes = quotes.with_columns(
-        asking.select("message_id", "time", room=conversation.gather(asking["place"]))
+    there = rows.select(
+        conversation.gather(rows["place"]).alias("room"),
+        pl.col("seq").alias("sought"),
+        pl.col("message_id").alias("target"),
+        "copy_of",
+        pl.col("time").alias("target_time"),
+        "who",
     )
+    asking = rows.select("message_id", "time", "place")[quotes["row"]]
+    quotes = quotes.with_columns(asking.select("message_id", "time", room=conversation.gather(asking["place"])))
     same_sender = ((pl.col("number") == pl.col("quoted_number")) & (pl.col("number") != 0)) | (
         (pl.col("uid") == pl.col("quoted_uid")) & (pl.col("uid") != "")
     )
@@ -426,12 +536,13 @@ def reply_targets(rows, quotes, place, who):
         .join(there, on=["room", "sought"])
         .filter(pl.col("target") != pl.col("message_id"), pl.col("target_time") <= pl.col("time"))
         .join(who.select("uid", "number").with_row_index("who"), on="who")
-        .with_columns(other_time=pl.col("target_time") != pl.col("quoted_time"),
-                      other_sender=~same_sender.fill_null(False))
+        .with_columns(
+            other_time=pl.col("target_time") != pl.col("quoted_time"), other_sender=~same_sender.fill_null(False)
+        )
         .sort("row", "other_time", "other_sender", "target")
         .unique("row", keep="first", maintain_order=True)
         .select("row", pl.coalesce("copy_of", "target").alias("reply_to"))
-    )  # fmt: skip
+    )
     reply_to = spread(targets, "reply_to", rows.height)
     quoting = pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True).scatter(quotes["row"], True)
     return reply_to, (quoting & reply_to.is_null()).alias("reply_dangling")

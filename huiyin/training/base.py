@@ -24,8 +24,9 @@ def find_base(name, cache, whole):
     if Path(name).is_dir():
         return check(Path(name))
     if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise Mistake(f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); "
-                      "mend train.yaml")
+        raise Mistake(
+            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); mend train.yaml"
+        )
     try:
         if whole:
             check_space(name, cache)
@@ -34,8 +35,10 @@ def find_base(name, cache, whole):
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
             raise Mistake(f"the hub has no open model {name}; mend model_name_or_path in train.yaml") from None
-        raise Mistake(f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
-                      "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml") from None
+        raise Mistake(
+            f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
+            "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
+        ) from None
     return check(Path(folder))
 
 

@@ -38,21 +38,30 @@ def find_card(gpu):
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise Mistake(f"GPU={gpu}, but no NVIDIA driver answers ({error}); "
-                      "say GPU=none to train on the processor") from None
+        raise Mistake(
+            f"GPU={gpu}, but no NVIDIA driver answers ({error}); say GPU=none to train on the processor"
+        ) from None
     try:
         count = pynvml.nvmlDeviceGetCount()
         if not gpu.isdigit() or int(gpu) >= count:
             there = [f"{index} ({name_of(pynvml.nvmlDeviceGetHandleByIndex(index))})" for index in range(count)]
-            raise Mistake(f"GPU={gpu}, but the cards here are: {', '.join(there) or 'none'}; "
-                          "say GPU=none to train on the processor")
+            raise Mistake(
+                f"GPU={gpu}, but the cards here are: {', '.join(there) or 'none'}; "
+                "say GPU=none to train on the processor"
+            )
         device = pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
         memory = pynvml.nvmlDeviceGetMemoryInfo(device)
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Card(
-            int(gpu), name_of(device), memory.total, memory.free,
-            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)), text(pynvml.nvmlSystemGetDriverVersion()),
-            (cuda // 1000, cuda % 1000 // 10), speed_of(device))
+            int(gpu),
+            name_of(device),
+            memory.total,
+            memory.free,
+            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)),
+            text(pynvml.nvmlSystemGetDriverVersion()),
+            (cuda // 1000, cuda % 1000 // 10),
+            speed_of(device),
+        )
     finally:
         pynvml.nvmlShutdown()
 
@@ -84,16 +93,22 @@ def torch_cuda():
 def check_card(card, built_with):
     """Raise `Mistake` where the card, its driver and torch (built with CUDA `built_with`) do not go together."""
     if built_with is None:
-        raise Mistake(f"GPU={card.index} is a {card.name}, but the torch installed here is a CPU build; "
-                      "install one with CUDA into .venv, or say GPU=none")
+        raise Mistake(
+            f"GPU={card.index} is a {card.name}, but the torch installed here is a CPU build; "
+            "install one with CUDA into .venv, or say GPU=none"
+        )
     major = int(built_with.split(".")[0])
     driver, oldest = OLDEST.get(major, OLDEST[max(OLDEST)])
     if card.cuda[0] < major:
-        raise Mistake(f"driver {card.driver} supports CUDA {dotted(card.cuda)}, this torch needs {built_with}: "
-                      f"update the driver to >= {driver}, or install a torch built for CUDA {card.cuda[0]}")
+        raise Mistake(
+            f"driver {card.driver} supports CUDA {dotted(card.cuda)}, this torch needs {built_with}: "
+            f"update the driver to >= {driver}, or install a torch built for CUDA {card.cuda[0]}"
+        )
     if card.capability < oldest:
-        raise Mistake(f"{card.name} (compute capability {dotted(card.capability)}) is too old for torch with CUDA "
-                      f"{built_with}, which serves {dotted(oldest)} and newer; install an older torch, or say GPU=none")
+        raise Mistake(
+            f"{card.name} (compute capability {dotted(card.capability)}) is too old for torch with CUDA "
+            f"{built_with}, which serves {dotted(oldest)} and newer; install an older torch, or say GPU=none"
+        )
 
 
 def dotted(capability):

@@ -30,11 +30,16 @@ def environment(gpu, cache, run_folder):
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # it calls a bare `torchrun`
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu,
-        "HF_HUB_CACHE": str(cache.absolute() / "huggingface"), "HF_HUB_DISABLE_TELEMETRY": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu,
+        "HF_HUB_CACHE": str(cache.absolute() / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_CACHE": str(run_folder.absolute() / "datasets"),
-        "RECORD_VRAM": "1", "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
-        "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"), "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1",
+        "RECORD_VRAM": "1",
+        "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
+        "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUTF8": "1",
         "MKL_CBWR": "AUTO,STRICT",  # on the processor the same sums are the same bits in every run
     }
 
@@ -60,8 +65,14 @@ def run_program(command, values, folder, variables, watch=lambda: None):
     settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML without its traps
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
-        child = subprocess.Popen([*PROGRAM, command, settings], env=variables, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=errors, preexec_fn=end_with_parent)
+        child = subprocess.Popen(
+            [*PROGRAM, command, settings],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            preexec_fn=end_with_parent,
+        )
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS)
@@ -98,9 +109,17 @@ def ask_program(name, content, folder, variables, tick=lambda: None):
     question, answers = folder / f"{name}.questions.json", folder / f"{name}.answers.json"
     question.write_text(json.dumps(content), encoding="utf-8")
     program = Path(__file__).parent.parent / f"serving/{name}.py"
-    with open(folder / f"{name}.log", "w", encoding="utf-8") as errors, subprocess.Popen(
-            [sys.executable, program, question, answers], env=variables, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=errors, preexec_fn=end_with_parent) as child:
+    with (
+        open(folder / f"{name}.log", "w", encoding="utf-8") as errors,
+        subprocess.Popen(
+            [sys.executable, program, question, answers],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            preexec_fn=end_with_parent,
+        ) as child,
+    ):
         for _ in child.stdout:
             tick()
     if child.returncode:

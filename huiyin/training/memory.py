@@ -44,9 +44,13 @@ class Shape:
         """{name: (inputs, outputs)} of the linear layers of one block."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         return {
-            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.feed_forward),
-            "up_proj": (self.hidden, self.feed_forward), "down_proj": (self.feed_forward, self.hidden),
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.feed_forward),
+            "up_proj": (self.hidden, self.feed_forward),
+            "down_proj": (self.feed_forward, self.hidden),
         }
 
     @property
@@ -74,14 +78,23 @@ def read_shape(path):
     except (ValueError, KeyError, IndexError, TypeError):
         raise Mistake(f"{path}: not the config.json of a language model") from None
     if architecture not in ARCHITECTURES:
-        raise Mistake(f"{path}: unsupported architecture {architecture}; take a model of one of these: "
-                      f"{', '.join(ARCHITECTURES)}")
+        raise Mistake(
+            f"{path}: unsupported architecture {architecture}; take a model of one of these: {', '.join(ARCHITECTURES)}"
+        )
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
     return Shape(
-        architecture, hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
-        config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads, config["vocab_size"],
-        config.get("tie_word_embeddings", False), 4 if dtype == "float32" else 2)
+        architecture,
+        hidden,
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        heads,
+        config.get("num_key_value_heads", heads),
+        config.get("head_dim") or hidden // heads,
+        config["vocab_size"],
+        config.get("tie_word_embeddings", False),
+        4 if dtype == "float32" else 2,
+    )
 
 
 def peak_bytes(shape, tokens, lora, checkpointing=True, liger=False, four_bit=False):

@@ -49,10 +49,13 @@ class Plan:
     def values(self):
         """The plan in LLaMA-Factory's words."""
         given = {
-            "per_device_train_batch_size": self.micro_batch, "per_device_eval_batch_size": self.micro_batch,
-            "gradient_accumulation_steps": self.accumulation, "cutoff_len": self.cutoff_len,
+            "per_device_train_batch_size": self.micro_batch,
+            "per_device_eval_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "cutoff_len": self.cutoff_len,
             "disable_gradient_checkpointing": not self.checkpointing,
-            "bf16": self.precision == "bf16", "fp16": self.precision == "fp16",
+            "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
         }
         if self.liger:
             given["enable_liger_kernel"] = True
@@ -102,14 +105,25 @@ def plan_for_card(card, work, settings, helpers):
             for checkpointing in [False, True] if wanted is None else [wanted]:
                 peak = peak_bytes(work.shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
-                    return Plan(precision, micro_batch, work.batch // micro_batch, checkpointing, liger, four_bit,
-                                cutoff_len, work.rows_cut(cutoff_len), peak,
-                                work.hours(EFFICIENCY * card.flops, cutoff_len))
+                    return Plan(
+                        precision,
+                        micro_batch,
+                        work.batch // micro_batch,
+                        checkpointing,
+                        liger,
+                        four_bit,
+                        cutoff_len,
+                        work.rows_cut(cutoff_len),
+                        peak,
+                        work.hours(EFFICIENCY * card.flops, cutoff_len),
+                    )
     absent = [name for name, there in helpers.items() if not there]
     more = f" ({' and '.join(absent)} would allow more, but cannot be imported)" if absent else ""
-    raise Mistake(f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this "
-                  f"model even with every concession{more}; "
-                  "close what uses the card, or take a smaller model in train.yaml")
+    raise Mistake(
+        f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this "
+        f"model even with every concession{more}; "
+        "close what uses the card, or take a smaller model in train.yaml"
+    )
 
 
 def concessions(work, settings, helpers):
@@ -136,8 +150,10 @@ def micro_batches(work, settings):
     if settings.micro_batch is None:
         return [size for size in MICRO_BATCHES if work.batch % size == 0]
     if work.batch % settings.micro_batch:
-        raise Mistake(f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows a "
-                      "step of train.yaml (per_device_train_batch_size x gradient_accumulation_steps)")
+        raise Mistake(
+            f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows a "
+            "step of train.yaml (per_device_train_batch_size x gradient_accumulation_steps)"
+        )
     return [settings.micro_batch]
 
 
@@ -147,7 +163,19 @@ def plan_for_processor(free_bytes, cores, work, micro_batch, settings):
     checkpointing = settings.gradient_checkpointing is not False
     peak = peak_bytes(work.shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:
-        raise Mistake(f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
-                      "take a smaller model or fewer rows at a time in train.yaml")
-    return Plan("fp32", micro_batch, work.batch // micro_batch, checkpointing, False, False, cutoff_len,
-                work.rows_cut(cutoff_len), peak, work.hours(CPU_FLOPS * cores, cutoff_len))
+        raise Mistake(
+            f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
+            "take a smaller model or fewer rows at a time in train.yaml"
+        )
+    return Plan(
+        "fp32",
+        micro_batch,
+        work.batch // micro_batch,
+        checkpointing,
+        False,
+        False,
+        cutoff_len,
+        work.rows_cut(cutoff_len),
+        peak,
+        work.hours(CPU_FLOPS * cores, cutoff_len),
+    )

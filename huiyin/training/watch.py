@@ -46,14 +46,18 @@ class Watch:
         if step >= max(FIRST_STEPS, FIRST_SHARE * total) and not self.warned:
             self.warned = True
             if loss >= self.first:
-                self.warn(f"the loss has not fallen in {step} steps ({self.first:.3f} to {loss:.3f}); "
-                          "a smaller or larger learning_rate in train.yaml may help")
+                self.warn(
+                    f"the loss has not fallen in {step} steps ({self.first:.3f} to {loss:.3f}); "
+                    "a smaller or larger learning_rate in train.yaml may help"
+                )
 
 
 def garbled(reply):
     """Whether `reply` shows what a broken precision looks like: no characters, control characters, or one for ever."""
-    if any(character == "\ufffd" or (unicodedata.category(character) == "Cc" and character not in "\n\t")
-           for character in reply):
+    if any(
+        character == "\ufffd" or (unicodedata.category(character) == "Cc" and character not in "\n\t")
+        for character in reply
+    ):
         return True
     words = reply.split() if " " in reply.strip() else list(reply.strip())
     return len(words) >= REPEATED and len(set(words)) == 1

@@ -160,7 +160,7 @@ class Room:
         rng = self.rng
         members = rng.sample(MEMBERS, len(MEMBERS))
         asker = members.pop()
-        answering = sorted(members, key=lambda member: rng.random() ** (1 / member.talks))[-rng.randint(1, 3):]
+        answering = sorted(members, key=lambda member: rng.random() ** (1 / member.talks))[-rng.randint(1, 3) :]
         words = {name: rng.choice(choices) for name, choices in SLOTS.items()}
         question, answers, target_answers = rng.choice(EXCHANGES)
         if rng.random() < 0.25:
@@ -280,11 +280,26 @@ def other_kinds(room):
     yield room.say(room.anybody(), [Part("voice")], outer=(6, 0))
 
 
-ODDITIES = (nasty, images, recalled, dangling, doubled, nasty, stickers, everybody, tips, bodiless, two_mentions,
-            timeless, numberless, other_kinds)
+ODDITIES = (
+    nasty,
+    images,
+    recalled,
+    dangling,
+    doubled,
+    nasty,
+    stickers,
+    everybody,
+    tips,
+    bodiless,
+    two_mentions,
+    timeless,
+    numberless,
+    other_kinds,
+)
 
 
 # ---- as QQNT writes it
+
 
 def to_varint(value):
     """Return `value` as protobuf writes numbers."""
@@ -297,18 +312,48 @@ def to_varint(value):
 
 INTEGERS, TEXTS, BLOBS = "INTEGER", "TEXT", "BLOB"
 COLUMNS = {
-    40001: "INTEGER PRIMARY KEY", 40002: INTEGERS, 40003: INTEGERS, 40005: INTEGERS, 40006: INTEGERS, 40010: INTEGERS,
-    40011: INTEGERS, 40012: INTEGERS, 40013: INTEGERS, 40020: TEXTS, 40021: TEXTS, 40026: INTEGERS, 40027: INTEGERS,
-    40030: INTEGERS, 40033: INTEGERS, 40040: INTEGERS, 40041: INTEGERS, 40050: INTEGERS, 40052: INTEGERS,
-    40058: INTEGERS, 40060: INTEGERS, 40090: TEXTS, 40093: TEXTS, 40100: INTEGERS, 40105: INTEGERS, 40600: BLOBS,
-    40601: BLOBS, 40605: BLOBS, 40800: BLOBS, 40801: BLOBS, 40850: INTEGERS, 40851: INTEGERS, 40900: BLOBS,
+    40001: "INTEGER PRIMARY KEY",
+    40002: INTEGERS,
+    40003: INTEGERS,
+    40005: INTEGERS,
+    40006: INTEGERS,
+    40010: INTEGERS,
+    40011: INTEGERS,
+    40012: INTEGERS,
+    40013: INTEGERS,
+    40020: TEXTS,
+    40021: TEXTS,
+    40026: INTEGERS,
+    40027: INTEGERS,
+    40030: INTEGERS,
+    40033: INTEGERS,
+    40040: INTEGERS,
+    40041: INTEGERS,
+    40050: INTEGERS,
+    40052: INTEGERS,
+    40058: INTEGERS,
+    40060: INTEGERS,
+    40090: TEXTS,
+    40093: TEXTS,
+    40100: INTEGERS,
+    40105: INTEGERS,
+    40600: BLOBS,
+    40601: BLOBS,
+    40605: BLOBS,
+    40800: BLOBS,
+    40801: BLOBS,
+    40850: INTEGERS,
+    40851: INTEGERS,
+    40900: BLOBS,
 }
 INDEXES = ("[40027], [40003]", "[40027], [40003], [40002]", "[40027], [40058]", "[40011], [40012], [40027]")
 CONSTANT_40600 = bytes.fromhex("C2E91304A8D11400")
-SNAPSHOT_40801 = bytes.fromhex("FAF413" "08" "E8A114" "02" "F0A114" "00") * 5  # nobody knows what it is for
+SNAPSHOT_40801 = bytes.fromhex("FAF41308E8A11402F0A11400") * 5  # nobody knows what it is for
 # QQ writes what is zero or empty too; it stands before the values, since in protobuf the last one counts.
-ZEROS = b"".join(to_varint(field << 3) + b"\0" for field in (45003, 45102, 45103, 45104, 45106, 45107, 45108, 45109,
-                                                             45110, 45112, 47401, 49156))
+ZEROS = b"".join(
+    to_varint(field << 3) + b"\0"
+    for field in (45003, 45102, 45103, 45104, 45106, 45107, 45108, 45109, 45110, 45112, 47401, 49156)
+)
 ZEROS += b"".join(to_varint(field << 3 | 2) + b"\0" for field in (45105, 45111, 49157))
 ZEROS += to_varint(49154 << 3 | 2) + b"\x04nt_1"
 DAY, UTC_8 = 86_400, 8 * 3600
@@ -327,8 +372,16 @@ def to_element(part, message, place):
                 return Element(kind=1, text=text, at_kind=1, **common)
             return Element(kind=1, text=text, at_kind=2, at_qq=int(part.who), at_uid=UID_OF[part.who], **common)
         case "image":
-            return Element(kind=2, file_name=b"0123456789ABCDEF.jpg", file_size=20480, file_md5=bytes(16), width=640,
-                           height=480, picture_kind=1000, **common)
+            return Element(
+                kind=2,
+                file_name=b"0123456789ABCDEF.jpg",
+                file_size=20480,
+                file_md5=bytes(16),
+                width=640,
+                height=480,
+                picture_kind=1000,
+                **common,
+            )
         case "file":
             return Element(kind=3, file_name=text, file_size=3 << 31, **common)
         case "voice":
@@ -338,9 +391,16 @@ def to_element(part, message, place):
         case "reply":
             quote = message.quote
             inner = [Element(kind=1, text=quote.text.encode())]
-            return Element(kind=7, quoted_seq=quote.seq, quoted_qq=quote.qq, quoted_time=quote.time,
-                           quoted_summary=quote.text.encode(), quoted_uid=UID_OF[str(quote.qq)],
-                           quoted_elements=inner, **common)
+            return Element(
+                kind=7,
+                quoted_seq=quote.seq,
+                quoted_qq=quote.qq,
+                quoted_time=quote.time,
+                quoted_summary=quote.text.encode(),
+                quoted_uid=UID_OF[str(quote.qq)],
+                quoted_elements=inner,
+                **common,
+            )
         case "tip":
             if text == b"recall":
                 return Element(kind=8, subkind=1, recall_sender_uid=message.sender.uid.encode(), **common)
@@ -377,13 +437,39 @@ def to_row(message, chat_type=2):
     by_number = sender and not message.numberless
     day = message.time - (message.time + UTC_8) % DAY if message.time > 0 else 0
     return (
-        message.message_id, message.message_id * 2654435761 & 0x7FFFFFFF, message.seq, 0,
-        0x0100000000000000 | message.message_id >> 8, chat_type,
-        *message.outer, 0 if sender else 3, sender.uid if sender else "", str(group.number), 0, group.key,
-        group.number if sender else 0, sender.qq if by_number else 0, 0, 2, message.time, 0,
-        day, 0, card, name, 0, 0, CONSTANT_40600,
-        None, None, body, body and SNAPSHOT_40801, message.quote.seq if message.quote else 0, 0, None,
-    )  # fmt: skip
+        message.message_id,
+        message.message_id * 2654435761 & 0x7FFFFFFF,
+        message.seq,
+        0,
+        0x0100000000000000 | message.message_id >> 8,
+        chat_type,
+        *message.outer,
+        0 if sender else 3,
+        sender.uid if sender else "",
+        str(group.number),
+        0,
+        group.key,
+        group.number if sender else 0,
+        sender.qq if by_number else 0,
+        0,
+        2,
+        message.time,
+        0,
+        day,
+        0,
+        card,
+        name,
+        0,
+        0,
+        CONSTANT_40600,
+        None,
+        None,
+        body,
+        body and SNAPSHOT_40801,
+        message.quote.seq if message.quote else 0,
+        0,
+        None,
+    )
 
 
 def write_messages(connection, messages, total):
@@ -403,24 +489,42 @@ def write_messages(connection, messages, total):
     # Private words that must never be seen again, so that a test can look for them.
     secret = Message(1, GROUPS[0], 1, START, TARGET, [Part("text", "私聊：谁也不许看")])
     connection.execute(f"INSERT INTO c2c_msg_table VALUES ({places})", to_row(secret, chat_type=1))
-    fill(connection, "nt_uid_mapping_table", "[48901] INTEGER PRIMARY KEY, [48902] TEXT, [48912] TEXT, [1002] INTEGER",
-         [(number, member.uid, None, member.qq) for number, member in enumerate(MEMBERS, 1)])
+    fill(
+        connection,
+        "nt_uid_mapping_table",
+        "[48901] INTEGER PRIMARY KEY, [48902] TEXT, [48912] TEXT, [1002] INTEGER",
+        [(number, member.uid, None, member.qq) for number, member in enumerate(MEMBERS, 1)],
+    )
     return rows
 
 
 def write_groups(connection):
-    fill(connection, "group_list", "[60001] INTEGER PRIMARY KEY, [60007] TEXT, [60006] INTEGER",
-         [(group.number, group.name, len(MEMBERS)) for group in GROUPS])
-    fill(connection, "group_member3",
-         "[60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT, [64010] INTEGER",
-         [(group.number, member.uid, member.qq, member.card_in(group), "" if member.silent else member.nickname, 0)
-          for group in GROUPS for member in MEMBERS])
+    fill(
+        connection,
+        "group_list",
+        "[60001] INTEGER PRIMARY KEY, [60007] TEXT, [60006] INTEGER",
+        [(group.number, group.name, len(MEMBERS)) for group in GROUPS],
+    )
+    fill(
+        connection,
+        "group_member3",
+        "[60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT, [64010] INTEGER",
+        [
+            (group.number, member.uid, member.qq, member.card_in(group), "" if member.silent else member.nickname, 0)
+            for group in GROUPS
+            for member in MEMBERS
+        ],
+    )
     fill(connection, "group_bulletin", "[60001] INTEGER, [1] TEXT", [(GROUPS[0].number, "公告：只给群里的人看")])
 
 
 def write_profiles(connection):
-    fill(connection, "profile_info_v6", "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT",
-         [(member.uid, member.qq, member.nickname, "") for member in MEMBERS])
+    fill(
+        connection,
+        "profile_info_v6",
+        "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT",
+        [(member.uid, member.qq, member.nickname, "") for member in MEMBERS],
+    )
 
 
 def fill(connection, table, columns, rows):

@@ -83,7 +83,7 @@ def talk(answer, settings):
             messages = [*history, {"role": "user", "content": said}]
             reply = show(answer(messages), settings.split)
             exchange = [messages[-1], {"role": "assistant", "content": reply}]
-            history = [*history, *exchange][-2 * settings.exchanges:] if settings.exchanges else []
+            history = [*history, *exchange][-2 * settings.exchanges :] if settings.exchanges else []
 
 
 def main():

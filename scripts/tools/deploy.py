@@ -66,12 +66,23 @@ def main():
     llm = read_llm_settings(args)
     url = (addresses(llm, args.ollama_url)[0] if llm.backend == "ollama" else args.ollama_url).rstrip("/")
     if "ollama" not in receipt:
-        print(f"There is no Ollama model yet; this makes it:\n  ollama create {args.name} --quantize "
-              f"{receipt['quantize']} -f {args.exported}/Modelfile\n")
+        print(
+            f"There is no Ollama model yet; this makes it:\n  ollama create {args.name} --quantize "
+            f"{receipt['quantize']} -f {args.exported}/Modelfile\n"
+        )
     if urlsplit(url).hostname == "ollama":  # as the containers call it
         print(INSIDE)
-    print(SETTINGS.format(name=args.name, url=url, system=system, exchanges=TRAINED_EXCHANGES,
-                          fixed=FIXED[receipt["fixed_system"]], **receipt["parameters"]), end="")
+    print(
+        SETTINGS.format(
+            name=args.name,
+            url=url,
+            system=system,
+            exchanges=TRAINED_EXCHANGES,
+            fixed=FIXED[receipt["fixed_system"]],
+            **receipt["parameters"],
+        ),
+        end="",
+    )
 
 
 if __name__ == "__main__":

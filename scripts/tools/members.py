@@ -28,34 +28,56 @@ def members(messages, turns):
     """Return a frame (data/README.md, members) of two lazy ones, the busiest first within each group."""
     quotes = pl.col("reply_to").is_not_null() | pl.col("reply_dangling")
     counted = messages.group_by(MEMBER).agg(
-        nickname=pl.col("nickname").last(), messages=pl.len(), quotes_given=quotes.sum(),
+        nickname=pl.col("nickname").last(),
+        messages=pl.len(),
+        quotes_given=quotes.sum(),
         active_months=pl.col("time").dt.truncate("1mo").n_unique(),
-        first_time=pl.col("time").min(), last_time=pl.col("time").max())
-    quoted = messages.filter(pl.col("reply_to").is_not_null()).select("reply_to", quoting="user_id").join(
-        messages.select(*MEMBER, "message_id"), left_on="reply_to", right_on="message_id")
+        first_time=pl.col("time").min(),
+        last_time=pl.col("time").max(),
+    )
+    quoted = (
+        messages.filter(pl.col("reply_to").is_not_null())
+        .select("reply_to", quoting="user_id")
+        .join(messages.select(*MEMBER, "message_id"), left_on="reply_to", right_on="message_id")
+    )
     received = quoted.filter(pl.col("quoting") != pl.col("user_id")).group_by(MEMBER).agg(quotes_received=pl.len())
     of_turns = turns.group_by(MEMBER).agg(
-        turns=pl.len(), with_text=pl.col("message_ids").list.len().sum(),
-        median_length=pl.col("text").str.len_chars().median())
+        turns=pl.len(),
+        with_text=pl.col("message_ids").list.len().sum(),
+        median_length=pl.col("text").str.len_chars().median(),
+    )
     # a model learns from all groups of its TARGET, and from the same words said a hundred times no more than once
     different = turns.group_by("user_id").agg(different_turns=pl.col("text").n_unique())
     found = (
-        counted.join(of_turns, on=MEMBER, how="left").join(received, on=MEMBER, how="left")
+        counted.join(of_turns, on=MEMBER, how="left")
+        .join(received, on=MEMBER, how="left")
         .join(different, on="user_id", how="left")
         .with_columns(pl.col("turns", "with_text", "quotes_received", "different_turns").fill_null(0))
         .with_columns(share_of_text=pl.col("with_text") / pl.col("messages"))
     )
     verdict = (
-        pl.when(pl.col("user_id").is_in(NOT_ONE_PERSON)).then(pl.lit("not one person"))
-        .when(pl.col("different_turns") >= ENOUGH).then(pl.lit("enough"))
-        .when(pl.col("different_turns") >= THIN).then(pl.lit("thin"))
+        pl.when(pl.col("user_id").is_in(NOT_ONE_PERSON))
+        .then(pl.lit("not one person"))
+        .when(pl.col("different_turns") >= ENOUGH)
+        .then(pl.lit("enough"))
+        .when(pl.col("different_turns") >= THIN)
+        .then(pl.lit("thin"))
         .otherwise(pl.lit("too little"))
     )
     counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
     return (
-        found.select(*MEMBER, "nickname", pl.col(counts).cast(pl.Int64), "median_length", "share_of_text",
-                     "first_time", "last_time", verdict=verdict)
-        .sort("group_id", "turns", "messages", "user_id", descending=[False, True, True, False]).collect()
+        found.select(
+            *MEMBER,
+            "nickname",
+            pl.col(counts).cast(pl.Int64),
+            "median_length",
+            "share_of_text",
+            "first_time",
+            "last_time",
+            verdict=verdict,
+        )
+        .sort("group_id", "turns", "messages", "user_id", descending=[False, True, True, False])
+        .collect()
     )
 
 
@@ -63,14 +85,18 @@ def table(found):
     """Yield the lines for the terminal."""
     for (group,), rows in found.group_by("group_id", maintain_order=True):
         yield f"group {group}"
-        yield (f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
-               f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict")
+        yield (
+            f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
+            f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict"
+        )
         for row in rows.head(SHOWN).iter_rows(named=True):
             length = "-" if row["median_length"] is None else f"{row['median_length']:.0f}"
-            yield (f"  {row['user_id'] or '(unknown)':<14} {fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
-                   f"{row['turns']:>10,}{row['different_turns']:>10,}{row['quotes_given']:>8,}"
-                   f"{row['quotes_received']:>8,}{length:>8}{row['active_months']:>8}{row['share_of_text']:>7.0%}"
-                   f"  {row['verdict']}")
+            yield (
+                f"  {row['user_id'] or '(unknown)':<14} {fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
+                f"{row['turns']:>10,}{row['different_turns']:>10,}{row['quotes_given']:>8,}"
+                f"{row['quotes_received']:>8,}{length:>8}{row['active_months']:>8}{row['share_of_text']:>7.0%}"
+                f"  {row['verdict']}"
+            )
         if rows.height > SHOWN:
             yield f"  ... and {rows.height - SHOWN:,} more"
     yield f"The verdict goes by a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."

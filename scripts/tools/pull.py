@@ -1,6 +1,6 @@
 """Fetch the language model into Ollama unless it is there: what `ollama pull` does, for the Ollama in the container.
 
-    python scripts/tools/pull.py --llm config/llm.yaml --ollama-url http://ollama:11434
+python scripts/tools/pull.py --llm config/llm.yaml --ollama-url http://ollama:11434
 """
 
 import argparse
@@ -28,12 +28,17 @@ def main():
             if part not in sizes:
                 sizes[part], done[part] = size, 0
                 if len(sizes) == 1:  # the weights come first, all else is small
-                    print(f"{settings.model} is not here yet: {size / GB:.1f} GB to fetch, "
-                          f"{free / GB:.1f} GB of disk free", flush=True)
+                    print(
+                        f"{settings.model} is not here yet: {size / GB:.1f} GB to fetch, "
+                        f"{free / GB:.1f} GB of disk free",
+                        flush=True,
+                    )
                 if sum(sizes.values()) > free:
-                    raise Mistake(f"{settings.model} takes {sum(sizes.values()) / GB:.1f} GB and {free / GB:.1f} are "
-                                  "free on Docker's disk; make room (docker system df), or name a smaller model in "
-                                  f"{args.llm}")
+                    raise Mistake(
+                        f"{settings.model} takes {sum(sizes.values()) / GB:.1f} GB and {free / GB:.1f} are "
+                        "free on Docker's disk; make room (docker system df), or name a smaller model in "
+                        f"{args.llm}"
+                    )
                 progress.set_total(sum(sizes.values()))
             progress.add(max(0, there - done[part]))
             done[part] = max(there, done[part])

@@ -1,6 +1,6 @@
 """Print ten random rows of the dataset, with where they come from.
 
-    python scripts/tools/rows.py data/default/10001/generated
+python scripts/tools/rows.py data/default/10001/generated
 """
 
 import argparse
@@ -18,8 +18,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generated", type=Path)
     folder = parser.parse_args().generated
-    rows = [row for name in ("alpaca.json", "alpaca_eval.json")
-            for row in json.loads(need(folder / name, "`make gen` makes it").read_text(encoding="utf-8"))]
+    rows = [
+        row
+        for name in ("alpaca.json", "alpaca_eval.json")
+        for row in json.loads(need(folder / name, "`make gen` makes it").read_text(encoding="utf-8"))
+    ]
     with open(folder / "sources.jsonl", encoding="utf-8") as file:
         sources = [json.loads(line) for line in file]
     for place in sorted(random.sample(range(len(rows)), min(ROWS, len(rows)))):

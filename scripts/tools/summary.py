@@ -1,6 +1,6 @@
 """Print what each stage read, wrote, merged and dropped, and what the exported model said.
 
-    python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
+python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
 """
 
 import argparse
@@ -35,8 +35,10 @@ def main():
     quotes = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
     if "found_by_llm" in quotes:
         linker = f"the linker {quotes['found_by_linker']}, " if "found_by_linker" in quotes else ""
-        print(f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
-              f"{linker}the rule on names {quotes['found_by_rule']}.")
+        print(
+            f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
+            f"{linker}the rule on names {quotes['found_by_rule']}."
+        )
     print()
     print("\n".join(table(receipts)))
 

@@ -94,8 +94,10 @@ def main():
     files = {path for folder, receipt in receipts.items() for _, path, _ in claims(folder, receipt)}
     stages = [receipt["stage"] for receipt in receipts.values()]
     sources = sorted(path for path in next(iter(receipts.values()))["inputs"])
-    print(f"verify: {' <- '.join(reversed(stages))} <- {', '.join(sources)}: {len(files):,} files are what their "
-          "receipts say")
+    print(
+        f"verify: {' <- '.join(reversed(stages))} <- {', '.join(sources)}: {len(files):,} files are what their "
+        "receipts say"
+    )
 
 
 if __name__ == "__main__":
