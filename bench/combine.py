@@ -138,8 +138,8 @@ def sort(path):
 
 
 def core(path):
-    from scripts import combine
     from huiyin.common.stage import Ledger
+    from scripts import combine
 
     started, ledger = time.monotonic(), Ledger()
     turns = combine.combine(path, combine.Settings(), ledger)

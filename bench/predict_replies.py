@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-ROOT = Path(__file__).parent.parent
 import irc_to_csv
 from huiyin.common.errors import run
 from huiyin.common.stage import need
+from huiyin.linking.cases import window
 from huiyin.linking.lines import with_said
 from huiyin.linking.linker import Linker
 from huiyin.linking.names import Names
 from huiyin.linking.rule import link
-from huiyin.linking.window import window
 
+ROOT = Path(__file__).parent.parent
 CANDIDATES = 10
 
 

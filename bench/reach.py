@@ -15,7 +15,6 @@ import gzip
 import json
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import polars as pl
 

@@ -12,7 +12,6 @@ Every log is learnt twice, as it is and with nobody naming anybody. In most grou
 knows only chat full of names would take their silence for "answers nobody", and be sure of it.
 """
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.linking.features import NAMES, WIDTH, Talk, features
 from huiyin.linking.lines import lines_of
 from huiyin.linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
@@ -134,7 +133,7 @@ def main():
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
     if not args.target.is_dir():
-        raise Mistake(f"{args.target}: no such folder; {FIRST} and {SECOND} are written into it")
+        raise UserError(f"{args.target}: no such folder; {FIRST} and {SECOND} are written into it")
     started = time.monotonic()
     logs = logs_of(args.source)
     for model, name in zip(both_passes(logs), (FIRST, SECOND), strict=True):

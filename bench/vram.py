@@ -8,7 +8,6 @@ AdamW, two steps at real sizes, as fake tensors, and adds up the storages that a
 
 import itertools
 import json
-import sys
 import tempfile
 import weakref
 from pathlib import Path

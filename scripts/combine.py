@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 from urllib.parse import quote
 
-import polars as pl
-
 from huiyin.common.errors import run
+from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, read_settings
 from huiyin.common.stage import Stage, arguments, need
+from huiyin.common.tables import COMMA, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
-ORDER = ["group_id", "time", "seq", "message_id"]  # of messages.parquet
+MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages worked on at a time: memory depends on the turns, not on what is made on the way
-NOT_TOLD_APART = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
-COMMA = "，"
 # Python and Polars disagree about U+001C to U+001F; mentions and blanks are found by this one list.
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 BLANK = re.compile(f"[{WHITE_SPACE}]")
@@ -55,9 +53,9 @@ class Settings:
 
 def combine(path, settings, ledger):
     """Return the turns (contract, section 3) of the messages in the parquet file at `path`."""
+    history = in_order(scan_table(path, MESSAGES, MADE_BY))
     placeholders = pl.read_parquet_metadata(path).get("placeholders", "")
     with_fragment = ["text", "at", *filter(None, placeholders.split(","))]
-    history = in_order(pl.scan_parquet(path))
     names = names_by_group(history)
     ledger.read = history.select(pl.len()).collect().item()
     ledger.dropped["empty"] = ledger.merged = 0
@@ -78,10 +76,10 @@ def combine(path, settings, ledger):
 
 def in_order(messages):
     """Return the lazy frame sorted as parse sorts it; parse has done so, but others may write this file, too."""
-    place = messages.select(pl.struct(ORDER).alias("place")).collect()["place"]
+    place = messages.select(pl.struct(MESSAGES_ORDER).alias("place")).collect()["place"]
     if place.is_sorted(nulls_last=False):  # far cheaper than to sort what is sorted
         return messages
-    return messages.collect().sort(ORDER, nulls_last=False).lazy()
+    return messages.collect().sort(MESSAGES_ORDER, nulls_last=False).lazy()
 
 
 def parts(messages, settings):
@@ -253,7 +251,7 @@ def turns_of(said, settings):
     goes_on = (
         (pl.col("place") - pl.col("before") - 1 <= settings.max_others_between)
         & (pl.col("time") - pl.col("time").gather("before") < pl.duration(seconds=settings.max_gap_seconds))
-        & ~pl.col("user_id").is_in(NOT_TOLD_APART)
+        & ~pl.col("user_id").is_in(NOT_ONE_PERSON)
     )
     if settings.merge == "none":
         goes_on = pl.lit(False)
@@ -305,21 +303,7 @@ def resolve_quotes(turns):
             reply_to_turn=pl.when(pl.col("reply_to_turn") != pl.col("turn_id")).then("reply_to_turn"),
             quotes_outside=pl.col("quotes_outside").fill_null(False),
         )
-        .select(
-            "turn_id",
-            "group_id",
-            "user_id",
-            "nickname",
-            "time",
-            "first_time",
-            "last_time",
-            "text",
-            "message_ids",
-            "mentions",
-            "reply_to_turn",
-            "quotes_outside",
-            "seconds_since_previous",
-        )
+        .select(*TURNS)
     )
 
 
@@ -341,12 +325,12 @@ def write_json(turns, path):
         file.write("\n]\n")
 
 
-def main():
-    args = arguments(__doc__, "messages").parse_args()
+def main(argv=None):
+    args = arguments(__doc__, "messages").parse_args(argv)
     settings = read_settings(args.config, Settings)
     with Stage("combine", args.out, packages=["polars"]) as stage:
         stage.use(args.config, settings)
-        path = stage.input(need(args.messages, "`make parse` makes it"))
+        path = stage.input(need(args.messages, MADE_BY))
         turns = combine(path, settings, stage.ledger)
         write_turns(turns, stage.output("turns.parquet"))
         for (group,), of_group in turns.group_by("group_id", maintain_order=True):

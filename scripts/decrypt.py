@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, sha256
+from huiyin.common.tables import GROUP_MESSAGES
 from huiyin.qqnt.cipher import PAGE_SIZE, detect, is_plain
 from huiyin.qqnt.extract import take_tables
 
-MESSAGES = "group_msg_table"
-TABLES = [MESSAGES, "nt_uid_mapping_table"]
+TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
 
 
@@ -34,10 +34,10 @@ class Settings:
     salvage: Literal["auto", "never", "always"] = "auto"
 
 
-def main():
+def main(argv=None):
     parser = arguments(__doc__, "source")
     parser.add_argument("--key", type=Path, metavar="FILE", help="file with the key of the database")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
 
@@ -46,8 +46,8 @@ def main():
         plain = stage.output("nt_msg.db")
         key = read_key(args.key, args.source)
         tables = extract(stage, args.source, key, TABLES, plain, settings, args.config)
-        if MESSAGES not in tables:
-            raise Mistake(f"{args.source}: no {MESSAGES} in it; give the nt_msg.db of the account")
+        if GROUP_MESSAGES not in tables:
+            raise UserError(f"{args.source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
         rows = {name: table.rows for name, table in tables.items()}
         left_out = {}
         for name, wanted in COMPANIONS.items() if settings.companions else ():
@@ -55,17 +55,19 @@ def main():
             try:
                 if companion.exists():
                     rows |= add_companion(stage, companion, key, wanted, plain, settings, args.config)
-            except Mistake as mistake:  # they only add names; the messages are worth having without them
-                left_out[name] = str(mistake)
-                print(f"decrypt: {name} left out: {mistake}", flush=True)
+            except UserError as error:  # they only add names; the messages are worth having without them
+                left_out[name] = str(error)
+                print(f"decrypt: {name} left out: {error}", flush=True)
         stage.receipt |= {"tables": rows, "companions_left_out": left_out}
         stage.receipt["damage"] = damage(args.source, tables, plain)
-        stage.ledger.written = tables[MESSAGES].rows
-        if lost := tables[MESSAGES].lost_rows:
+        stage.ledger.written = tables[GROUP_MESSAGES].rows
+        if lost := tables[GROUP_MESSAGES].lost_rows:
             stage.ledger.dropped["damaged"] = lost
         stage.ledger.read = stage.ledger.written + lost
         if not stage.ledger.written:
-            raise Mistake(f"{args.source}: no group messages in it; is it the account, and the device, that has them?")
+            raise UserError(
+                f"{args.source}: no group messages in it; is it the account, and the device, that has them?"
+            )
 
 
 def read_key(path, source):
@@ -76,15 +78,15 @@ def read_key(path, source):
         with open(source, "rb") as file:
             if is_plain(file.read(PAGE_SIZE)):
                 return None
-        raise Mistake(f"{path or '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY")
+        raise UserError(f"{path or '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY")
     try:
         key = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
-        raise Mistake(f"{path}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
+        raise UserError(f"{path}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
     if key.endswith("\n"):
         key = key[:-1].removesuffix("\r")
     if not key or "\0" in key:
-        raise Mistake(f"{path}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
+        raise UserError(f"{path}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
     return key
 
 
@@ -93,14 +95,16 @@ def extract(stage, source, key, wanted, plain, settings, config):
     cipher = detect(source, key)
     journal, wal = (source.with_name(source.name + end) for end in ("-journal", "-wal"))
     if journal.exists() and journal.stat().st_size:
-        raise Mistake(f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file")
+        raise UserError(
+            f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file"
+        )
 
     def refuse(what, truncated=False):
         again = f"{source}: {what}; copy it again with QQ closed, or set `salvage: "
         if truncated and settings.salvage != "always":
-            raise Mistake(f"{again}always` in {config} to take what is there")
+            raise UserError(f"{again}always` in {config} to take what is there")
         if settings.salvage == "never":
-            raise Mistake(f"{again}auto` in {config} to take what is sound")
+            raise UserError(f"{again}auto` in {config} to take what is sound")
         print(f"decrypt: {source}: {what}; taking what is sound", flush=True)
 
     before = state(source)
@@ -118,7 +122,7 @@ def extract(stage, source, key, wanted, plain, settings, config):
         if wal.stat().st_size and not logged:
             print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)
     if state(source) != before:
-        raise Mistake(f"{source}: was written to while it was read; close QQ and start again")
+        raise UserError(f"{source}: was written to while it was read; close QQ and start again")
     return tables
 
 
@@ -148,7 +152,7 @@ def damage(source, tables, plain):
     lost = {name: table for name, table in tables.items() if table.is_damaged}
     if not lost:
         return {}
-    spans = [time_span(plain, *hole) for hole in tables[MESSAGES].holes] if MESSAGES in lost else []
+    spans = [time_span(plain, *hole) for hole in tables[GROUP_MESSAGES].holes] if GROUP_MESSAGES in lost else []
     rows = ", ".join(f"about {table.lost_rows:,} rows of {name}" for name, table in lost.items())
     starts, ends = [start for start, _ in spans if start], [end for _, end in spans if end]
     between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""
@@ -163,7 +167,7 @@ def time_span(plain, low, high):
     with closing(sqlite3.connect(plain)) as connection:
         rows = [
             connection.execute(
-                f"SELECT [40050] FROM {MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
+                f"SELECT [40050] FROM {GROUP_MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
                 (edge,),
             ).fetchone()
             if edge is not None

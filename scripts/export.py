@@ -18,17 +18,18 @@ from typing import ClassVar, Literal
 import psutil
 import yaml
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
 from huiyin.llm.backend import Unavailable, Unusable
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
 from huiyin.llm.ollama import tagged
-from huiyin.training.base import check_disk
-from huiyin.training.llamafactory import compare, environment, run_program
-from huiyin.training.memory import GIB, as_text
+from huiyin.serving.ollama_limits import check_served, choose_quantize, flatten_rope
+from huiyin.serving.process import ask
 from huiyin.serving.template import modelfile, read_prompt
-from huiyin.serving.ollama_limits import check_served, choose_quantize, put_rope_on_top
+from huiyin.training.base import check_disk
+from huiyin.training.llamafactory import environment, run_program
+from huiyin.training.memory import GIB, as_text
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
@@ -56,29 +57,29 @@ class Settings:
 
 
 def check_base(base, digests):
-    """Raise `Mistake` unless the base model is the very one of the training."""
+    """Raise `UserError` unless the base model is the very one of the training."""
     now = digest_tree(base) if base.is_dir() else {}
     changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
     if changed:
-        raise Mistake(
+        raise UserError(
             f"{base}: {', '.join(changed)} changed or gone since the training; bring the base model back, "
             "or train again (make clean-train)"
         )
 
 
 def check_memory(size, memory, swap):
-    """Say what merging weights of `size` bytes needs, and raise `Mistake` where it cannot be had."""
+    """Say what merging weights of `size` bytes needs, and raise `UserError` where it cannot be had."""
     needed, free = size + PROGRAMS, memory.available + swap.free
     print(f"export: merging needs about {as_text(needed)} of RAM, {as_text(free)} are free", flush=True)
     if needed > free:
-        raise Mistake(
+        raise UserError(
             f"merging needs {as_text(needed)} of RAM and {as_text(free)} are free; close programs, or in "
             "WSL, which gets half of the machine's, set memory= in .wslconfig"
         )
 
 
 def check_room(out, size, store):
-    """Raise `Mistake` unless the disks hold the merged model and what Ollama makes of it in its folder `store`."""
+    """Raise `UserError` unless the disks hold the merged model and what Ollama makes of it in its folder `store`."""
     together = store is not None and store.stat().st_dev == out.stat().st_dev
     copies = OLLAMA_COPIES if together else 0
     check_disk(out, (1 + copies) * size, "the merged model" + (" with Ollama's copies of it" if together else ""))
@@ -87,10 +88,10 @@ def check_room(out, size, store):
 
 
 def check_name(ollama, ours):
-    """Raise `Mistake` where Ollama has a model of that name which we did not make; `ours` holds the digest of ours."""
+    """Raise `UserError` where Ollama has a model of that name which we did not make; `ours` holds the digest of ours."""
     present = ollama.models().get(tagged(ollama.model))
     if present and not (ours.exists() and ours.read_text() == present):
-        raise Mistake(
+        raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
             f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
         )
@@ -115,7 +116,7 @@ def merge(used, trained, cache, work, merged):
 
 
 def check_merged(merged):
-    """Raise `Mistake` unless every file of a loadable model is there; it has been seen to end well without them."""
+    """Raise `UserError` unless every file of a loadable model is there; it has been seen to end well without them."""
     index = merged / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.exists():
@@ -124,7 +125,7 @@ def check_merged(merged):
         need(merged / name, "LLaMA-Factory should have written it; export again")
 
 
-def say_as_trained(merged, prompt, system, fixed):
+def write_chat_template(merged, prompt, system, fixed):
     """Let transformers, vLLM and llama-server, too, ask with the prompt of the training instead of the base model's."""
     (merged / "chat_template.jinja").write_text(prompt.jinja(system, fixed), encoding="utf-8")
     path = merged / "tokenizer_config.json"
@@ -134,10 +135,10 @@ def say_as_trained(merged, prompt, system, fixed):
 
 
 def check_loss(trained, merged, kind, samples):
-    """Raise `Mistake` unless the two mean losses agree as weights of the type `kind` can; return the difference."""
+    """Raise `UserError` unless the two mean losses agree as weights of the type `kind` can; return the difference."""
     difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, ROUNDED)
     if not difference <= allowed:  # nor is NaN well
-        raise Mistake(
+        raise UserError(
             f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
             f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again"
         )
@@ -152,18 +153,9 @@ def check_merge(base, adapter, merged, generated, question, system, work, variab
     rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
     samples = (rows[0] or rows[1])[-SAMPLES:]  # too small a dataset keeps nothing for evaluation
     asked = samples[-SHOWN:]
-    found = compare(
-        {
-            "base": str(base),
-            "adapter": str(adapter),
-            "merged": str(merged),
-            "samples": samples,
-            "asked": [*asked, {"system": system, "history": [], "instruction": question}],
-        },
-        work,
-        variables,
-    )
-    trained, after = found["trained"], found["merged"]
+    question_row = {"system": system, "history": [], "instruction": question}
+    models = [(base, adapter), (merged, None)]
+    trained, after = ask(models, [*asked, question_row], work, variables, samples, tokenizer=merged)
     if sys.stdout.isatty():  # they are talk of the group: not for a log
         for row, *replies in zip(asked, trained["replies"], after["replies"], strict=False):
             print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
@@ -191,7 +183,7 @@ def create(ollama, merged, quantize, template, system, parameters, ours):
     return digest
 
 
-def passport(trained, used):
+def model_card(trained, used):
     """Where the model comes from: what its receipt says besides its own making."""
     return {
         "base_model": {**trained["base_model"], "folder": used["model_name_or_path"]},
@@ -201,13 +193,13 @@ def passport(trained, used):
     }
 
 
-def main():
+def main(argv=None):
     parser = arguments(__doc__, "trained")
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
 
@@ -235,8 +227,8 @@ def main():
         merge(used, args.trained, args.cache, work, merged)
         prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
         (merged / "Modelfile").unlink()  # its num_ctx is not ours, and it knows no system text
-        put_rope_on_top(merged / "config.json", needed=ollama is not None)
-        say_as_trained(merged, prompt, system, settings.fixed_system)
+        flatten_rope(merged / "config.json", needed=ollama is not None)
+        write_chat_template(merged, prompt, system, settings.fixed_system)
         check, reply = check_merge(
             base,
             args.trained / "adapter",
@@ -252,7 +244,7 @@ def main():
         quantize, fixed = choose_quantize(settings.quantize, merged), settings.fixed_system
         stage.output("Modelfile").write_text(modelfile(prompt, system, fixed, parameters), encoding="utf-8")
         stage.receipt |= {
-            **passport(trained, used),
+            **model_card(trained, used),
             "check": check,
             "parameters": parameters,
             "quantize": quantize,
@@ -274,7 +266,7 @@ def main():
                     may_be_cut=True,
                 ).text
             except (Unavailable, Unusable) as error:
-                raise Mistake(f"{args.name} is made but does not answer: {error}; export again") from None
+                raise UserError(f"{args.name} is made but does not answer: {error}; export again") from None
         stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))

@@ -13,17 +13,18 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
-import polars as pl
-
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
+from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 from huiyin.common.stage import Stage, arguments, need
+from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Answered, Client, llm_arguments, read_llm_settings
-from huiyin.questions.prompts import read_prompt
-from huiyin.questions.pairing import missing_halves, name_of
+from huiyin.questions.filling import missing_halves
+from huiyin.questions.prompts import name_of, read_prompt
 from huiyin.questions.redaction import Redaction
 
+MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
 ROUNDS = 3
 EVAL_SHARE = 0.05
@@ -44,11 +45,6 @@ class Settings:
     history_gap_minutes: AtLeast0 = 10
 
     PRESETS: ClassVar = {"default": {}}
-
-
-def read_lines(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def context_of(lines, turns, settings):
@@ -78,7 +74,7 @@ def fill(lines, turns, name, prompt, settings, client, temperature):
             answers = client.ask_all("gen", questions, final=False)
             too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
             if any(len(batch) == 1 for batch in too_long):
-                raise Mistake(
+                raise UserError(
                     "even a single question does not fit into the context of the model; "
                     "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml"
                 )
@@ -151,13 +147,13 @@ def write_json(path, content, ascii_only=False):
     path.write_text(json.dumps(content, ensure_ascii=ascii_only, indent=1) + "\n", encoding="utf-8")
 
 
-def main():
+def main(argv=None):
     parser = arguments(__doc__, "paired")
     parser.add_argument("--turns", type=Path, required=True, metavar="FILE", help="turns.parquet of combine")
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/gen.md")
     parser.add_argument("--persona", type=Path, required=True, metavar="FILE", help="the system text")
     llm_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
     prompt = read_prompt(args.prompt, ["name", "items"])
@@ -169,11 +165,11 @@ def main():
     ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.persona)
-        pairs = read_lines(stage.input(need(args.paired / "pairs.jsonl", "`make pair` makes it")))
-        unpaired = read_lines(stage.input(args.paired / "unpaired.jsonl"))
+        pairs = read_records(stage.input(need(args.paired / "pairs.jsonl", MADE_BY)), PAIR, MADE_BY)
+        unpaired = read_records(stage.input(need(args.paired / "unpaired.jsonl", MADE_BY)), UNPAIRED, MADE_BY)
         if not pairs and not unpaired:
-            raise Mistake(f"{args.paired}: no turns to make a dataset of")
-        turns = pl.read_parquet(stage.input(args.turns))
+            raise UserError(f"{args.paired}: no turns to make a dataset of")
+        turns = scan_table(stage.input(need(args.turns, TURNS_BY)), TURNS, TURNS_BY).collect()
         newest = max([*pairs, *unpaired], key=moment)["turn_id"]
         name = name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
 
@@ -205,7 +201,7 @@ def main():
 
         system = persona.fill(name=name)[1]
         if '"""' in system:
-            raise Mistake(
+            raise UserError(
                 f"{args.persona} or the name {name}: three quotes in a row cannot stand in a Modelfile; take them out"
             )
         rows, kept = without_duplicates(samples, system, settings)
@@ -215,10 +211,8 @@ def main():
         # LLaMA-Factory opens this one without naming an encoding
         write_json(stage.output("dataset_info.json"), dataset_info(), ascii_only=True)
         stage.output("system.txt").write_text(system, encoding="utf-8")
-        with open(stage.output("sources.jsonl"), "w", encoding="utf-8") as file:
-            for row, sample in enumerate(kept):
-                source = {"row": row, **{key: sample.get(key) for key in ("turn_ids", "decided_by", "confidence")}}
-                file.write(json.dumps(source) + "\n")
+        sources = ({**sample, "row": row} for row, sample in enumerate(kept))
+        write_records(stage.output("sources.jsonl"), ({key: of.get(key) for key in SOURCE} for of in sources))
         stage.ledger.written = len(kept)
         stage.receipt |= client.receipt()
 

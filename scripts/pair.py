@@ -7,26 +7,25 @@
 Writes pairs.jsonl (turns with the turn they answer) and unpaired.jsonl (turns with the reason why not).
 """
 
-import json
 import operator
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import polars as pl
-
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
+from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 from huiyin.common.stage import Stage, arguments, need
-from huiyin.linking.calibration import blind_quotes, in_reach, thresholds_earned
-from huiyin.linking.cases import cases_of
-from huiyin.linking.linker import Linker
-from huiyin.linking.names import named_by
+from huiyin.common.tables import TURNS, scan_table, write_records
+from huiyin.linking.calibration import calibrated_thresholds, held_out_quotes
+from huiyin.linking.cases import History
 from huiyin.linking.rule import link
 from huiyin.llm.client import Client, llm_arguments, read_llm_settings
-from huiyin.questions.prompts import read_prompt
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
+from huiyin.questions.prompts import read_prompt
+
+MADE_BY = "`make combine` makes it"
 
 
 @dataclass
@@ -121,56 +120,75 @@ def as_one(parts, text):
     }
 
 
-def decide(case, rows, settings):
-    """Decide what is certain; a case left open is a question for the rule or the model."""
+def decide(case, settings):
+    """Decide what is certain; a case left open is a question for the linker, the model or the rule."""
     turn = case.turn
     if settings.method == "empty":
         case.reason = "empty_prompt"
     elif settings.method == "previous":
-        if turn["previous_of_others"] is None:
+        if case.previous is None:
             case.reason = "no_candidates"
         else:
-            case.answered(rows[turn["previous_of_others"]], "previous")
+            case.decided(case.previous, "previous")
     elif settings.method == "mention":
         naming = [other for other in case.candidates if turn["user_id"] in other["mentions"]]
         if naming:
-            case.answered(naming[-1], "mention")
+            case.decided(naming[-1], "mention")
         else:
             case.reason = "none" if case.candidates else "no_candidates"
-    # who quotes himself goes on; he answers nobody with that
-    elif settings.quotes_first and rows.get(turn["reply_to_turn"], turn)["user_id"] != turn["user_id"]:
-        case.answered(rows[turn["reply_to_turn"]], "quote", 1.0)
+    # a member who quotes their own turn is continuing it, not replying to anyone
+    elif settings.quotes_first and case.quoted and case.quoted["user_id"] != turn["user_id"]:
+        case.decided(case.quoted, "quote", 1.0)
     elif settings.quotes_first and turn["quotes_outside"]:
         case.reason = "quotes_outside"
     elif not case.candidates:
         case.reason = "no_candidates"
 
 
-def apply_rule(cases, named):
-    for case in cases:
-        prompt, confidence = link(case.turn, case.window, named)
-        if prompt:
-            case.answered(prompt, "rule", confidence)
-        else:
-            case.reason = "undecided"
+def cascade(cases, history, settings, ask):
+    """Decide the open cases: the linker those it is sure of, then the model, or without a model the rule.
 
-
-def apply_linker(cases, decisions, least, min_confidence):
-    """Take over what the linker is sure of; the rest of the cases stays open.
-
-    decisions: [(turn_id or None, confidence), ...]; least: {group: the confidence that is enough there, or None}.
+    ask: (name of the work, cases, final) -> the model's answer to each; in a test a failure is not `final`. Return what
+    the receipt says: the linker's threshold in each group, and how many held-out quotes rule, linker and model find.
     """
-    for case, (answered, confidence) in zip(cases, decisions, strict=False):
-        enough = least[case.turn["group_id"]]
-        if enough is None or confidence < enough:
+    groups, receipt, found = sorted({case.turn["group_id"] for case in cases}), {}, {}
+    quotes = held_out_quotes(history, groups) if settings.quotes_tested else []
+    newest = sorted(quotes, key=lambda case: case.turn["time"])[-settings.quotes_tested :]
+    tested = [case for case in newest if case.quote_in_reach]
+    found["rule"] = [id_of(link(case.turn, case.window, history.named)[0]) for case in tested]
+    if settings.linker_alone != "never":
+        from huiyin.linking.linker import Linker  # scipy and LightGBM take half a second
+
+        in_reach = [case for case in quotes if case.quote_in_reach]
+        open_cases = [case for case in cases if case.open]
+        decisions = Linker().decide([*open_cases, *in_reach], history)
+        receipt["linker"] = calibrated_thresholds(groups, in_reach, decisions, settings)
+        apply_linker(open_cases, decisions, receipt["linker"], settings.min_confidence)
+        found["linker"] = [decisions[case.turn["turn_id"]][0] for case in tested]
+    open_cases = [case for case in cases if case.open]
+    if settings.use_llm:
+        apply_answers(open_cases, ask("pair", open_cases), settings.min_confidence)
+        answers = ask("pair: held-out quotes", tested, final=False)
+        found["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
+    else:
+        apply_rule(open_cases, history.named)
+    return {**receipt, "quotes": report_on_quotes(len(newest), tested, found)} if quotes else receipt
+
+
+def apply_linker(cases, decisions, thresholds, min_confidence):
+    """Take over what the linker is sure of; the rest of the cases stays open."""
+    for case in cases:
+        replied_to, confidence = decisions[case.turn["turn_id"]]
+        threshold = thresholds[case.turn["group_id"]]["threshold"]
+        if threshold is None or confidence < threshold:
             continue
-        if answered is None:
+        if replied_to is None:
             case.reason = "none"
         elif confidence < min_confidence:
             case.reason = "low_confidence"
         else:
-            prompt = next(other for other in case.candidates if other["turn_id"] == answered)
-            case.answered(prompt, "linker", confidence)
+            prompt = next(other for other in case.candidates if other["turn_id"] == replied_to)
+            case.decided(prompt, "linker", confidence)
 
 
 def apply_answers(cases, answers, min_confidence):
@@ -182,86 +200,56 @@ def apply_answers(cases, answers, min_confidence):
         elif answer.confidence is not None and answer.confidence < min_confidence:
             case.reason = "low_confidence"
         else:
-            case.answered(case.candidates[int(answer.value) - 1], "llm", answer.confidence)
+            case.decided(chosen(case, answer), "llm", answer.confidence)
 
 
-def report_on_quotes(tested, quotes, named, linked, answers):
-    """Return what the receipt says of the quotes asked blind, and say it.
+def chosen(case, answer):
+    """Return the candidate that the model has named, None where it has named none."""
+    return case.candidates[int(answer.value) - 1] if answer and answer.value != NONE else None
 
-    quotes: those in reach, of `tested`; linked: {turn_id: turn_id or None} of the linker; answers: of the model; both
-    may be None.
+
+def id_of(turn):
+    return turn and turn["turn_id"]
+
+
+def apply_rule(cases, named):
+    for case in cases:
+        prompt, confidence = link(case.turn, case.window, named)
+        if prompt:
+            case.decided(prompt, "rule", confidence)
+        else:
+            case.reason = "undecided"
+
+
+def share_decided(cases):
+    """Return how many are decided without the model, for its progress."""
+    count = Counter(case.decided_by for case in cases)
+    return f"{count['quote'] / len(cases):.0%} from quotes, {count['linker'] / len(cases):.0%} from the linker"
+
+
+def report_on_quotes(count, tested, found):
+    """Print and return how many of the held-out quotes `tested` were found; `count`: those out of reach included.
+
+    found: {"rule", "linker", "llm": the ids of the turns that they name, None for none}.
     """
-    quoted = [case.turn["reply_to_turn"] for case in quotes]
-    found = {"rule": [(link(case.turn, case.window, named)[0] or {}).get("turn_id") for case in quotes]}
-    if linked is not None:
-        found["linker"] = [linked[case.turn["turn_id"]] for case in quotes]
-    if answers is not None:
-        found["llm"] = [
-            case.candidates[int(answer.value) - 1]["turn_id"] if answer and answer.value != NONE else None
-            for case, answer in zip(quotes, answers, strict=True)
-        ]
+    quoted = [case.turn["reply_to_turn"] for case in tested]
     counts = {f"found_by_{who}": sum(map(operator.eq, quoted, turn_ids)) for who, turn_ids in found.items()}
     names = {"found_by_rule": "the rule", "found_by_linker": "the linker", "found_by_llm": "the model"}
     print(
-        f"pair: of {tested:,} quotes asked blind, {len(quotes):,} within the candidates: "
-        + ", ".join(f"{names[who]} found {count:,}" for who, count in reversed(counts.items())),
+        f"pair: of {count:,} held-out quotes, {len(tested):,} within the candidates: "
+        + ", ".join(f"{names[who]} found {number:,}" for who, number in reversed(counts.items())),
         flush=True,
     )
-    return {"tested": tested, "in_reach": len(quotes), **counts}
+    return {"tested": count, "in_reach": len(tested), **counts}
 
 
-def cascade(cases, turns, settings, client, prompt, temperature):
-    """Decide the cases that quotes have left open: the linker what it may, then the model, or without one the rule.
-
-    Return what the receipt says of that.
-    """
-    groups, said = sorted({case.turn["group_id"] for case in cases}), {}
-    named = named_by(turns, groups)
-    blind = blind_quotes(turns, groups, settings) if settings.quotes_tested else []
-    quotes = [case for case in blind if in_reach(case)]
-    open_cases, answers, linked = [case for case in cases if case.open], None, None
-    if settings.linker_alone != "never":
-        found = Linker().decide([*open_cases, *quotes], turns, named, settings.candidates, settings.stop_at_own_turn)
-        linked = found[len(open_cases) :]
-        said["linker"] = thresholds_earned(groups, quotes, linked, settings)
-        least = {group: earned["threshold"] for group, earned in said["linker"].items()}
-        apply_linker(open_cases, found, least, settings.min_confidence)
-        open_cases = [case for case in open_cases if case.open]
-    newest = sorted(blind, key=lambda case: case.turn["time"])[-settings.quotes_tested :]
-    asked = [case for case in newest if in_reach(case)]
-    if settings.use_llm:
-        questions = [
-            which_turn(prompt, case.turn, case.window, settings.characters_shown, temperature)
-            for case in [*open_cases, *asked]
-        ]
-        shares = Counter(case.decided_by for case in cases)
-        answers = client.ask_all(
-            "pair",
-            questions,
-            f"{shares['quote'] / len(cases):.0%} from quotes, {shares['linker'] / len(cases):.0%} from the linker",
-        )
-        apply_answers(open_cases, answers[: len(open_cases)], settings.min_confidence)
-        answers = answers[len(open_cases) :]
-    else:
-        apply_rule(open_cases, named)
-    if linked is not None:
-        linked = {case.turn["turn_id"]: answered for case, (answered, _) in zip(quotes, linked, strict=True)}
-    return {**said, "quotes": report_on_quotes(len(newest), asked, named, linked, answers)} if blind else said
-
-
-def write_lines(path, lines):
-    with open(path, "w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def main():
+def main(argv=None):
     parser = arguments(__doc__, "turns")
     parser.add_argument("--target", required=True, help="user id (QQ number) of the member whose voice is learnt")
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/pair.md")
     parser.add_argument("--merge-prompt", type=Path, required=True, metavar="FILE", help="prompts/merge.md")
     llm_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
     prompt = read_prompt(args.prompt, ["name", "context", "reply"])
@@ -273,10 +261,10 @@ def main():
     ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.merge_prompt)
-        turns = pl.read_parquet(stage.input(need(args.turns, "`make combine` makes it")))
+        turns = scan_table(stage.input(need(args.turns, MADE_BY)), TURNS, MADE_BY).collect()
         kept = turns_kept(turns, args.target, settings, stage.ledger)
         if not stage.ledger.read:
-            raise Mistake(
+            raise UserError(
                 f"nobody with the id {args.target} has said anything here; "
                 "`make members` lists who is there, put one of those ids into config/target.txt"
             )
@@ -284,15 +272,22 @@ def main():
             before = len(kept)
             kept = merged(kept, merge_prompt, settings, client, llm.pair_temperature)
             stage.ledger.merged = before - len(kept)
-        cases, rows = cases_of(kept, turns, settings.candidates, settings.stop_at_own_turn)
+        history = History(turns, settings.candidates, settings.stop_at_own_turn)
+        cases = history.cases(kept)
         for case in cases:
-            decide(case, rows, settings)
+            decide(case, settings)
+
+        def ask(name, asked, final=True):
+            shown = settings.characters_shown
+            questions = [which_turn(prompt, case.turn, case.window, shown, llm.pair_temperature) for case in asked]
+            return client.ask_all(name, questions, share_decided(cases), final)
+
         if settings.method == "cascade" and cases:
-            stage.receipt |= cascade(cases, turns, settings, client, prompt, llm.pair_temperature)
+            stage.receipt |= cascade(cases, history, settings, ask)
         pairs = [line_of(case) for case in cases if case.prompt]
         unpaired = [line_of(case) for case in cases if not case.prompt]
-        write_lines(stage.output("pairs.jsonl"), pairs)
-        write_lines(stage.output("unpaired.jsonl"), unpaired)
+        write_records(stage.output("pairs.jsonl"), pairs)
+        write_records(stage.output("unpaired.jsonl"), unpaired)
         stage.ledger.written = len(pairs) + len(unpaired)
         stage.receipt["decided_by"] = Counter(line["decided_by"] for line in pairs)
         stage.receipt["unpaired"] = Counter(line["reason"] for line in unpaired)

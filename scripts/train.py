@@ -18,18 +18,19 @@ from pathlib import Path
 import psutil
 import yaml
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
-from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
 from huiyin.llm.answer_cache import digest
+from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
+from huiyin.serving.ollama_limits import check_served
+from huiyin.serving.process import ask
 from huiyin.training.base import check_disk, find_base, token_lengths
 from huiyin.training.card import check_card, find_card, torch_cuda
-from huiyin.training.llamafactory import OutOfMemory, answer, environment, run_program, world_size
+from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, as_text, read_shape
 from huiyin.training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
-from huiyin.serving.ollama_limits import check_served
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
@@ -65,10 +66,10 @@ def read_train_settings(path):
     for name in [*OURS, *FROM_PREFLIGHT]:
         if name in given:
             where = "chosen in preflight.yaml" if name in FROM_PREFLIGHT else "set by the pipeline"
-            raise Mistake(f"{path}: {name} is {where}; take it out")
+            raise UserError(f"{path}: {name} is {where}; take it out")
     for name in ("model_name_or_path", "template"):
         if not given.get(name):
-            raise Mistake(f"{path}: {name} is missing")
+            raise UserError(f"{path}: {name} is missing")
     return given
 
 
@@ -88,7 +89,7 @@ def work_of(given, rows, base):
 
 
 def preflight(gpu, given, work, settings):
-    """Return (what was found, the `Plan`); a `Mistake` where nothing fits."""
+    """Return (what was found, the `Plan`); `UserError` where nothing fits."""
     if gpu == "none":
         memory, cores = psutil.virtual_memory(), os.cpu_count()
         found = {
@@ -144,7 +145,7 @@ def full_settings(given, data, has_eval, gpu, plan, base, run_folder):
     device = {"use_cpu": True, "full_determinism": True} if gpu == "none" else {}
     processes = world_size()
     if plan.accumulation % processes:
-        raise Mistake(
+        raise UserError(
             f"{plan.accumulation} rows accumulated cannot be shared out among {processes} processes; "
             "choose gradient_accumulation_steps in train.yaml accordingly"
         )
@@ -232,7 +233,8 @@ def train(args, values, plan, files, run_folder, held_out):
         attempts.append({**asdict(plan), "peak": int(plan.peak)})
         try:
             train_once(values, run_folder, variables)
-            replies = answer(values, run_folder, held_out, run_folder, variables)
+            [asked] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
+            replies = asked["replies"]
             attempts[-1]["ended"] = "well"
             count = sum(map(garbled, replies))
             problem = f"{count} of {len(replies)} held-out replies are garbled"
@@ -242,11 +244,11 @@ def train(args, values, plan, files, run_folder, held_out):
                 if count:
                     print(f"train: {problem}; {ADVICE}", flush=True)
                 return attempts, replies
-        except OutOfMemory as mistake:
+        except OutOfMemory as error:
             attempts[-1]["ended"] = "out of memory"
             if plan.micro_batch == 1:
-                raise Mistake(
-                    f"{mistake}; even with one row at a time: close what uses the card, or take a shorter "
+                raise UserError(
+                    f"{error}; even with one row at a time: close what uses the card, or take a shorter "
                     "cutoff_len or a smaller model"
                 ) from None
             plan = replace(plan, micro_batch=plan.micro_batch // 2, accumulation=plan.accumulation * 2)
@@ -256,7 +258,7 @@ def train(args, values, plan, files, run_folder, held_out):
         except BrokenLoss as broken:
             attempts[-1]["ended"] = problem = str(broken)
             if other_tried:
-                raise Mistake(
+                raise UserError(
                     f"{broken}, in {plan.precision}; lower learning_rate in {args.config}, or try "
                     f"flash_attn: disabled there; the log is {run_folder}/llamafactory.log"
                 ) from None
@@ -285,14 +287,14 @@ def losses(values, run_folder, variables):
     }
 
 
-def main():
+def main(argv=None):
     parser = arguments(__doc__, "generated")
     parser.add_argument("--preflight", type=Path, required=True, metavar="FILE", help="preflight.yaml")
     parser.add_argument("--gpu", required=True, help="index of the card (several: 0,1), or none")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
     parser.add_argument("--dry-run", action="store_true", help="say whether it fits, and stop")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     given = read_train_settings(args.config)
     settings = read_settings(args.preflight, Settings)
     llm = read_llm_settings(args)
@@ -302,7 +304,7 @@ def main():
     ]
     rows, held_out = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
     if not rows:
-        raise Mistake(f"{files[0]}: no rows to learn from; the receipt beside it says what became of the turns")
+        raise UserError(f"{files[0]}: no rows to learn from; the receipt beside it says what became of the turns")
 
     if args.gpu != "none" and not args.dry_run:
         unload_model(llm, args.ollama_url)  # one card, two tenants; only now is its memory what training will find

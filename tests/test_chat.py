@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from scripts.tools.chat import as_messages
 from helpers import CLEAN, ROOT, make, run_script
 from ollama_server import Raw, whole
+from scripts.tools.chat import as_messages
 
 DEMO = ["CONFIG=demo", "RUN_IN=host"]
 PARAMETERS = {"num_ctx": 512, "num_predict": 60, "temperature": 0.0, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts import combine
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
+from scripts import combine
 from test_cases import MESSAGE
 
 PRESETS = {name: combine.Settings(**values) for name, values in combine.Settings.PRESETS.items()}

@@ -17,16 +17,16 @@ import sqlcipher3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from huiyin.common.errors import Mistake
+from helpers import CLEAN, EXAMPLES, ROOT, run_script
+from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
-from scripts.decrypt import Settings, extract, read_key
-from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.qqnt.btree import cells, four, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
+from huiyin.qqnt.extract import check_space, read_schema, take_tables
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
-from huiyin.qqnt.extract import check_space, read_schema, take_tables
+from scripts.decrypt import Settings, extract, read_key
 from scripts.demo.history import KEY, START
 
 Usage = namedtuple("Usage", "free")
@@ -480,7 +480,7 @@ def test_a_full_disk(source, tmp_path, error):
 def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free=3 << 20))
     target = tmp_path / "plain.db"
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         check_space(target, 40 << 20)
     assert str(caught.value) == f"{tmp_path}: 56 MiB are needed there, 3 MiB are free; free some"
     check_space(target, -(14 << 20))
@@ -508,7 +508,7 @@ def test_permission_denied(source, tmp_path, closed):
 def test_a_source_that_changes_meanwhile(source, tmp_path, monkeypatch):
     states = iter([(1, 1), (1, 2)])
     monkeypatch.setattr("decrypt.state", lambda path: next(states))
-    with Stage("decrypt", tmp_path / "out") as stage, pytest.raises(Mistake) as caught:
+    with Stage("decrypt", tmp_path / "out") as stage, pytest.raises(UserError) as caught:
         extract(stage, source, KEY, ["group_msg_table"], tmp_path / "plain.db", Settings(), "decrypt.yaml")
     assert str(caught.value) == f"{source}: was written to while it was read; close QQ and start again"
 
@@ -543,7 +543,7 @@ def test_no_damage_raises_anything_but_a_mistake(sample, tmp_path, data):
     path, target = tmp_path / "nt_msg.db", tmp_path / "plain.db"
     path.write_bytes(content[:end])
     target.unlink(missing_ok=True)
-    with contextlib.suppress(Mistake), Progress("test", None, "B") as progress:
+    with contextlib.suppress(UserError), Progress("test", None, "B") as progress:
         take_tables(path, detect(path, key), key, ["group_msg_table"], target, progress, lambda *_, **__: None)
 
 
@@ -552,7 +552,7 @@ def test_no_damage_raises_anything_but_a_mistake(sample, tmp_path, data):
 def test_no_key_file_raises_anything_but_a_mistake(tmp_path, content):
     path = tmp_path / "key.txt"
     path.write_bytes(content)
-    with contextlib.suppress(Mistake):
+    with contextlib.suppress(UserError):
         assert content in [
             bom + read_key(path, path).encode() + end for bom in (b"", b"\xef\xbb\xbf") for end in (b"", b"\n", b"\r\n")
         ]

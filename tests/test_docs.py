@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import yaml
 
-from scripts import combine
 from helpers import ROOT, make
 from huiyin.sources.database import ROW
+from scripts import combine
 
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]

@@ -14,13 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import huiyin.training.base
-from huiyin.common.errors import Mistake
-from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room
 from helpers import CLEAN, ROOT, run_script
-from ollama_server import Refusal
+from huiyin.common.errors import UserError
+from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB
-from huiyin.serving.ollama_limits import choose_quantize, put_rope_on_top
+from ollama_server import Refusal
+from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room
 
 NAME = "huiyin-10002:latest"
 PARAMETERS = {
@@ -209,14 +209,14 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(huiyin.training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
     check_room(tmp_path, 4 * GIB, None)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_room(tmp_path, GIB, tmp_path)
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "the merged model with Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB are free; make room"
     )
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_room(tmp_path, 5 * GIB, None)
-    assert str(mistake.value) == "the merged model needs 5.0 GiB of disk and 4.0 GiB are free; make room"
+    assert str(error.value) == "the merged model needs 5.0 GiB of disk and 4.0 GiB are free; make room"
 
 
 def test_no_room_in_memory(capsys):
@@ -224,9 +224,9 @@ def test_no_room_in_memory(capsys):
     Swap = namedtuple("Swap", "free")
     check_memory(3 * GIB, Memory(4 * GIB), Swap(GIB))
     assert capsys.readouterr().out == "export: merging needs about 4.5 GiB of RAM, 5.0 GiB are free\n"
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_memory(3 * GIB, Memory(4 * GIB), Swap(0))
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "merging needs 4.5 GiB of RAM and 4.0 GiB are free; close programs, or in WSL, which gets half of the "
         "machine's, set memory= in .wslconfig"
     )
@@ -302,7 +302,7 @@ def test_a_merged_model_that_differs(demo, tmp_path):
     weights = load_file(merged / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1.01)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_merge(
             base,
             target / "trained/adapter",
@@ -313,7 +313,7 @@ def test_a_merged_model_that_differs(demo, tmp_path):
             tmp_path,
             environment("none", tmp_path, tmp_path),
         )
-    said = str(mistake.value)
+    said = str(error.value)
     assert said.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
     assert said.endswith(", more than 0.01% apart; export again")
 
@@ -324,16 +324,16 @@ def test_a_file_that_the_merge_has_lost(demo, tmp_path, name):
     (merged / "Modelfile").touch()
     check_merged(merged)
     (merged / name).unlink()
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_merged(merged)
-    assert str(mistake.value) == f"{merged}/{name}: no such file; LLaMA-Factory should have written it; export again"
+    assert str(error.value) == f"{merged}/{name}: no such file; LLaMA-Factory should have written it; export again"
 
 
 def test_the_tolerance_follows_the_type_of_the_weights():
     assert check_loss(2.0, 2.0001, "float32", 50) == pytest.approx(5e-5)
     assert check_loss(2.0, 2.019, "bfloat16", 50) == pytest.approx(0.0095)
     for trained, merged, kind in ((2.0, 2.001, "float32"), (2.0, 1.97, "bfloat16"), (2.0, float("nan"), "bfloat16")):
-        with pytest.raises(Mistake, match="the merged model is not the trained one"):
+        with pytest.raises(UserError, match="the merged model is not the trained one"):
             check_loss(trained, merged, kind, 50)
 
 
@@ -391,7 +391,7 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
 def test_rope_is_at_the_top_level(tmp_path, rope, wanted):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(rope))
-    put_rope_on_top(config, needed=True)
+    flatten_rope(config, needed=True)
     values = json.loads(config.read_text(encoding="utf-8"))
     assert {name: value for name, value in values.items() if name != "rope_parameters"} == wanted
 
@@ -399,10 +399,10 @@ def test_rope_is_at_the_top_level(tmp_path, rope, wanted):
 def test_no_rope_at_all(tmp_path):
     config = tmp_path / "config.json"
     config.write_text("{}")
-    put_rope_on_top(config, needed=False)
-    with pytest.raises(Mistake) as mistake:
-        put_rope_on_top(config, needed=True)
-    assert str(mistake.value) == f"{config}: no rope_theta; this base model cannot be served by Ollama"
+    flatten_rope(config, needed=False)
+    with pytest.raises(UserError) as error:
+        flatten_rope(config, needed=True)
+    assert str(error.value) == f"{config}: no rope_theta; this base model cannot be served by Ollama"
 
 
 @pytest.mark.parametrize(("row", "kind"), [(512, "q4_K_M"), (896, "q8_0"), (100, "f16")])

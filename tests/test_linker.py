@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import huiyin.linking.linker
-from huiyin.linking.calibration import threshold_earned
+from huiyin.linking.calibration import calibrated_threshold
 from huiyin.linking.cases import Case
 from huiyin.linking.features import WIDTH, Talk, features
 from huiyin.linking.lines import lines_of, shares_of_turns
@@ -224,5 +224,5 @@ def test_candidates_are_turns_of_others_and_what_is_out_of_view_counts_as_none(m
     ],
 )
 def test_the_threshold_is_raised_until_nine_in_ten_are_right(tried, threshold, reason):
-    earned, why = threshold_earned(tried, 0.8)
+    earned, why = calibrated_threshold(tried, 0.8)
     assert (earned["threshold"], earned["quotes"], why) == (threshold, len(tried), reason)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from huiyin.linking.cases import window
 
 from helpers import ROOT
 from huiyin.linking.names import Names
 from huiyin.linking.rule import link
-from huiyin.linking.window import window
 from huiyin.questions.redaction import Redaction
 
 TALK = ["今天吃什么", "好的", "ok then"] * 10

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from huiyin.common.errors import Mistake
 from helpers import EXAMPLES, run_script
-from scripts.parse import MESSAGE, csv_chunks, write_csv
+from huiyin.common.errors import UserError
 from huiyin.qqnt.body import AT, TEXT, BodyReader, kind_name
+from huiyin.qqnt.qqnt_pb2 import Body, Element, Wallet
 from huiyin.sources.browser_json import json_chunks
 from huiyin.sources.database import to_chunk
-from huiyin.qqnt.qqnt_pb2 import Body, Element, Wallet
 from scripts.demo.history import COLUMNS, history
+from scripts.parse import MESSAGE, csv_chunks, write_csv
 
 MESSAGES = 1500
 T = 1_660_471_938
@@ -642,7 +642,7 @@ def test_no_line_raises_anything_but_a_mistake(pieces):
     frames = list(csv_chunks("chat.csv", lines, bad))
     assert sum(frame.height for frame in frames) + len(bad) <= len(lines)
     if bad:
-        with pytest.raises(Mistake):
+        with pytest.raises(UserError):
             list(csv_chunks("chat.csv", lines, None))
 
 
@@ -725,7 +725,7 @@ JSON = st.recursive(
 def test_no_json_raises_anything_but_a_mistake(tmp_path, content, cut):
     text = json.dumps(content)
     source = write(tmp_path / "chat.json", text[: len(text) - cut])
-    with contextlib.suppress(Mistake), open(source, "rb") as file:
+    with contextlib.suppress(UserError), open(source, "rb") as file:
         for rows in json_chunks(source, file):
             assert to_chunk(rows, ()).rows.height == len(rows)
 

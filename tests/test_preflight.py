@@ -6,11 +6,11 @@ import sys
 import pynvml
 import pytest
 
-from scripts import train
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
+from scripts import train
 
 QWEN = {  # Qwen2.5-1.5B-Instruct's config.json, as far as it matters
     "architectures": ["Qwen2ForCausalLM"],
@@ -175,9 +175,9 @@ def test_a_large_model_takes_four_bits_and_nothing_smaller_will_do(nvml, tmp_pat
     found = plan(nvml, tmp_path, RTX_3060, config=SEVEN)
     assert (found.four_bit, found.liger, found.cutoff_len) == (True, False, 1024)
     assert found.values()["quantization_bit"] == 4
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         plan(nvml, tmp_path, RTX_3060, NONE, config=SEVEN)
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "NVIDIA GeForce RTX 3060 has 11.3 GiB free of 12.0, too little for this model even with every concession "
         "(liger_kernel and bitsandbytes would allow more, but cannot be imported); "
         "close what uses the card, or take a smaller model in train.yaml"
@@ -185,9 +185,9 @@ def test_a_large_model_takes_four_bits_and_nothing_smaller_will_do(nvml, tmp_pat
 
 
 def test_a_busy_card_is_judged_by_what_is_free(nvml, tmp_path):
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         plan(nvml, tmp_path, BUSY)
-    assert str(mistake.value).startswith("NVIDIA GeForce RTX 3060 has 1.0 GiB free of 12.0, too little for this model")
+    assert str(error.value).startswith("NVIDIA GeForce RTX 3060 has 1.0 GiB free of 12.0, too little for this model")
 
 
 def test_each_choice_can_be_fixed(nvml, tmp_path):
@@ -207,7 +207,7 @@ def test_each_choice_can_be_fixed(nvml, tmp_path):
         "quantization_bit": 4,
     }
     assert found.rows_cut == 3
-    with pytest.raises(Mistake, match="micro_batch 3 does not divide the 16 rows a step"):
+    with pytest.raises(UserError, match="micro_batch 3 does not divide the 16 rows a step"):
         plan(nvml, tmp_path, H100, settings=Settings(micro_batch=3))
 
 
@@ -219,9 +219,9 @@ def test_the_second_of_two_cards(nvml):
 @pytest.mark.parametrize("gpu", ["2", "first", "-1"])
 def test_no_such_card(nvml, gpu):
     nvml(RTX_3060, T4)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         find_card(gpu)
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         f"GPU={gpu}, but the cards here are: 0 (NVIDIA GeForce RTX 3060), 1 (Tesla T4); "
         "say GPU=none to train on the processor"
     )
@@ -229,18 +229,18 @@ def test_no_such_card(nvml, gpu):
 
 def test_no_driver(nvml):
     nvml(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         find_card("0")
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "GPU=0, but no NVIDIA driver answers (NVML Shared Library Not Found); say GPU=none to train on the processor"
     )
 
 
 def test_a_driver_too_old_for_this_torch(nvml):
     nvml(RTX_3060, driver="550.54.14", cuda=12040)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_card(find_card("0"), "13.0")
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "driver 550.54.14 supports CUDA 12.4, this torch needs 13.0: "
         "update the driver to >= 580, or install a torch built for CUDA 12"
     )
@@ -249,9 +249,9 @@ def test_a_driver_too_old_for_this_torch(nvml):
 
 def test_a_card_torch_no_longer_serves(nvml):
     nvml(P100)
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         check_card(find_card("0"), "13.0")
-    assert str(mistake.value) == (
+    assert str(error.value) == (
         "Tesla P100-PCIE-16GB (compute capability 6.0) is too old for torch with CUDA 13.0, "
         "which serves 7.5 and newer; install an older torch, or say GPU=none"
     )
@@ -259,7 +259,7 @@ def test_a_card_torch_no_longer_serves(nvml):
 
 def test_a_torch_without_cuda(nvml):
     nvml(RTX_3060)
-    with pytest.raises(Mistake, match="the torch installed here is a CPU build"):
+    with pytest.raises(UserError, match="the torch installed here is a CPU build"):
         check_card(find_card("0"), None)
 
 
@@ -279,7 +279,7 @@ def test_the_build_of_torch_is_known_without_loading_it():
 )
 def test_models_that_are_not_known(tmp_path, config, problem):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Mistake, match=problem):
+    with pytest.raises(UserError, match=problem):
         read_shape(tmp_path / "config.json")
 
 
@@ -287,7 +287,7 @@ def test_the_processor_takes_full_precision_and_needs_the_memory(tmp_path):
     found = plan_for_processor(16 * GIB, 8, work(tmp_path), 2, Settings())
     assert (found.precision, found.micro_batch, found.accumulation) == ("fp32", 2, 8)
     assert found.values()["bf16"] is False and found.values()["fp16"] is False
-    with pytest.raises(Mistake, match=r"training takes about 6\.7 GiB of memory and 4\.0 are free"):
+    with pytest.raises(UserError, match=r"training takes about 6\.7 GiB of memory and 4\.0 are free"):
         plan_for_processor(4 * GIB, 8, work(tmp_path), 2, Settings())
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import CLEAN, EXAMPLES, ROOT
-from huiyin.serving.template import modelfile, read_prompt
 from huiyin.serving.ollama_limits import TEMPLATES
+from huiyin.serving.template import modelfile, read_prompt
 
 # What differs from qwen in the tokenizers of Llama 3: the marks. Nothing there says add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]

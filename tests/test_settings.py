@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 
 
@@ -68,11 +68,11 @@ def test_a_file_from_notepad_is_read(tmp_path):
     ],
 )
 def test_mistakes_are_named(tmp_path, text, problem):
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as error:
         read(tmp_path, text)
-    assert str(mistake.value).removeprefix(f"{tmp_path}/x.yaml: ") == problem
+    assert str(error.value).removeprefix(f"{tmp_path}/x.yaml: ") == problem
 
 
 def test_what_is_no_yaml_is_named_by_its_line(tmp_path):
-    with pytest.raises(Mistake, match=r"x\.yaml: line 2 is not YAML"):
+    with pytest.raises(UserError, match=r"x\.yaml: line 2 is not YAML"):
         read(tmp_path, "window: 3\nkeep: a: b\n")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.common.stage import Stage
 
 
@@ -44,7 +44,7 @@ def test_a_stage_whose_numbers_do_not_balance_fails(tmp_path):
 
 
 def test_two_runs_cannot_work_in_one_folder(tmp_path):
-    with Stage("test", tmp_path), pytest.raises(Mistake, match="another run is at work here"):
+    with Stage("test", tmp_path), pytest.raises(UserError, match="another run is at work here"):
         Stage("test", tmp_path).__enter__()
     write(tmp_path, ["a"])  # the lock went with the first
 

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from scripts import train
 from helpers import CLEAN, ROOT, run_script
 from hub_server import Hub
-from test_preflight import RTX_3060, Nvml
 from huiyin.training import base, llamafactory
 from huiyin.training.watch import BrokenLoss, Watch, garbled
+from scripts import train
+from test_preflight import RTX_3060, Nvml
 
 
 class Training:
@@ -345,10 +345,10 @@ def test_out_of_memory_goes_on_from_the_checkpoint_with_half_the_rows_at_a_time(
 
 def test_out_of_memory_with_a_single_row_is_the_end(training, on_card):
     training.settings["per_device_train_batch_size"] = 1
-    with pytest.raises(train.Mistake) as mistake:
+    with pytest.raises(train.UserError) as error:
         on_card(CARD_ROWS="0")
-    assert str(mistake.value).startswith("llamafactory-cli train ran out of the card's memory; ")
-    assert str(mistake.value).endswith(
+    assert str(error.value).startswith("llamafactory-cli train ran out of the card's memory; ")
+    assert str(error.value).endswith(
         "even with one row at a time: close what uses the card, or take a shorter cutoff_len or a smaller model"
     )
 
@@ -407,8 +407,8 @@ def test_a_full_disk_is_refused_before_anything_starts(training, monkeypatch):
     monkeypatch.setattr(base.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100 << 30, 100 << 30, 1000))
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, training.arguments())])
     monkeypatch.chdir(ROOT)
-    with pytest.raises(train.Mistake) as mistake:
+    with pytest.raises(train.UserError) as error:
         train.main()
     line = r"training \(checkpoints and prepared rows\) needs \d+ MiB of disk and 0 MiB are free; make room"
-    assert re.fullmatch(line, str(mistake.value))
+    assert re.fullmatch(line, str(error.value))
     assert [path.name for path in (training.path / "trained").iterdir()] == []

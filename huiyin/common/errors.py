@@ -9,7 +9,7 @@ from pathlib import Path
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: FAT32 takes no file beyond 4 GB
 
 
-class Mistake(Exception):
+class UserError(Exception):
     """What is wrong, where, and what to do: one line for the reader, exit status 1, no traceback."""
 
 
@@ -19,8 +19,8 @@ def run(main):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs when Make is stopped
     try:
         main()
-    except Mistake as mistake:
-        fail(" ".join(str(mistake).split()))
+    except UserError as error:
+        fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         fail("interrupted; what is done is kept, start again to go on", 130)
     except BrokenPipeError:  # `make members | head` has read enough

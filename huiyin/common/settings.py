@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 # Numbers with a least value: `window: AtLeast1`
 AtLeast0 = typing.Annotated[int, 0]
@@ -18,19 +18,19 @@ def read_settings(path, cls):
     """Return a `cls` filled from the YAML file at `path`.
 
     A key the file leaves out comes from its `preset`: `cls.PRESETS[name]` on top of the dataclass defaults.
-    Unknown keys and values of the wrong type raise `Mistake`. Every scalar is read as text first and then
+    Unknown keys and values of the wrong type raise `UserError`. Every scalar is read as text first and then
     turned into the declared type, so an id such as 0012 stays as it was written.
     """
     given = read_mapping(path)
     presets = getattr(cls, "PRESETS", {"default": {}})
     preset = convert(given.pop("preset", "default"), str, f"{path}: preset")
     if preset not in presets:
-        raise Mistake(f"{path}: no preset {preset!r}; there are: {', '.join(presets)}")
+        raise UserError(f"{path}: no preset {preset!r}; there are: {', '.join(presets)}")
     known = typing.get_type_hints(cls, include_extras=True)
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in given:
         if name not in fields:
-            raise Mistake(f"{path}: unknown setting {name!r}; known are: preset, {', '.join(fields)}")
+            raise UserError(f"{path}: unknown setting {name!r}; known are: preset, {', '.join(fields)}")
     values = {name: convert(value, known[name], f"{path}: {name}") for name, value in given.items()}
     return cls(**{**presets[preset], **values})
 
@@ -41,15 +41,15 @@ def read_mapping(path, loader=yaml.BaseLoader):
         text = Path(path).read_text(encoding="utf-8-sig")
         content = yaml.load(text, loader)
     except FileNotFoundError:
-        raise Mistake(f"{path}: no such settings file") from None
+        raise UserError(f"{path}: no such settings file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise Mistake(f"{path}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{path}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None or content == "":
         return {}
     if not isinstance(content, dict):
-        raise Mistake(f"{path}: must be a list of `name: value` lines")
+        raise UserError(f"{path}: must be a list of `name: value` lines")
     return content
 
 
@@ -63,24 +63,24 @@ def convert(value, kind, where):
     if origin is typing.Annotated:
         number = convert(value, arguments[0], where)
         if not number >= arguments[1]:
-            raise Mistake(f"{where}: must be at least {arguments[1]}, not {value}")
+            raise UserError(f"{where}: must be at least {arguments[1]}, not {value}")
         return number
     if origin is list:
         if not isinstance(value, list):
-            raise Mistake(f"{where}: must be a list such as [a, b], not {value!r}")
+            raise UserError(f"{where}: must be a list such as [a, b], not {value!r}")
         return [convert(item, arguments[0], where) for item in value]
     if isinstance(value, (list, dict)):
-        raise Mistake(f"{where}: must be one value, not a list or mapping")
+        raise UserError(f"{where}: must be one value, not a list or mapping")
     if origin is typing.Literal:
         if value not in arguments:
-            raise Mistake(f"{where}: {value!r} is not one of: {', '.join(arguments)}")
+            raise UserError(f"{where}: {value!r} is not one of: {', '.join(arguments)}")
         return value
     if kind is bool:
         if value.lower() not in ("true", "false"):
-            raise Mistake(f"{where}: must be true or false, not {value!r}")
+            raise UserError(f"{where}: must be true or false, not {value!r}")
         return value.lower() == "true"
     try:
         return kind(value)
     except ValueError:
         name = {int: "a whole number", float: "a number"}[kind]
-        raise Mistake(f"{where}: must be {name}, not {value!r}") from None
+        raise UserError(f"{where}: must be {name}, not {value!r}") from None

@@ -13,7 +13,7 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 
 class Ledger:
@@ -100,7 +100,7 @@ class Stage:
         try:
             fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Mistake(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
+            raise UserError(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
 
     def _commit(self):
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
@@ -177,7 +177,7 @@ def as_plain(settings):
 
 
 def need(path, what):
-    """Return `path` if there is such a file; otherwise a `Mistake` says `what` makes it."""
+    """Return `path` if there is such a file; otherwise `UserError` says `what` makes it."""
     if not Path(path).is_file():
-        raise Mistake(f"{path}: no such file; {what}")
+        raise UserError(f"{path}: no such file; {what}")
     return Path(path)

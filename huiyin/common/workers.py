@@ -1,5 +1,6 @@
 """Work shared out to the processor's cores, results in order."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,15 +12,16 @@ AHEAD = 2  # tasks a worker may be ahead of what was fetched: results shall not 
 
 
 @contextmanager
-def workers(initializer, *given, tasks):
+def workers(initializer=None, *given, tasks):
     """Give a function `run(work, arguments)`, which yields `work(*each)` for each of `arguments`, in order.
 
-    Every process calls `initializer(*given)` once; `work` and it must be functions of a module. With fewer than two
+    Every process calls `initializer(*given)` once, if there is one; `work` and it must be functions of a module. With fewer than two
     `tasks` expected, or one core, all is done in this process.
     """
     count = min(cores(), tasks)
     if count < 2:
-        initializer(*given)
+        if initializer:
+            initializer(*given)
         yield lambda work, arguments: (work(*each) for each in arguments)
         return
     # "spawn", since a fork of a process with threads (polars has them) can hang
@@ -49,7 +51,9 @@ def start(initializer, given):
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells the user
     threading.Thread(target=follow_parent, daemon=True).start()
-    initializer(*given)
+    gc.disable()  # no work here makes cycles, and looking for them among millions of tuples takes a tenth of the time
+    if initializer:
+        initializer(*given)
 
 
 def follow_parent():

@@ -1,8 +1,12 @@
-"""Quotes asked blind, as if they were none: may the linker decide alone in this group?"""
+"""Calibration on held-out quotes, shown to the linker as if they were none: may it decide alone in this group?"""
 
-import polars as pl
+from __future__ import annotations
 
-from huiyin.linking.cases import cases_of
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from huiyin.common.lazy import polars as pl
+from huiyin.linking.cases import Case, History
 
 QUOTES_OF_GROUP = 1_000  # the latest
 QUOTES_NEEDED = 50
@@ -10,74 +14,79 @@ DECIDED_NEEDED = 20  # of those quotes; of fewer the share of right ones says no
 SHARE_RIGHT = 0.9
 STEP = 0.01
 
+Decisions = Mapping[int, tuple[int | None, float]]  # {turn_id: (turn_id that it replies to or None, confidence)}
 
-def blind_quotes(turns, groups, settings):
+
+class Settings(Protocol):
+    """What is read of pair.yaml."""
+
+    use_llm: bool
+    linker_alone: str
+    linker_threshold: float
+
+
+def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
     """Return the Cases of the latest quotes in each of `groups`, of all members, as if they were no quotes.
 
     Clients put an @ of the quoted one before a quote, so that goes, too.
     """
-    quoting = turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(groups))
+    quoting = history.turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(list(groups)))
     latest = quoting.sort("time", maintain_order=True).group_by("group_id", maintain_order=True).tail(QUOTES_OF_GROUP)
-    cases, rows = cases_of(
-        latest.sort("turn_id").rows(named=True), turns, settings.candidates, settings.stop_at_own_turn
-    )
+    cases = history.cases(latest.sort("turn_id").iter_rows(named=True))
     for case in cases:
-        author = rows[case.turn["reply_to_turn"]]["user_id"]
+        author = case.quoted and case.quoted["user_id"]
         case.turn = {**case.turn, "mentions": [user for user in case.turn["mentions"] if user != author]}
     return cases
 
 
-def in_reach(case):
-    """Is the turn that `case` quotes one of its candidates? Others nobody can find."""
-    return any(other["turn_id"] == case.turn["reply_to_turn"] for other in case.candidates)
-
-
-def thresholds_earned(groups, quotes, decisions, settings):
+def calibrated_thresholds(
+    groups: Iterable[str], quotes: Iterable[Case], decisions: Decisions, settings: Settings
+) -> dict[str, dict[str, Any]]:
     """Return {group: {"threshold": from this confidence on the linker decides, or None: nowhere, ...}}; say why.
 
-    quotes: Cases within reach; decisions: what the linker says of them, [(turn_id or None, confidence), ...].
+    quotes: Cases within reach; decisions: those of the linker, of these quotes and maybe others.
     """
-    earned = {}
+    quotes, thresholds = list(quotes), {}
     for group in groups:
         if not settings.use_llm:  # nobody else is there to decide; whoever wants what is sure sets min_confidence
-            earned[group] = {"threshold": 0.0}
+            thresholds[group] = {"threshold": 0.0}
         elif settings.linker_alone == "always":
-            earned[group] = {"threshold": settings.linker_threshold}
+            thresholds[group] = {"threshold": settings.linker_threshold}
         else:
-            tried = [
-                (confidence, answered == case.turn["reply_to_turn"])
-                for case, (answered, confidence) in zip(quotes, decisions, strict=True)
-                if case.turn["group_id"] == group
-            ]
-            earned[group], why = threshold_earned(tried, settings.linker_threshold)
+            tested = []
+            for case in quotes:
+                if case.turn["group_id"] == group:
+                    answered, confidence = decisions[case.turn["turn_id"]]
+                    tested.append((confidence, answered == case.turn["reply_to_turn"]))
+            thresholds[group], why = calibrated_threshold(tested, settings.linker_threshold)
             print(f"pair: group {group}: the linker decides {why}", flush=True)
-    return earned
+    return thresholds
 
 
-def threshold_earned(tried, lowest):
+def calibrated_threshold(tested: list[tuple[float, bool]], lowest: float) -> tuple[dict[str, Any], str]:
     """Return what goes into the receipt of a group, and the reason.
 
-    tried: [(confidence, is it right?), ...] of the quotes; lowest: the threshold that is raised until it is right
+    tested: [(confidence, is it right?), ...] of the quotes; lowest: the threshold that is raised until it is right
     often enough.
     """
-    earned = {"threshold": None, "quotes": len(tried)}
-    if len(tried) < QUOTES_NEEDED:
-        return earned, f"nothing alone: {len(tried):,} quotes to test it on, {QUOTES_NEEDED} are needed"
+    result = {"threshold": None, "quotes": len(tested)}
+    if len(tested) < QUOTES_NEEDED:
+        return result, f"nothing alone: {len(tested):,} quotes to test it on, {QUOTES_NEEDED} are needed"
     for step in range(round((1 - lowest) / STEP) + 1):
         threshold = round(lowest + step * STEP, 4)
-        right = [is_right for confidence, is_right in tried if confidence >= threshold]
+        right = [is_right for confidence, is_right in tested if confidence >= threshold]
         if len(right) < DECIDED_NEEDED:
             break
-        earned |= {"decided": len(right), "right": sum(right)}
+        result |= {"decided": len(right), "right": sum(right)}
         if sum(right) >= SHARE_RIGHT * len(right):
-            why = f"alone from {threshold} on: there it decides {len(right):,} of {len(tried):,} quotes asked blind, "
-            return {**earned, "threshold": threshold}, why + f"{sum(right) / len(right):.0%} of them rightly"
-    if "decided" not in earned:
-        return earned, (
-            f"nothing alone: of {len(tried):,} quotes asked blind it is sure (from {lowest} on) of fewer "
+            why = f"alone from {threshold} on: there it decides {len(right):,} of {len(tested):,} held-out quotes, "
+            return {**result, "threshold": threshold}, why + f"{sum(right) / len(right):.0%} of them rightly"
+    if "decided" not in result:
+        return result, (
+            f"nothing alone: of {len(tested):,} held-out quotes it is sure (from {lowest} on) of fewer "
             f"than {DECIDED_NEEDED}"
         )
-    return earned, (
-        f"nothing alone: of {len(tried):,} quotes asked blind it is surest of {earned['decided']:,}, and "
-        f"there right in {earned['right'] / earned['decided']:.0%}"
+    return result, (
+        f"nothing alone: of {len(tested):,} held-out quotes it is surest of {result['decided']:,}, and "
+        f"there right in {result['right'] / result['decided']:.0%}"
     )

@@ -1,53 +1,100 @@
-"""A turn and those before it, among which the answered one is sought."""
+"""A turn and the turns before it, one of which it may reply to; and the history that they are looked up in."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import polars as pl
+from huiyin.common.lazy import polars as pl
+from huiyin.linking.names import Names
 
-from huiyin.linking.window import window
+Turn = dict[str, Any]  # a row of turns.parquet
+
+NAMED_TEXTS = 5_000  # the latest turns of a group show which names are words of everyday talk, too
 
 
 @dataclass
 class Case:
     """A turn, what was said before it, and what became of it."""
 
-    turn: dict
-    window: list[dict]  # the turns before it that are looked at
-    candidates: list[dict]  # those of other people: one of them may be the prompt
-    prompt: dict | None = None
+    turn: Turn
+    window: list[Turn]  # the turns before it that are looked at
+    candidates: list[Turn]  # those of other people: one of them may be the prompt
+    quoted: Turn | None = None  # the turn that it quotes
+    previous: Turn | None = None  # the turn of somebody else before it, however far
+    prompt: Turn | None = None
     decided_by: str | None = None
     confidence: float | None = None
     reason: str | None = None  # why it has no prompt
 
     @property
-    def open(self):
+    def open(self) -> bool:
         return self.prompt is None and self.reason is None
 
-    def answered(self, prompt, decided_by, confidence=None):
+    @property
+    def quote_in_reach(self) -> bool:
+        """Is the turn that it quotes one of its candidates? Others nobody can find."""
+        return any(other["turn_id"] == self.turn["reply_to_turn"] for other in self.candidates)
+
+    def decided(self, prompt: Turn, decided_by: str, confidence: float | None = None) -> None:
         self.prompt, self.decided_by, self.confidence = prompt, decided_by, confidence
 
 
-def cases_of(kept, turns, candidates, stop_at_own_turn):
-    """Return a Case for each of the turns `kept`, and {turn_id: row} of all that may be a prompt.
+class History:
+    """The turns of a history: the one place where linking looks up what stands around a turn.
 
-    `candidates`: how many turns before each are looked at; `stop_at_own_turn`: none before its author's previous one.
-
-    Only the rows that some case looks at become Python objects: a history has millions of turns.
+    turns: the frame of turns.parquet, where `turn_id` counts the rows of each group in a row; candidates: how many
+    turns before one are looked at; stop_at_own_turn: none before its author's previous one.
     """
-    before = {turn["turn_id"]: range(turn["turn_id"] - candidates, turn["turn_id"]) for turn in kept}
-    looked_at = {place for places in before.values() for place in places}
-    looked_at.update(turn[name] for turn in kept for name in ("reply_to_turn", "previous_of_others") if name in turn)
-    rows = {
-        row["turn_id"]: row
-        for row in turns.filter(pl.col("turn_id").is_in(list(looked_at - {None}))).iter_rows(named=True)
-    }
-    cases = []
-    for turn in kept:
-        near = [
-            rows[place]
-            for place in before[turn["turn_id"]]
-            if place in rows and rows[place]["group_id"] == turn["group_id"]
-        ]
-        near = window(near, turn["user_id"], candidates, stop_at_own_turn)
-        cases.append(Case(turn, near, [other for other in near if other["user_id"] != turn["user_id"]]))
-    return cases, rows
+
+    def __init__(self, turns: pl.DataFrame, candidates: int, stop_at_own_turn: bool):
+        self.turns, self.candidates, self.stop_at_own_turn = turns, candidates, stop_at_own_turn
+        self.names: dict[str, Names] = {}
+
+    def cases(self, turns: Iterable[Turn]) -> list[Case]:
+        """Return a Case for each of `turns`.
+
+        Only the rows that some case looks at become Python objects: a history has millions of turns.
+        """
+        turns = list(turns)
+        before = {turn["turn_id"]: range(turn["turn_id"] - self.candidates, turn["turn_id"]) for turn in turns}
+        wanted = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
+        wanted.update(turn.get(name) for turn in turns for name in ("reply_to_turn", "previous_of_others"))
+        rows = {row["turn_id"]: row for row in self.rows(wanted - {None})}
+        cases = []
+        for turn in turns:
+            near = [
+                rows[turn_id]
+                for turn_id in before[turn["turn_id"]]
+                if turn_id in rows and rows[turn_id]["group_id"] == turn["group_id"]
+            ]
+            near = window(near, turn["user_id"], self.candidates, self.stop_at_own_turn)
+            others = [other for other in near if other["user_id"] != turn["user_id"]]
+            quoted, previous = rows.get(turn["reply_to_turn"]), rows.get(turn.get("previous_of_others"))
+            cases.append(Case(turn, near, others, quoted, previous))
+        return cases
+
+    def rows(self, turn_ids: Iterable[int]) -> Iterable[Turn]:
+        return self.turns.filter(pl.col("turn_id").is_in(list(turn_ids))).iter_rows(named=True)
+
+    def named(self, turn: Turn) -> list[str]:
+        """Return the ids of those whom `turn` mentions or calls by name."""
+        group = turn["group_id"]
+        if group not in self.names:
+            of_group = self.turns.filter(pl.col("group_id") == group)
+            members = of_group.select("nickname", "user_id").unique(keep="last", maintain_order=True).rows()
+            self.names[group] = Names(members, of_group["text"].tail(NAMED_TEXTS).to_list())
+        return [*turn["mentions"], *self.names[group].named(turn["text"])]
+
+
+def window(before: Sequence[Turn], user: str, size: int, stop_at_own_turn: bool) -> list[Turn]:
+    """Return the last `size` of `before` (the turns of the group before one of `user`, oldest first).
+
+    stop_at_own_turn: only those after the last of `user`.
+    """
+    near = list(before[-size:]) if size else []
+    if stop_at_own_turn:
+        last_own = max((index for index, turn in enumerate(near) if turn["user_id"] == user), default=-1)
+        near = near[last_own + 1 :]
+    return near

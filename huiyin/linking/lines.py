@@ -5,9 +5,8 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
+from huiyin.common.tables import COMMA
 from huiyin.linking.features import Talk
-
-COMMA = "，"  # combine joins the messages of a turn with it
 
 
 def with_said(turns):

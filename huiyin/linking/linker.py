@@ -1,7 +1,7 @@
 """The linker: boosted trees that say which turn is answered, and how sure that is. No language model.
 
     from huiyin.linking.linker import Linker
-    decisions = Linker().decide(cases, turns, named, candidates=10, stop_at_own_turn=False)
+    decisions = Linker().decide(cases, history)
 
 Two passes over the lines: the second knows what the first has made of the lines around, so who waits for an answer and
 who talks with whom. What the lines of a turn answer, the turn answers.
@@ -109,29 +109,27 @@ class Linker:
         users = np.unique([turn["user_id"] for turn in turns], return_inverse=True)[1]
         return choose(of_turns, users, places, most, stop_at_own_turn)
 
-    def decide(self, cases, turns, named, candidates, stop_at_own_turn):
-        """Return [(the turn_id that a Case answers or None, how probable it is that this is right), ...].
+    def decide(self, cases, history):
+        """Return {turn_id of each Case: (the turn_id that it replies to or None, how probable it is that this is right)}.
 
-        turns: turns.parquet; named: turn -> the user ids it names, who is addressed first. A turn that a Case has
-        changed is seen as the Case has it, by the others too: what a blind quote must not mention, nobody sees.
+        A turn that a Case has changed is seen as the Case has it, by the others too: what a held-out quote must not
+        mention, nobody sees.
         """
-        found = {}
+        decisions = {}
         changed = {case.turn["turn_id"]: case.turn for case in cases}
-        for group in dict.fromkeys(case.turn["group_id"] for case in cases):
-            of_group = with_said(turns.filter(pl.col("group_id") == group))
-            ids = np.unique([case.turn["turn_id"] for case in cases if case.turn["group_id"] == group])
+        for group in dict.fromkeys(turn["group_id"] for turn in changed.values()):
+            of_group = with_said(history.turns.filter(pl.col("group_id") == group))
+            ids = np.unique([turn_id for turn_id, turn in changed.items() if turn["group_id"] == group])
             for asked in np.array_split(ids, -(-len(ids) // CASES_AT_ONCE)):
                 around = np.unique(np.add.outer(asked, np.arange(-2 * WIDTH, 2 * AHEAD + 1)))
                 near = of_group.filter(pl.col("turn_id").is_in(around))
-                as_asked = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
+                turns = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
                 places = near["turn_id"].search_sorted(asked).to_numpy()
-                answers = self.answered(as_asked, named, places, candidates, stop_at_own_turn)
-                for turn_id, answered, confidence in zip(asked, *answers, strict=True):
-                    found[turn_id] = (
-                        near["turn_id"][int(answered)] if answered >= 0 else None,
-                        round(float(confidence), 4),
-                    )
-        return [found[case.turn["turn_id"]] for case in cases]
+                answers = self.answered(turns, history.named, places, history.candidates, history.stop_at_own_turn)
+                for turn_id, answered, confidence in zip(asked.tolist(), *answers, strict=True):
+                    replied_to = near["turn_id"][int(answered)] if answered >= 0 else None
+                    decisions[turn_id] = replied_to, round(float(confidence), 4)
+        return decisions
 
 
 def load(path, names):

@@ -3,9 +3,8 @@
 import re
 from collections import Counter
 
-import polars as pl
+from huiyin.common.tables import COMMA
 
-TEXTS = 5_000  # the latest turns of a group show which names are words of everyday talk, too
 SHORTEST_NAME = 2
 COMMON_SHARE, COMMON_FROM = 0.005, 3  # a name in more of the texts than this, and more than so many, is a word, too
 ADDRESS = ":：,，"  # `name: text` and `name，text` address somebody, whatever the name means otherwise
@@ -60,7 +59,7 @@ class Names:
             if length:
                 after = text[place + length : place + length + 1]
                 yield text[place : place + length], start and after != "" and after in ADDRESS
-            start = not length and (text[place] == "，" or (start and text[place] in "@ "))
+            start = not length and (text[place] == COMMA or (start and text[place] in "@ "))
             place += length or 1
 
 
@@ -74,17 +73,3 @@ def whole(text, start, end):
 
 def latin(character):
     return re.match(r"[0-9A-Za-z_\u00c0-\u024f]", character) is not None
-
-
-def named_by(turns, groups):
-    """Return a function: turn -> the ids of those it mentions or calls by name, for turns of `groups`."""
-    names = {}
-    for group in groups:
-        said = turns.filter(pl.col("group_id") == group)
-        bearers = said.select("nickname", "user_id").unique(keep="last", maintain_order=True).rows()
-        names[group] = Names(bearers, said["text"].tail(TEXTS).to_list())
-
-    def named(turn):
-        return [*turn["mentions"], *names[turn["group_id"]].named(turn["text"])]
-
-    return named

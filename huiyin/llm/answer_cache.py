@@ -6,7 +6,7 @@ import sqlite3
 import threading
 
 
-class Journal:
+class AnswerCache:
     """`answers.db`: a SQLite table from the digest of a question to the answer's text. Safe for use by threads."""
 
     def __init__(self, path):

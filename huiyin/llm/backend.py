@@ -6,9 +6,8 @@ import socket
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import requests
-
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
+from huiyin.common.lazy import requests
 
 CONNECT_SECONDS = 5
 TOP_LOGPROBS = 12  # the likeliest tokens at each place, for the confidence: 10 candidates, none, and one more
@@ -46,7 +45,7 @@ class Unavailable(Exception):
     """The server did not answer, or could not; the same request may succeed a little later."""
 
 
-class NoServer(Unavailable, Mistake):
+class NoServer(Unavailable, UserError):
     """Nobody answers at that address: a mistake of the user's, unless another server can do the work."""
 
 
@@ -58,14 +57,14 @@ def session_for(url, allow_remote, connections):
     """Return a `requests.Session` for the server at `url`; a public address needs `allow_remote`."""
     host = urlsplit(url).hostname
     if not host:
-        raise Mistake(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434")
+        raise UserError(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434")
     try:
         addresses = {ipaddress.ip_address(found[4][0].split("%")[0]) for found in socket.getaddrinfo(host, None)}
     except socket.gaierror:
-        raise Mistake(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
+        raise UserError(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
     local = all(any(address in network for network in OWN) for address in addresses)
     if not local and not allow_remote:
-        raise Mistake(
+        raise UserError(
             f"llm.yaml: {url} is outside your own network and would see your chats; "
             "set allow_remote: true if that is what you want"
         )
@@ -79,7 +78,7 @@ def send(session, method, url, read_seconds, body=None):
     """Send `body` as JSON and return the decoded answer.
 
     Raises Unavailable (no connection, a broken one, time-out, busy, 5xx), TooLong, Unusable (no JSON in a whole
-    answer) or Mistake (any other 4xx: the request itself is wrong).
+    answer) or UserError (any other 4xx: the request itself is wrong).
     """
     try:
         response = session.request(
@@ -90,12 +89,12 @@ def send(session, method, url, read_seconds, body=None):
     if response.status_code >= 500 or response.status_code in BUSY:
         raise Unavailable(f"{url}: status {response.status_code}, {error_text(response)}")
     if 300 <= response.status_code < 400:  # wherever that leads, it may be outside
-        raise Mistake(f"{url} sends us on to {response.headers.get('Location')}; set the url of the server itself")
+        raise UserError(f"{url} sends us on to {response.headers.get('Location')}; set the url of the server itself")
     if response.status_code >= 400:
         text = error_text(response)
         if TOO_LONG.search(text):
             raise TooLong(f"{url}: {text}")
-        raise Mistake(f"{url} refuses the request with status {response.status_code}: {text}")
+        raise UserError(f"{url} refuses the request with status {response.status_code}: {text}")
     try:
         return response.json()
     except requests.JSONDecodeError:

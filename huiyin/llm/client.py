@@ -12,12 +12,12 @@ from typing import ClassVar, Literal, NamedTuple
 
 import tenacity
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.llm.answer_cache import AnswerCache, digest
 from huiyin.llm.backend import TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
-from huiyin.llm.answer_cache import Journal, digest
 from huiyin.llm.ollama import Ollama
 from huiyin.llm.openai import OpenAI
 from huiyin.llm.pool import Pool
@@ -54,7 +54,7 @@ class Question:
 
     `system` is what all questions share, so that the server reads it once. `choices`: the values among which the
     answer's one string is, if a confidence is wanted. `tries`, the first with the seed `seed`. One that
-    `may_be_split` is answered with `TooLong` where it does not fit into the context; any other is a `Mistake` then.
+    `may_be_split` is answered with `TooLong` where it does not fit into the context; any other is `UserError` then.
     """
 
     system: str
@@ -97,7 +97,7 @@ def open_pool(settings, ollama_url):
 
         return Pool([Embedded(settings.model, settings.num_ctx, settings.parallel, settings.threads)])
     if settings.backend == "openai" and settings.url == "auto":
-        raise Mistake("llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
+        raise UserError("llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
     kind = OpenAI if settings.backend == "openai" else Ollama
     urls = addresses(settings, ollama_url)
     return Pool(
@@ -152,7 +152,7 @@ class Client:
         self.pool = open_pool(self.settings, self.ollama_url)
         self.parallel = self.settings.parallel * len(self.pool.backends)
         self.model = self.pool.identity()
-        self.journal = Journal(self.answers)
+        self.journal = AnswerCache(self.answers)
 
     def receipt(self):
         """What a stage's receipt says of the model, nothing if it was not needed."""
@@ -165,7 +165,7 @@ class Client:
         where it does not fit into the context.
 
         `aside`: what the progress says besides. `final`: what fails here fails for good, and more than
-        `max_failed_share` of them is a `Mistake`.
+        `max_failed_share` of them is `UserError`.
         """
         if not questions:
             return []
@@ -231,7 +231,7 @@ class Client:
     def check_failures(self, failed, questions):
         """Too many failures are no dataset; so many that none or few are left out in silence."""
         if failed > self.settings.max_failed_share * questions:
-            raise Mistake(
+            raise UserError(
                 f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
                 f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is "
                 "kept"
@@ -271,7 +271,7 @@ class Client:
             return retrying(self.try_once, key, question, Counter())
         except TooLong as error:
             if not question.may_be_split:
-                raise Mistake(f"{error}; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)") from None
+                raise UserError(f"{error}; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)") from None
             return TooLong
         except (Unavailable, Refused):
             with self.lock:
@@ -281,7 +281,7 @@ class Client:
     def try_once(self, key, question, earlier):
         """One request, with a seed of its own; Unavailable or Refused if no valid answer comes of it."""
         if self.stopped.is_set():
-            raise Mistake("stopped")  # never shown: what stopped it is
+            raise UserError("stopped")  # never shown: what stopped it is
         temperature = max(question.temperature, RETRY_TEMPERATURE) if earlier["refused"] else question.temperature
         seed = question.seed + earlier.total()
         messages = [
@@ -321,7 +321,7 @@ class Client:
             self.in_a_row += 1
             self.last_failure = error
             if self.in_a_row >= self.settings.max_failures_in_a_row:
-                raise Mistake(
+                raise UserError(
                     f"the language model failed {self.in_a_row} times in a row, the last time: {error}; "
                     "what is answered is kept, start again to go on"
                 ) from None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import xllamacpp
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.common.stage import sha256
 from huiyin.llm.backend import TooLong, Unavailable, Unusable, chat_completion, read_completion
 
@@ -14,7 +14,7 @@ class Embedded:
 
     def __init__(self, model, num_ctx, parallel, threads=0):
         if not Path(model).is_file():
-            raise Mistake(
+            raise UserError(
                 f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
                 "and without any model pair.yaml can say use_llm: false"
             )
@@ -30,7 +30,7 @@ class Embedded:
         try:
             self.server = xllamacpp.Server(params)
         except RuntimeError:
-            raise Mistake(f"{model}: llama.cpp cannot load it; is it a whole GGUF model?") from None
+            raise UserError(f"{model}: llama.cpp cannot load it; is it a whole GGUF model?") from None
 
     def identity(self):
         return f"sha256:{sha256(self.model)}"
@@ -50,6 +50,6 @@ class Embedded:
             if error.get("type") == "exceed_context_size_error":
                 raise TooLong(f"{self.model}: {error['message']}")
             if error["code"] < 500:
-                raise Mistake(f"{self.model} refuses the question: {error['message']}")
+                raise UserError(f"{self.model} refuses the question: {error['message']}")
             raise Unavailable(error["message"])
         return read_completion(answer)

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
+from huiyin.common.lazy import requests
 from huiyin.common.progress import Progress
 from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
@@ -38,10 +37,10 @@ class Ollama:
         self.session = session_for(url, allow_remote, connections)
 
     def identity(self):
-        """The digest of the model; NoServer or another `Mistake` if the server or the model is not there."""
+        """The digest of the model; NoServer or another `UserError` if the server or the model is not there."""
         digest = self.models().get(tagged(self.model))
         if digest is None:
-            raise Mistake(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
+            raise UserError(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
         return digest
 
     def models(self):
@@ -68,7 +67,7 @@ class Ollama:
             for line in filter(None, answer.iter_lines()):
                 event = json.loads(line)
                 if "error" in event:  # comes on a 200, too
-                    raise Mistake(
+                    raise UserError(
                         f"Ollama cannot fetch {self.model}: {event['error']}; is the name right, is the "
                         "network there? HTTPS_PROXY names a proxy"
                     )
@@ -76,14 +75,14 @@ class Ollama:
                 if "total" in event:
                     yield event["digest"], event.get("completed", 0), event["total"]
         if status != "success":
-            raise Mistake(f"Ollama stopped fetching {self.model} after: {status}; start again, what is there is kept")
+            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; start again, what is there is kept")
 
     def prepare(self):
         """Load the model; check that its context is as large as `num_ctx` and that it really is on the GPU."""
         info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})
         contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
         if contexts and min(contexts) < self.num_ctx:
-            raise Mistake(
+            raise UserError(
                 f"{self.model} has a context of {min(contexts)} tokens, "
                 f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model"
             )
@@ -163,7 +162,7 @@ class Ollama:
             send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds, {"model": name, "keep_alive": 0})
         while self.loaded():
             if time.monotonic() > deadline:
-                raise Mistake(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
+                raise UserError(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
             time.sleep(0.5)
 
     def loaded(self):
@@ -175,7 +174,7 @@ class Ollama:
         return [model["name"] for model in running["models"]]
 
     def talk(self, messages):
-        """Yield the reply to `messages` piece by piece, under the model's own parameters; a `Mistake` if it breaks off.
+        """Yield the reply to `messages` piece by piece, under the model's own parameters; `UserError` if it breaks off.
 
         Messages that no longer fit into the context are left out by Ollama, the oldest first.
         """
@@ -208,7 +207,7 @@ class Ollama:
                     progress.set_total(event["total"])
                     progress.add(event.get("completed", 0) - progress.done)
         if status != "success":
-            raise Mistake(f"Ollama at {self.url} stopped after: {status}; look into its log and export again")
+            raise UserError(f"Ollama at {self.url} stopped after: {status}; look into its log and export again")
         return self.identity()
 
     def upload(self, path, digest, progress):
@@ -221,15 +220,15 @@ class Ollama:
             with open(path, "rb") as file:
                 sent = self.session.post(blob, data=Counted(file, path.stat().st_size, progress), timeout=timeout)
         except requests.RequestException as error:
-            raise Mistake(
+            raise UserError(
                 f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
                 "look into its log, is its disk full? Then export again"
             ) from None
         if sent.status_code not in (200, 201):
-            raise Mistake(f"Ollama at {self.url} does not take {path}: status {sent.status_code}, {error_text(sent)}")
+            raise UserError(f"Ollama at {self.url} does not take {path}: status {sent.status_code}, {error_text(sent)}")
 
     def stream(self, path, body, read_seconds):
-        """Yield the answers of a request that streams; an error is a `Mistake`, also one that comes on a status 200."""
+        """Yield the answers of a request that streams; an error is `UserError`, also one that comes on a status 200."""
         try:
             with self.session.post(
                 f"{self.url}{path}",
@@ -241,12 +240,12 @@ class Ollama:
                 for line in filter(None, answer.iter_lines()):
                     event = json.loads(line)
                     if "error" in event:
-                        raise Mistake(f"Ollama at {self.url}: {self.model}: {event['error']}")
+                        raise UserError(f"Ollama at {self.url}: {self.model}: {event['error']}")
                     yield event
         except requests.ConnectionError:
             raise self.absent() from None
         except (requests.RequestException, ValueError) as error:
-            raise Mistake(
+            raise UserError(
                 f"Ollama at {self.url} broke off in the middle ({type(error).__name__}); look into its log"
             ) from None
 

@@ -1,6 +1,6 @@
 """Any server that speaks OpenAI's protocol: vLLM (which spreads over several machines by itself), llama-server."""
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.llm.backend import chat_completion, read_completion, send, session_for
 
 
@@ -13,11 +13,11 @@ class OpenAI:
         self.session = session_for(url, allow_remote, connections)
 
     def identity(self):
-        """The name of the model, since these servers know no digest; Unavailable or a `Mistake` if it is not there."""
+        """The name of the model, since these servers know no digest; Unavailable or `UserError` if it is not there."""
         models = send(self.session, "GET", f"{self.url}/v1/models", self.read_seconds).get("data") or []
         names = [model.get("id") for model in models]
         if self.model not in names:
-            raise Mistake(
+            raise UserError(
                 f"the server at {self.url} has no model {self.model!r}, but: {', '.join(map(str, names))}; "
                 "set model in llm.yaml"
             )
@@ -25,7 +25,7 @@ class OpenAI:
         # vLLM and llama-server each tell in a way of their own; others do not
         context = served.get("max_model_len") or (served.get("meta") or {}).get("n_ctx")
         if context and context < self.num_ctx:
-            raise Mistake(
+            raise UserError(
                 f"the server at {self.url} gives {self.model} a context of {context} tokens, "
                 f"less than num_ctx: {self.num_ctx} in llm.yaml"
             )

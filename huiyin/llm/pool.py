@@ -3,7 +3,7 @@
 import threading
 import time
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.llm.backend import NoServer, Unavailable, Unusable
 
 REST_SECONDS = 30
@@ -37,7 +37,7 @@ class Pool:
         if place not in self.known:
             found = self.backends[place].identity()
             if self.model not in (None, found):
-                raise Mistake(
+                raise UserError(
                     f"{self.backends[place].url} has another model under that name than "
                     f"{self.backends[min(self.known)].url}; pull the same one to all of them"
                 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.qqnt.qqnt_pb2 import Header
 
 HEADER_SIZE = 1024
@@ -99,20 +99,20 @@ def fits(page, number, key, name):
 
 
 def detect(path, key):
-    """Return the `Cipher` of the database at `path`; a `Mistake` says why `key` does not open it."""
+    """Return the `Cipher` of the database at `path`; `UserError` says why `key` does not open it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(HEADER_SIZE + PAGE_SIZE * PAGES_TO_TRY)
     if not start:
-        raise Mistake(f"{path}: is empty; copy it again with QQ closed")
+        raise UserError(f"{path}: is empty; copy it again with QQ closed")
     if is_plain(start):
         return Cipher()
     if not has_header(start) and size % PAGE_SIZE not in (0, HEADER_SIZE):
-        raise Mistake(f"{path}: not a QQNT database; give the nt_msg.db of your account")
+        raise UserError(f"{path}: not a QQNT database; give the nt_msg.db of your account")
     if len(start) < PAGE_SIZE + (HEADER_SIZE if has_header(start) else 0):
-        raise Mistake(f"{path}: truncated, only {size:,} bytes; copy it again with QQ closed")
+        raise UserError(f"{path}: truncated, only {size:,} bytes; copy it again with QQ closed")
     if key is None:
-        raise Mistake(f"{path}: encrypted; give the key in QQ_DB_KEY or in the file named by --key")
+        raise UserError(f"{path}: encrypted; give the key in QQ_DB_KEY or in the file named by --key")
 
     named = read_header(start).hmac.decode("ascii", "replace").removeprefix("HMAC_")
     for offset in (HEADER_SIZE, 0):
@@ -126,12 +126,12 @@ def detect(path, key):
             if sound[:1] == [1]:
                 return Cipher(offset, name)
             if sound:
-                raise Mistake(
+                raise UserError(
                     f"{path}: the key is right, but page 1, which says where everything is, is damaged; "
                     "copy it again with QQ closed"
                 )
     if not has_header(start):
-        raise Mistake(f"{path}: not a QQNT database, or the key is wrong for it")
+        raise UserError(f"{path}: not a QQNT database, or the key is wrong for it")
     if named and named not in RESERVED:
-        raise Mistake(f"{path}: wrong key, or a newer QQ: its header names HMAC_{named}, which is not known here")
-    raise Mistake(f"{path}: wrong key; get it again for the account this file belongs to")
+        raise UserError(f"{path}: wrong key, or a newer QQ: its header names HMAC_{named}, which is not known here")
+    raise UserError(f"{path}: wrong key; get it again for the account this file belongs to")

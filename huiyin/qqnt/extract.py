@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
+from huiyin.common.workers import workers
 from huiyin.qqnt.btree import (
     BATCH,
     LEAF,
@@ -25,7 +26,6 @@ from huiyin.qqnt.btree import (
     walk,
 )
 from huiyin.qqnt.pages import Pages
-from huiyin.common.workers import workers
 
 INDEX_TYPES = (2, 10)
 GROUP_CHAT = "[40010] = 2"  # tells a row of a group from one of a private chat, which has the same columns
@@ -65,7 +65,7 @@ def take_tables(source, cipher, key, wanted, target, progress, refuse):
             try:
                 tables[name], trees[name] = Table(plain_create(name, sql)), walk(pages, root)
             except ValueError as error:
-                raise Mistake(f"{source}: {name} is not kept as tables usually are ({error})") from None
+                raise UserError(f"{source}: {name} is not kept as tables usually are ({error})") from None
     leaves = sum(len(tree.leaves) for tree in trees.values())
     check_space(target, (leaves + leaves // 50) * pages.size)
     progress.set_total(leaves * pages.size)
@@ -88,7 +88,9 @@ def take_tables(source, cipher, key, wanted, target, progress, refuse):
 def check_space(target, needed):
     free, needed = shutil.disk_usage(target.parent).free, needed + KEEP_FREE
     if free < needed:
-        raise Mistake(f"{target.parent}: {needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free; free some")
+        raise UserError(
+            f"{target.parent}: {needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free; free some"
+        )
 
 
 def read_schema(pages, source):
@@ -105,7 +107,7 @@ def read_schema(pages, source):
             connection.deserialize(image)
             rows += connection.execute("SELECT * FROM leaf").fetchall()
     if tree.bad:
-        raise Mistake(
+        raise UserError(
             f"{source}: page {tree.bad[0]}, which says where the tables are, is damaged; copy it again with QQ closed"
         )
     return rows

@@ -2,14 +2,15 @@
 
 from threading import Event, Thread
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, logging
-
 
 class Merged:
     """The model in `folder`, which carries its own prompt; `parameters` are those of its Modelfile."""
 
     def __init__(self, folder, parameters):
+        import torch  # here, since whoever has Ollama does without
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, logging
+
+        self.torch, self.streamer = torch, TextIteratorStreamer
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,19 +26,19 @@ class Merged:
             messages = messages[2:]
             prompt = self.tokenizer.apply_chat_template(messages, return_tensors="pt")
         prompt = prompt.to(self.device)
-        pieces, enough = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
+        pieces, enough = self.streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
         warm = self.parameters["temperature"] > 0
         sampling = {name: self.parameters[name] for name in ("temperature", "top_p", "top_k")} if warm else {}
         thread = Thread(
             target=self.model.generate,
             kwargs={
                 "input_ids": prompt,
-                "attention_mask": torch.ones_like(prompt),
+                "attention_mask": self.torch.ones_like(prompt),
                 "do_sample": warm,
                 "streamer": pieces,
                 "max_new_tokens": self.parameters["num_predict"],
                 "repetition_penalty": self.parameters["repeat_penalty"],
-                "stopping_criteria": [lambda tokens, scores: torch.full(tokens.shape[:1], enough.is_set())],
+                "stopping_criteria": [lambda tokens, scores: self.torch.full(tokens.shape[:1], enough.is_set())],
                 **sampling,
             },
         )

@@ -4,7 +4,7 @@ import json
 
 from safetensors import safe_open
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 # LLaMA-Factory's templates whose prompt in Ollama is proved equal, token for token (tests/test_prompt.py).
 TEMPLATES = ["qwen", "llama3"]
@@ -36,26 +36,26 @@ BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # a row of weights is packed in blocks of 
 
 
 def check_served(template, config, backend):
-    """Raise `Mistake` where Ollama is to serve the model and cannot; `config`: config.json of the base model."""
+    """Raise `UserError` where Ollama is to serve the model and cannot; `config`: config.json of the base model."""
     if backend != "ollama":
         return
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of no known kind"]
     if architectures[0] not in ARCHITECTURES:
-        raise Mistake(
+        raise UserError(
             f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5 or Llama 3 model as "
             f"model_name_or_path in train.yaml, {OTHERWISE}"
         )
     if template not in TEMPLATES:
-        raise Mistake(
+        raise UserError(
             f"template {template} in train.yaml: only of {' and '.join(TEMPLATES)} is it known that Ollama "
             f"asks as the training did; take a base model with one of them, {OTHERWISE}"
         )
 
 
-def put_rope_on_top(config, needed):
+def flatten_rope(config, needed):
     """Ollama reads rope_theta and rope_scaling at the top level of config.json only, where transformers 5 has neither.
 
-    Without them the model would talk nonsense, so what is `needed` and not there is a `Mistake`.
+    Without them the model would talk nonsense, so what is `needed` and not there is `UserError`.
     """
     values = json.loads(config.read_text(encoding="utf-8"))
     rope = values.get("rope_parameters") or {}
@@ -63,7 +63,7 @@ def put_rope_on_top(config, needed):
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
         elif needed:
-            raise Mistake(f"{config}: no rope_theta; this base model cannot be served by Ollama")
+            raise UserError(f"{config}: no rope_theta; this base model cannot be served by Ollama")
     scaling = values.get("rope_scaling") or {name: value for name, value in rope.items() if name != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":

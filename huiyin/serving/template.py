@@ -7,7 +7,7 @@ import json
 import re
 from typing import NamedTuple
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 TEMPLATE = re.compile(
     r'^TEMPLATE """(?P<prefix>.*?){{ if \.System }}(?P<system>.*?){{ end }}{{ range \.Messages }}'
@@ -80,7 +80,7 @@ def read_prompt(modelfile, tokenizer_config):
     text = modelfile.read_text(encoding="utf-8")
     match = TEMPLATE.search(text)
     if not match:
-        raise Mistake(
+        raise UserError(
             f"{modelfile}: LLaMA-Factory has written no TEMPLATE there that can be read; "
             "take another template in train.yaml"
         )

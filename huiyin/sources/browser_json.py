@@ -11,10 +11,13 @@ from decimal import Decimal
 from itertools import islice
 
 import ijson
+import polars as pl
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
+from huiyin.common.workers import cores, workers
 from huiyin.qqnt.body import ELEMENT_TAG
-from huiyin.sources.database import BODY, CHUNK, COLUMNS, NUMBERS
+from huiyin.sources.frames import CHUNK
+from huiyin.sources.history import BODY, COLUMNS, NUMBERS, to_chunk, to_history
 
 NEEDED = {"40001", "40050", "40800"}
 NUMBER_COLUMNS = set(NUMBERS.values())
@@ -24,12 +27,27 @@ MOST_KEYS = 12
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
+def read_export(path, file, placeholders):
+    """Return what `read_history` does, from the open `file` at `path`."""
+    nobody = pl.DataFrame(
+        schema=dict.fromkeys(("group_id", "uid", "number", "member_card", "member_name", "profile_name"), pl.String)
+    )
+    with workers(tasks=cores()) as share_out:
+        chunks = share_out(to_chunk, ((rows, placeholders) for rows in json_chunks(path, file)))
+        return to_history(
+            chunks,
+            nobody.select("uid", "number"),
+            nobody.drop("profile_name"),
+            nobody.select("uid", "number", "profile_name"),
+        )
+
+
 def json_chunks(path, file):
     """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
     try:
         with open(path, "rb") as beginning:
             if found := odd_shape(beginning):
-                raise Mistake(f"{path}: {found}; {AGAIN}")
+                raise UserError(f"{path}: {found}; {AGAIN}")
         rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
         first = True
         while chunk := list(islice(rows, CHUNK)):
@@ -38,7 +56,7 @@ def json_chunks(path, file):
             first = False
             yield chunk
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
+        raise UserError(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
 
 
 def odd_shape(file):
@@ -59,13 +77,13 @@ def odd_shape(file):
 
 def to_row(path, number, row):
     if not isinstance(row, dict):
-        raise Mistake(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
+        raise UserError(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
     row = {re.sub(r'hex\(["\[]?(\d+)["\]]?\)', r"\1", name): value for name, value in row.items()}
     if not row.keys() >= NEEDED:
         keys = ", ".join(map(repr, list(row)[:MOST_KEYS]))
-        raise Mistake(f"{path}: row {number} is no row of group_msg_table; it has the keys {keys}; {AGAIN}")
+        raise UserError(f"{path}: row {number} is no row of group_msg_table; it has the keys {keys}; {AGAIN}")
     if CHAT_TYPE in row and to_integer(path, number, CHAT_TYPE, row[CHAT_TYPE]) not in (GROUP, None):
-        raise Mistake(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
+        raise UserError(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
     return tuple(
         to_integer(path, number, str(name), row.get(str(name)))
         if name in NUMBER_COLUMNS
@@ -81,11 +99,11 @@ def to_integer(path, number, name, value):
     if value is None or value == "":
         return None
     if isinstance(value, Decimal):
-        raise Mistake(f"{path}: row {number}: {name} is {value}, rounded as DB Browser 3.11 does; {AGAIN}")
+        raise UserError(f"{path}: row {number}: {name} is {value}, rounded as DB Browser 3.11 does; {AGAIN}")
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
         value = int(value)
     if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise Mistake(f"{path}: row {number}: {name} is {str(value)[:40]!r}, not a number; {AGAIN}")
+        raise UserError(f"{path}: row {number}: {name} is {str(value)[:40]!r}, not a number; {AGAIN}")
     return value
 
 
@@ -113,7 +131,7 @@ def check_versions(path, rows):
     """Refuse what older versions of DB Browser wrote, by the rows of the first chunk."""
     ids = [row[0] for row in rows if row[0] and row[0] > EXACT_IN_A_DOUBLE]
     if len(ids) > 4 and all(number == int(float(number)) for number in ids):
-        raise Mistake(f"{path}: all ids are rounded, as DB Browser 3.11 does; {AGAIN}")
+        raise UserError(f"{path}: all ids are rounded, as DB Browser 3.11 does; {AGAIN}")
     bodies = [row[-1] for row in rows if row[-1]]
     if bodies and not any(body.startswith(ELEMENT_TAG) for body in bodies):
-        raise Mistake(f"{path}: the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}")
+        raise UserError(f"{path}: the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}")

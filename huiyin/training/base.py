@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from requests import RequestException
 from tokenizers import Tokenizer
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.training.memory import as_text
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -24,7 +24,7 @@ def find_base(name, cache, whole):
     if Path(name).is_dir():
         return check(Path(name))
     if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise Mistake(
+        raise UserError(
             f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); mend train.yaml"
         )
     try:
@@ -34,8 +34,8 @@ def find_base(name, cache, whole):
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestException, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            raise Mistake(f"the hub has no open model {name}; mend model_name_or_path in train.yaml") from None
-        raise Mistake(
+            raise UserError(f"the hub has no open model {name}; mend model_name_or_path in train.yaml") from None
+        raise UserError(
             f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
             "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
         ) from None
@@ -45,7 +45,7 @@ def find_base(name, cache, whole):
 def check(folder):
     for name in SMALL:
         if not (folder / name).is_file():
-            raise Mistake(f"{folder}: no {name} in it; model_name_or_path must be a whole Hugging Face model")
+            raise UserError(f"{folder}: no {name} in it; model_name_or_path must be a whole Hugging Face model")
     return folder
 
 
@@ -61,11 +61,11 @@ def check_space(name, cache):
 
 
 def check_disk(folder, size, what):
-    """Say that `what` needs `size` bytes on the disk of `folder`; raise `Mistake` unless there is that much room."""
+    """Say that `what` needs `size` bytes on the disk of `folder`; raise `UserError` unless there is that much room."""
     free = shutil.disk_usage(folder).free
     print(f"{what} needs {as_text(size)} of disk, {as_text(free)} are free", flush=True)
     if size > free:
-        raise Mistake(f"{what} needs {as_text(size)} of disk and {as_text(free)} are free; make room")
+        raise UserError(f"{what} needs {as_text(size)} of disk and {as_text(free)} are free; make room")
 
 
 def token_lengths(rows, folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pynvml
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 BF16_FROM = (8, 0)  # compute capability; earlier cards only emulate it, slowly, and torch calls that supported
 # By the major version of the CUDA torch was built with: the first driver for it, and the oldest cards it still serves.
@@ -38,14 +38,14 @@ def find_card(gpu):
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise Mistake(
+        raise UserError(
             f"GPU={gpu}, but no NVIDIA driver answers ({error}); say GPU=none to train on the processor"
         ) from None
     try:
         count = pynvml.nvmlDeviceGetCount()
         if not gpu.isdigit() or int(gpu) >= count:
             there = [f"{index} ({name_of(pynvml.nvmlDeviceGetHandleByIndex(index))})" for index in range(count)]
-            raise Mistake(
+            raise UserError(
                 f"GPU={gpu}, but the cards here are: {', '.join(there) or 'none'}; "
                 "say GPU=none to train on the processor"
             )
@@ -91,21 +91,21 @@ def torch_cuda():
 
 
 def check_card(card, built_with):
-    """Raise `Mistake` where the card, its driver and torch (built with CUDA `built_with`) do not go together."""
+    """Raise `UserError` where the card, its driver and torch (built with CUDA `built_with`) do not go together."""
     if built_with is None:
-        raise Mistake(
+        raise UserError(
             f"GPU={card.index} is a {card.name}, but the torch installed here is a CPU build; "
             "install one with CUDA into .venv, or say GPU=none"
         )
     major = int(built_with.split(".")[0])
     driver, oldest = OLDEST.get(major, OLDEST[max(OLDEST)])
     if card.cuda[0] < major:
-        raise Mistake(
+        raise UserError(
             f"driver {card.driver} supports CUDA {dotted(card.cuda)}, this torch needs {built_with}: "
             f"update the driver to >= {driver}, or install a torch built for CUDA {card.cuda[0]}"
         )
     if card.capability < oldest:
-        raise Mistake(
+        raise UserError(
             f"{card.name} (compute capability {dotted(card.capability)}) is too old for torch with CUDA "
             f"{built_with}, which serves {dotted(oldest)} and newer; install an older torch, or say GPU=none"
         )

@@ -1,24 +1,21 @@
 """LLaMA-Factory as a program: how train.py and export.py run it."""
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from huiyin.common.errors import Mistake
-from huiyin.common.progress import Progress
+from huiyin.common.errors import UserError
+from huiyin.serving.process import end_with_parent
 
 POLL_SECONDS = 0.5
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # torch's names for it
 PROGRAM = [Path(sys.executable).parent / "llamafactory-cli"]
 
 
-class OutOfMemory(Mistake):
+class OutOfMemory(UserError):
     """The card's memory did not do; fewer rows at a time may."""
 
 
@@ -49,13 +46,8 @@ def world_size():
     return int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1)
 
 
-def end_with_parent():
-    """Called in the child: Linux shall kill it when we are killed, or it would train on beside our next run."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def run_program(command, values, folder, variables, watch=lambda: None):
-    """Run `llamafactory-cli command` on the settings `values`, calling `watch` now and then; a failure is a `Mistake`.
+    """Run `llamafactory-cli command` on the settings `values`, calling `watch` now and then; a failure is `UserError`.
 
     Its standard output is thrown away, since it prints samples of the chat there; the rest is in
     folder/llamafactory.log.
@@ -86,42 +78,4 @@ def run_program(command, values, folder, variables, watch=lambda: None):
         if any(name in line for line in said for name in OUT_OF_MEMORY):
             raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; all it said is in {log}")
         reason = said[-1] if said else f"exit status {child.returncode}"
-        raise Mistake(f"llamafactory-cli {command} failed: {reason}; all it said is in {log}")
-
-
-def answer(values, adapter, rows, folder, variables):
-    """Return the replies of the model with `adapter` (None: as it is) to the last words of each of `rows`, greedily.
-
-    It runs in a process of its own, which gives the card back when it ends.
-    """
-    content = {"model": values["model_name_or_path"], "adapter": adapter and str(adapter), "rows": rows}
-    return ask_program("answer", content, folder, variables)
-
-
-def compare(content, folder, variables):
-    """Return what compare.py finds out, in a process of its own; it says what `content` is."""
-    with Progress("compare", 2 * (len(content["samples"]) + len(content["asked"])), "rows") as progress:
-        return ask_program("compare", content, folder, variables, progress.add)
-
-
-def ask_program(name, content, folder, variables, tick=lambda: None):
-    """Run the program `name` beside us on `content` and return its answer; `tick` is called for each line it prints."""
-    question, answers = folder / f"{name}.questions.json", folder / f"{name}.answers.json"
-    question.write_text(json.dumps(content), encoding="utf-8")
-    program = Path(__file__).parent.parent / f"serving/{name}.py"
-    with (
-        open(folder / f"{name}.log", "w", encoding="utf-8") as errors,
-        subprocess.Popen(
-            [sys.executable, program, question, answers],
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            preexec_fn=end_with_parent,
-        ) as child,
-    ):
-        for _ in child.stdout:
-            tick()
-    if child.returncode:
-        raise Mistake(f"the trained model cannot be asked; what it said is in {folder}/{name}.log")
-    return json.loads(answers.read_text(encoding="utf-8"))
+        raise UserError(f"llamafactory-cli {command} failed: {reason}; all it said is in {log}")

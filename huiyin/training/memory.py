@@ -7,7 +7,7 @@ a large vocabulary, not the parameters, decide for small models.
 import json
 from dataclasses import dataclass
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 
 GIB = 1 << 30
 # Decoders that are built like Qwen2 and Llama: four attention projections and three of a gated feed-forward a layer.
@@ -71,14 +71,14 @@ class Shape:
 
 
 def read_shape(path):
-    """Return the `Shape` in the config.json at `path`; a `Mistake` for a kind of model that is not known here."""
+    """Return the `Shape` in the config.json at `path`; `UserError` for a kind of model that is not known here."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architecture = config["architectures"][0]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise Mistake(f"{path}: not the config.json of a language model") from None
+        raise UserError(f"{path}: not the config.json of a language model") from None
     if architecture not in ARCHITECTURES:
-        raise Mistake(
+        raise UserError(
             f"{path}: unsupported architecture {architecture}; take a model of one of these: {', '.join(ARCHITECTURES)}"
         )
     heads, hidden = config["num_attention_heads"], config["hidden_size"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar, Literal
 
-from huiyin.common.errors import Mistake
+from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast1
 from huiyin.training.memory import GIB, peak_bytes
 
@@ -119,7 +119,7 @@ def plan_for_card(card, work, settings, helpers):
                     )
     absent = [name for name, there in helpers.items() if not there]
     more = f" ({' and '.join(absent)} would allow more, but cannot be imported)" if absent else ""
-    raise Mistake(
+    raise UserError(
         f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this "
         f"model even with every concession{more}; "
         "close what uses the card, or take a smaller model in train.yaml"
@@ -150,7 +150,7 @@ def micro_batches(work, settings):
     if settings.micro_batch is None:
         return [size for size in MICRO_BATCHES if work.batch % size == 0]
     if work.batch % settings.micro_batch:
-        raise Mistake(
+        raise UserError(
             f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows a "
             "step of train.yaml (per_device_train_batch_size x gradient_accumulation_steps)"
         )
@@ -163,7 +163,7 @@ def plan_for_processor(free_bytes, cores, work, micro_batch, settings):
     checkpointing = settings.gradient_checkpointing is not False
     peak = peak_bytes(work.shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:
-        raise Mistake(
+        raise UserError(
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
             "take a smaller model or fewer rows at a time in train.yaml"
         )

@@ -550,12 +550,12 @@ def write_database(path, write, *given):
     return result
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--messages", type=int, default=1500)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with Stage("sample", args.out, packages=["sqlcipher3", "protobuf"]) as stage:
         messages = history(args.seed, args.messages)
         rows = write_database(stage.output("nt_msg.db"), write_messages, messages, args.messages)

@@ -42,11 +42,11 @@ BIAS = {END: 1.3, '"': 3.2, NEWLINE: -3.0, SPACE: -3.0}
 BAN = -24.0
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another model (default 0)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:
         stage.receipt["seed"] = options.seed
         write_gguf(stage.output("tiny.gguf"), options.seed)

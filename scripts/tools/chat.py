@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, read_settings
 from huiyin.common.stage import need, read_receipt
+from huiyin.common.tables import COMMA
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
-
-BETWEEN_MESSAGES = "，"  # as combine joins them
 
 
 @dataclass
@@ -33,12 +32,12 @@ def open_model(folder, llm, ollama_url):
     receipt = read_receipt(need(folder / "receipt.json", "`make export` makes it").parent)
     if "ollama" not in receipt:
         print("loading the merged model ...", flush=True)
-        from huiyin.serving.local import Merged  # loads torch, which Ollama's friends do without
+        from huiyin.serving.local import Merged
 
         return Merged(folder / "merged", receipt["parameters"]).talk
     ollama = open_ollama(llm, ollama_url, receipt["ollama"]["name"], receipt["parameters"]["num_ctx"])
     if ollama.identity() != receipt["ollama"]["digest"]:
-        raise Mistake(f"the Ollama model {ollama.model} is not the one that export made; make export again")
+        raise UserError(f"the Ollama model {ollama.model} is not the one that export made; make export again")
     return ollama.talk
 
 
@@ -49,7 +48,7 @@ def as_messages(pieces):
     """
     started = ended = False
     for character in (character for piece in pieces for character in piece):
-        if character == BETWEEN_MESSAGES or character == "\n":
+        if character == COMMA or character == "\n":
             ended = started
             continue
         yield f"\n{character}" if ended else character
@@ -86,12 +85,12 @@ def talk(answer, settings):
             history = [*history, *exchange][-2 * settings.exchanges :] if settings.exchanges else []
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="chat.yaml")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         answer = open_model(args.exported, read_llm_settings(args), args.ollama_url)

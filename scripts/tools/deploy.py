@@ -54,13 +54,13 @@ This Ollama is inside the containers' own network, and no port of it is publishe
 TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     receipt = read_receipt(need(args.exported / "receipt.json", "`make export` makes it").parent)
     system = need(args.generated / "system.txt", "`make gen` makes it").read_text(encoding="utf-8")
     llm = read_llm_settings(args)

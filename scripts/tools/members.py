@@ -10,13 +10,12 @@ import argparse
 import unicodedata
 from pathlib import Path
 
-import polars as pl
-
 from huiyin.common.errors import run
+from huiyin.common.lazy import polars as pl
 from huiyin.common.stage import Stage, need
+from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
 
 MEMBER = ["group_id", "user_id"]
-NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
 # A turn becomes at most one row of the dataset, and gen keeps 5 % of the rows for evaluation: 10 of 200, 50 of 1,000.
 # With fewer than 10 one cannot even see whether the model has learnt anything; 50 give a loss one can compare.
 THIN, ENOUGH = 200, 1_000
@@ -114,15 +113,16 @@ def fit(text, width):
     return shown + " " * (width - used)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("messages", type=Path)
     parser.add_argument("turns", type=Path)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with Stage("members", args.out, packages=["polars"]) as stage:
-        messages = pl.scan_parquet(stage.input(need(args.messages, "`make parse` makes it")))
-        turns = pl.scan_parquet(stage.input(need(args.turns, "`make combine` makes it")))
+        made_by = "`make parse` makes it", "`make combine` makes it"
+        messages = scan_table(stage.input(need(args.messages, made_by[0])), MESSAGES, made_by[0])
+        turns = scan_table(stage.input(need(args.turns, made_by[1])), TURNS, made_by[1])
         found = members(messages, turns)
         found.write_parquet(stage.output("members.parquet"))
         stage.ledger.read = messages.select(pl.len()).collect().item()

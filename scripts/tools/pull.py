@@ -6,17 +6,17 @@ python scripts/tools/pull.py --llm config/llm.yaml --ollama-url http://ollama:11
 import argparse
 import shutil
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
 
 GB = 10**9
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = read_llm_settings(args)
     ollama = open_ollama(settings, args.ollama_url, settings.model, settings.num_ctx)
     if ollama.is_there():
@@ -34,7 +34,7 @@ def main():
                         flush=True,
                     )
                 if sum(sizes.values()) > free:
-                    raise Mistake(
+                    raise UserError(
                         f"{settings.model} takes {sum(sizes.values()) / GB:.1f} GB and {free / GB:.1f} are "
                         "free on Docker's disk; make room (docker system df), or name a smaller model in "
                         f"{args.llm}"

@@ -14,10 +14,10 @@ from huiyin.common.stage import need
 ROWS = 10
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generated", type=Path)
-    folder = parser.parse_args().generated
+    folder = parser.parse_args(argv).generated
     rows = [
         row
         for name in ("alpaca.json", "alpaca_eval.json")

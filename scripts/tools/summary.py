@@ -21,10 +21,10 @@ def table(receipts):
         yield f"{receipt['stage']:<9}{cells}{receipt['seconds']:>10.1f}  {why}".rstrip()
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    receipts = [receipt for folder in parser.parse_args().folders if (receipt := read_receipt(folder))]
+    receipts = [receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))]
     asked = receipts[-1].get("asked") if receipts else None
     if asked:
         print(f"\nAsked {asked['who']}: {asked['question']}")

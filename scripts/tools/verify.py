@@ -10,7 +10,7 @@ Exit status 1 then. Folders come in the order of the stages; those of stages not
 import argparse
 from pathlib import Path
 
-from huiyin.common.errors import Mistake, run
+from huiyin.common.errors import UserError, run
 from huiyin.common.stage import read_receipt, sha256
 from huiyin.llm.backend import Unavailable
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
@@ -77,20 +77,22 @@ def served(receipts, llm, ollama_url):
     return f"the Ollama model {made['name']} {state}", present == made["digest"]
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     receipts = {folder: receipt for folder in args.folders if (receipt := read_receipt(folder))}
     if not receipts:
-        raise Mistake("no stage is done yet: there is no receipt to verify")
+        raise UserError("no stage is done yet: there is no receipt to verify")
     broken = [*breaks(receipts), *unexplained(receipts, args.folders)]
     line, holds = served(receipts, read_llm_settings(args), args.ollama_url)
     for found in [*broken, *([line] if line else [])]:
         print(f"verify: {found}", flush=True)
     if broken or not holds:
-        raise Mistake("the chain is broken, see above; what lies behind the break was not made from what is there now")
+        raise UserError(
+            "the chain is broken, see above; what lies behind the break was not made from what is there now"
+        )
     files = {path for folder, receipt in receipts.items() for _, path, _ in claims(folder, receipt)}
     stages = [receipt["stage"] for receipt in receipts.values()]
     sources = sorted(path for path in next(iter(receipts.values()))["inputs"])

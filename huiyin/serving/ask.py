@@ -1,0 +1,84 @@
+"""Ask models for losses and greedy replies, in a process of its own, which gives the card back when it ends.
+
+    python huiyin/serving/ask.py QUESTIONS.json ANSWERS.json
+
+In:  {"tokenizer": folder, "models": [[folder, adapter or null], ...], "samples": rows for the loss, "asked": rows to
+     reply to}; rows are those of an Alpaca dataset
+Out: for each model {"loss": mean over the samples, null without any, "replies": [...]}
+It prints an empty line when a row is done.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+REPLY_TOKENS = 60
+
+
+def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
+    """The conversation of an Alpaca row up to the reply."""
+    system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    history = [
+        {"role": role, "content": text}
+        for exchange in row["history"]
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
+    return [*system, *history, {"role": "user", "content": row["instruction"]}]
+
+
+def loss(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    """Mean cross-entropy (nats a token) of the row's reply, given its prompt; the two meet as in the training."""
+    messages = messages_of(row)
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": row["output"]}], tokenize=False)
+    asked, reply = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole[len(prompt) :]))
+    tokens = torch.tensor([asked + reply]).to(model.device)
+    labels = torch.tensor([[-100] * len(asked) + reply]).to(model.device)
+    return model(input_ids=tokens, labels=labels).loss.item()
+
+
+def reply(model: Any, tokenizer: Any, row: dict[str, Any]) -> str:
+    prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, return_tensors="pt")
+    prompt = prompt.to(model.device)
+    answer = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=REPLY_TOKENS,
+    )
+    return tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
+
+
+def shown(results: Iterable[Any]) -> Iterator[Any]:
+    for result in results:
+        print(flush=True)
+        yield result
+
+
+@torch.inference_mode()
+def main(questions: str, answers: str) -> None:
+    given = json.loads(Path(questions).read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
+    device, found = "cuda" if torch.cuda.is_available() else "cpu", []
+    for folder, adapter in given["models"]:  # one after the other: memory holds one
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+        model = PeftModel.from_pretrained(model, adapter) if adapter else model
+        model.eval()
+        losses = list(shown(loss(model, tokenizer, row) for row in given["samples"]))
+        replies = list(shown(reply(model, tokenizer, row) for row in given["asked"]))
+        found.append({"loss": sum(losses) / len(losses) if losses else None, "replies": replies})
+        del model
+    Path(answers).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,64 @@
+"""Models asked in a process of its own: torch loads there, and the card is free when it ends."""
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huiyin.common.errors import UserError
+from huiyin.common.progress import Progress
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Rows = list[dict[str, Any]]
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill the child if we are killed; otherwise it keeps working next to our next run."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ask(
+    models: list[tuple[Path, Path | None]],
+    rows: Rows,
+    folder: Path,
+    variables: Mapping[str, str],
+    samples: Rows = [],  # noqa: B006  it is only read
+    tokenizer: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Return for each of `models`, (folder, adapter or None): its greedy "replies" to `rows`, its "loss" on `samples`.
+
+    tokenizer: the folder of the one that all use, with its chat template (default: that of the first model); folder:
+    for what passes between the processes; variables: the environment.
+    """
+    given = {
+        "tokenizer": str(tokenizer or models[0][0]),
+        "models": [[str(model), adapter and str(adapter)] for model, adapter in models],
+        "samples": samples,
+        "asked": rows,
+    }
+    questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.json", "log"))
+    questions.write_text(json.dumps(given), encoding="utf-8")
+    program = [sys.executable, Path(__file__).with_name("ask.py"), questions, answers]
+    with (
+        open(log, "w", encoding="utf-8") as errors,
+        Progress("ask", len(models) * (len(samples) + len(rows)), "rows") as progress,
+        subprocess.Popen(
+            program,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            preexec_fn=end_with_parent,
+        ) as child,
+    ):
+        assert child.stdout is not None
+        for _ in child.stdout:
+            progress.add()
+    if child.returncode:
+        raise UserError(f"the trained model cannot be asked; its messages are in {log}")
+    return json.loads(answers.read_text(encoding="utf-8"))
