@@ -1,10 +1,18 @@
-"""How tests run things: as a user would, in a process of their own."""
+"""How tests run things: stages and tools in this process, Make in one of its own."""
 
+import contextlib
+import importlib
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from unittest import mock
+
+from huiyin.common.errors import run
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = int(os.environ.get("EXAMPLES", 50))  # of each fuzz test; once in a while let it be thousands
@@ -18,14 +26,33 @@ CLEAN["PYTHONPATH"] = str(ROOT)
 
 
 def run_script(name, *arguments, env=None):
-    """Run scripts/<name>.py from the repository's root; return the finished process, its output as text."""
-    return subprocess.run(
-        [sys.executable, ROOT / f"scripts/{name}.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**CLEAN, **(env or {})},
-        capture_output=True,
-        encoding="utf-8",
-    )
+    """Run scripts/<name>.py from the repository's root, in this process; return what a finished process would hold.
+
+    To start Python and load polars anew for every error line would take most of the time of the tests.
+    """
+    program = ROOT / f"scripts/{name}.py"
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    main = importlib.import_module(f"scripts.{name.replace('/', '.')}").main
+    argv = [str(program), *map(str, arguments)]
+    umask, terminated = os.umask(0o077), signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.dict(os.environ, {**CLEAN, **(env or {})}, clear=True),
+        mock.patch.object(sys, "argv", argv),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            run(main)
+        except SystemExit as end:
+            status = end.code or 0
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        finally:
+            os.umask(umask)
+            signal.signal(signal.SIGTERM, terminated)
+    return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
 
 def copy_project(folder):

@@ -15,24 +15,14 @@ import pytest
 import sqlcipher3
 
 from helpers import ROOT, run_script
+from huiyin.common import tables
+from huiyin.common.tables import schema
 from huiyin.qqnt.cipher import Cipher, build_header, encryption_key
 from huiyin.qqnt.qqnt_pb2 import Body, Element, Header, Wallet
 
 CASES = ROOT / "tests/cases"
 START = datetime(2024, 1, 1, tzinfo=UTC)  # the times in the cases are seconds from here
-MESSAGE = {
-    "message_id": pl.Int64,
-    "group_id": pl.String,
-    "time": pl.Datetime("ms", "UTC"),
-    "seq": pl.Int64,
-    "user_id": pl.String,
-    "nickname": pl.String,
-    "fragments": pl.List(pl.String),
-    "kinds": pl.List(pl.String),
-    "mentions": pl.List(pl.String),
-    "reply_to": pl.Int64,
-    "reply_dangling": pl.Boolean,
-}
+MESSAGE, TURN = schema(tables.MESSAGES), schema(tables.TURNS)
 
 
 def cases(stage):
@@ -102,21 +92,6 @@ def test_combine(case, tmp_path):
             )
         ),
     )
-
-
-TURN = {
-    "turn_id": pl.Int64,
-    "group_id": pl.String,
-    "user_id": pl.String,
-    "nickname": pl.String,
-    **dict.fromkeys(("time", "first_time", "last_time"), pl.Datetime("ms", "UTC")),
-    "text": pl.String,
-    "message_ids": pl.List(pl.Int64),
-    "mentions": pl.List(pl.String),
-    "reply_to_turn": pl.Int64,
-    "quotes_outside": pl.Boolean,
-    "seconds_since_previous": pl.Int64,
-}
 
 
 def turns(rows):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers import ROOT, make
-from huiyin.sources.database import ROW
+from huiyin.sources.history import ROW
 from scripts import combine
 
 CONFIG = ROOT / "config"

@@ -10,7 +10,7 @@ import pytest
 
 import huiyin.linking.linker
 from huiyin.linking.calibration import calibrated_threshold
-from huiyin.linking.cases import Case
+from huiyin.linking.cases import Case, History
 from huiyin.linking.features import WIDTH, Talk, features
 from huiyin.linking.lines import lines_of, shares_of_turns
 from huiyin.linking.linker import REACH, Linker, choose
@@ -22,7 +22,7 @@ from test_cases import START, cases, compare, ledger_of, read_lines, turns
 
 @cases("pair_with_a_model")
 def test_pair_with_a_model(case, folder):
-    """answers.json: {reply: what the model answers}; of quotes asked blind it says none."""
+    """answers.json: {reply: what the model answers}; of held-out quotes it says none."""
     turns(read_lines(case / "turns.jsonl")).write_parquet(folder.path / "turns.parquet")
     answers = json.loads((case / "answers.json").read_text(encoding="utf-8"))
 
@@ -81,19 +81,17 @@ def mentions(turn):
 
 
 @pytest.mark.parametrize("at_once", [1, 100])
-def test_what_a_blind_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
+def test_what_a_held_out_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
     """Not in the quote itself, not in the habits of its author, not by those who speak before and after."""
     monkeypatch.setattr(huiyin.linking.linker, "CASES_AT_ONCE", at_once)
     users = "abcabcabca"
     plain = [said(place, user, f"text {place % 4}") for place, user in enumerate(users)]
     quoting = [*plain[:8], said(8, "c", "text 0", mentions=["a"]), *plain[9:]]
     cases = [Case(plain[place], [], []) for place in (5, 8, 9)]
-    linker, of = Linker(), pl.DataFrame(quoting).drop("said")
-    assert linker.decide(cases, of, mentions, 10, False) == linker.decide(
-        cases, pl.DataFrame(plain).drop("said"), mentions, 10, False
-    )
-    asked = [Case(quoting[8], [], [])]
-    assert linker.decide(asked, of, mentions, 10, False) != linker.decide(cases[1:2], of, mentions, 10, False)
+    linker = Linker()
+    history, without = (History(pl.DataFrame(rows).drop("said"), 10, False) for rows in (quoting, plain))
+    assert linker.decide(cases, history) == linker.decide(cases, without)
+    assert linker.decide([Case(quoting[8], [], [])], history) != linker.decide(cases[1:2], history)
 
 
 def test_lines_are_in_the_order_in_which_they_were_said():

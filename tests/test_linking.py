@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from huiyin.linking.cases import window
 
 from helpers import ROOT
+from huiyin.linking.cases import window
 from huiyin.linking.names import Names
 from huiyin.linking.rule import link
 from huiyin.questions.redaction import Redaction

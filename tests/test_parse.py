@@ -12,15 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import EXAMPLES, run_script
+from huiyin.common import tables
 from huiyin.common.errors import UserError
 from huiyin.qqnt.body import AT, TEXT, BodyReader, kind_name
 from huiyin.qqnt.qqnt_pb2 import Body, Element, Wallet
 from huiyin.sources.browser_json import json_chunks
-from huiyin.sources.database import to_chunk
+from huiyin.sources.csv_file import csv_chunks, write_csv
+from huiyin.sources.history import to_chunk
 from scripts.demo.history import COLUMNS, history
-from scripts.parse import MESSAGE, csv_chunks, write_csv
 
 MESSAGES = 1500
+COLUMNS_OF = tables.schema(tables.MESSAGES)
 T = 1_660_471_938
 
 
@@ -558,10 +560,10 @@ def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
                 "user_id": [row[2] for row in rows],
                 "fragments": [row[3] for row in rows],
             },
-            schema_overrides={"fragments": MESSAGE["fragments"]},
+            schema_overrides={"fragments": COLUMNS_OF["fragments"]},
         )
         path = tmp_path / "messages.csv"
-        write_csv(frame.with_columns((pl.col("time") * 1000).cast(MESSAGE["time"])), path)
+        write_csv(frame.with_columns((pl.col("time") * 1000).cast(COLUMNS_OF["time"])), path)
         with open(path, "rb") as file:
             back = pl.concat(csv_chunks(path, file, None))
         five = ["group_id", "time", "nickname", "user_id", "fragments"]
