@@ -92,14 +92,14 @@ result.gen = $(T)/generated
 result.train = $(T)/trained
 result.export = $(T)/exported
 
-decrypt: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,nothing-to-decrypt)## read an encrypted QQNT database
-parse: $(result.parse)/receipt.json## messages out of protobuf bodies
-combine: $(result.combine)/receipt.json## bursts of messages become turns
-pair: $(result.pair)/receipt.json## which turn does each turn of TARGET answer?
-gen: $(result.gen)/receipt.json## write missing halves; the dataset
-train: $(result.train)/receipt.json## LoRA with LLaMA-Factory
-export: $(result.export)/receipt.json## merge; a model for Ollama
-all: export## everything up to export
+decrypt: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,nothing-to-decrypt)## decrypt a QQNT database; group messages only
+parse: $(result.parse)/receipt.json## decode message bodies into messages
+combine: $(result.combine)/receipt.json## merge bursts of messages into turns
+pair: $(result.pair)/receipt.json## find the turn that each turn of TARGET replies to
+gen: $(result.gen)/receipt.json## write the missing prompts; build the dataset
+train: $(result.train)/receipt.json## train a LoRA adapter with LLaMA-Factory
+export: $(result.export)/receipt.json## merge the adapter; create the model for Ollama
+all: export## all stages up to export
 
 # What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
 $(D)/source: $(if $(filter-out $(file <$(D)/source),$(SOURCE)),FORCE)
@@ -111,7 +111,7 @@ else
 $(SOURCE):
 	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
 endif
-sample: data/demo/sample/receipt.json## the invented history of the demo
+sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 	$(RUN) python $< --out $(@D)
 
@@ -146,30 +146,30 @@ $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
 	$(RUN) $(training)
-preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## does the training fit the card? Says so and stops
+preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
 	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
-members: $(result.combine)/receipt.json | $(base)## who is there, and of whom there is enough to learn from
+members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
 	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
-samples: $(result.gen)/receipt.json | $(base)## ten random rows of the dataset, with their origin
+samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dataset with their sources
 	@$(RUN) python scripts/tools/rows.py $(result.gen)
 
 # These look at what is there: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
 	@$(RUN) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
-deploy: | $(base)## the settings that connect the model to a chat platform
+deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
-verify: | $(base)## every hash in the receipts computed anew, back to SOURCE
+verify: | $(base)## recompute every hash in the receipts, back to SOURCE
 	@LEND=$(SOURCE) $(RUN) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
-demo:## the whole road on an invented history, on the host, without a card
+demo:## run the whole pipeline on an invented history, without a card
 	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
-summary: | $(base)## what each stage read, wrote and dropped, and what the model said
+summary: | $(base)## what each stage read, wrote and dropped; the model's reply
 	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done
@@ -181,12 +181,12 @@ status:## which stages are done
 from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
 	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(result.$(stage)))
-forget-answers:## throw the journal of LLM answers away
+forget-answers:## delete the cached answers of the language model
 	rm -f $(answers) $(answers)-wal $(answers)-shm
 
 include developers.mk
 
-help:## this list
+help:## list targets and variables
 	@echo "Variables (make VARIABLE=value ...):"
 	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$($(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
 	@echo "Targets:"

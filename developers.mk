@@ -1,16 +1,16 @@
 # What developers type: tests, style, measurements, always on the host. The Makefile includes it.
-test: .venv/train .venv/dev## all tests
+test: .venv/train .venv/dev## run all tests
 	.venv/bin/pytest
-lint: .venv/dev## style
+lint: .venv/dev## check the style
 	.venv/bin/ruff check
-golden: .venv/dev## write the expected files of tests/cases anew; the diff is the review
+golden: .venv/dev## rewrite the expected files of tests/cases; review the diff
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py tests/test_linker.py
-bench: bench-history bench-combine## all measurements but bench-replies, which needs DATA
-bench-history: .venv/dev## decrypt and parse a million rows, beside the least that could be done
+bench: bench-history bench-combine## all measurements except bench-replies, which needs DATA
+bench-history: .venv/dev## time decrypt and parse on a million rows, against lower bounds
 	$(RUN.host) python bench/history.py 1000000 data/bench/history
-bench-combine: .venv/train .venv/dev## combine at ten million messages, beside one sort and a plain pandas version
+bench-combine: .venv/train .venv/dev## time combine on ten million messages, against sort and pandas
 	$(RUN.host) python bench/combine.py data/bench/combine
-bench-replies: .venv/base## how often the turn that pairing names is right: DATA=<folder with dev.jsonl.gz>
+bench-replies: .venv/base## accuracy of the pairing: DATA=FOLDER, one with dev.jsonl.gz
 	$(RUN.host) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
 .PHONY: test lint golden bench bench-history bench-combine bench-replies

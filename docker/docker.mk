@@ -25,11 +25,11 @@ ifeq ($(RUN_IN)$(filter undefined,$(origin WSL_DISTRO_NAME))$(filter-out /mnt/%,
 $(info docker: $(CURDIR) is on a Windows disk: slow from here, and there your results are open to others; move the repository into your Linux home)
 endif
 
-build:## the images of the containers
+build:## build the images of the containers
 	@docker/run.sh build
-shell:## a shell in the container of the data stages
+shell:## open a shell in the container of the data stages
 	@$(RUN.docker) bash
-down:## stop what the containers started; the models stay
+down:## stop the containers; the models stay
 	@docker/run.sh down
 
 .PHONY: build shell down
