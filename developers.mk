@@ -2,7 +2,7 @@
 test: .venv/train .venv/dev## run all tests
 	.venv/bin/pytest
 lint: .venv/dev## check the style
-	.venv/bin/ruff check
+	.venv/bin/ruff check && .venv/bin/ruff format --check --quiet && .venv/bin/mypy
 golden: .venv/dev## rewrite the expected files of tests/cases; review the diff
 	GOLDEN=1 .venv/bin/pytest tests/test_cases.py tests/test_linker.py
 bench: bench-history bench-combine## all measurements except bench-replies, which needs DATA
