@@ -1,16 +1,19 @@
 # Huiyin: from a QQ group's history to a model that talks like one of its members. `make help` lists what there is.
 # The Makefile knows the files, the scripts know the work, the settings in config/ know the choices.
 
+ifeq (Darwin,$(shell uname))
+$(error macOS is not supported: run this on Linux or in WSL 2)
+endif
 # Make 4.3 is the first whose $(file <...) and .SHELLFLAGS behave as used here.
 ifneq (,$(filter 3.% 4.0 4.0.% 4.1 4.1.% 4.2 4.2.%,$(MAKE_VERSION)))
-$(error GNU Make $(MAKE_VERSION) is too old: 4.3 or newer is needed (Debian 11, Ubuntu 22.04; on macOS: brew install make, then gmake))
+$(error GNU Make $(MAKE_VERSION) is too old: 4.3 or newer is needed (Debian 11, Ubuntu 22.04))
 endif
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
-.DELETE_ON_ERROR:
+# No .DELETE_ON_ERROR: scripts rename finished files into place, and it would delete the receipt of another run.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
-.NOTPARALLEL: # the stages share one card and one model
+.NOTPARALLEL: # the stages share one card and one language model
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
@@ -22,12 +25,12 @@ GPU ?= 0# index of the card, or none
 PYTHON ?= python3# the Python which makes .venv
 
 config = $(or $(wildcard config/$(CONFIG)/$1),config/$1)
-# What the settings of stage $1 are: the files $2. Where the receipt names others, they are to be read anew whatever
-# their dates: a file in config/CONFIG/ has come or gone.
+# The settings files $2 of stage $1. If its receipt lists another file than the one chosen now (an override in
+# config/CONFIG/ came or went), rebuild whatever the dates.
 settings = $(foreach file,$(foreach name,$2,$(call config,$(name))),$(file) $(if $(findstring "$(file)",$(file <$(result.$1)/receipt.json)),,FORCE))
 TARGET_FILE := $(call config,target.txt)
-D := data/$(CONFIG)
-T = $(D)/$(TARGET)
+results := data/$(CONFIG)
+target_results = $(results)/$(TARGET)
 
 # ---- Checks that must come before any work
 shell-quote = '$(subst ','\'',$1)'
@@ -59,10 +62,16 @@ $(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `m
 endif
 endif
 
-# ---- Where a script runs: in .venv/ or in a container; docker/docker.mk says what is $(base), $(train), ... in each
+# ---- Where a script runs: in .venv/ or in a container; docker/docker.mk defines $(base), $(train), ... for each
+# A recipe starts with RUN, or where the script asks Ollama with one of the other two: in a container they start it.
 RUN.host := env -u QQ_DB_KEY PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/.venv/bin:$$PATH"
 RUN = $(RUN.$(RUN_IN))
+RUN_WITH_OLLAMA = $(RUN)$(with_ollama.$(RUN_IN))
+RUN_WITH_MODEL = $(RUN)$(with_model.$(RUN_IN))
 include docker/docker.mk
+
+# Twice quiet: errors only. Python compiles what it imports, which is a tenth of what pip would compile.
+pip := .venv/bin/pip install --quiet --quiet --no-compile --disable-pip-version-check
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
@@ -70,27 +79,28 @@ include docker/docker.mk
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(pip) -r $<
+	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" >&2; exit 1; }
 	@echo "$(CURDIR)" > $$(echo .venv/lib/python3*/site-packages)/huiyin.pth # for scripts that are run by hand
 	@touch $@
 
 .venv/train: requirements/train.txt | .venv/base
-	.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(pip) $$(grep '^torch==' $<)
+	$(pip) --no-deps -r $<
 	cp -r requirements/torchaudio .venv/lib/python3*/site-packages/
 	@touch $@
 .venv/dev: requirements/dev.txt | .venv/base
-	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(pip) -r $<
 	@touch $@
 
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
-result.decrypt := $(D)/decrypted
-result.parse := $(D)/parsed
-result.combine := $(D)/combined
-result.pair = $(T)/paired
-result.gen = $(T)/generated
-result.train = $(T)/trained
-result.export = $(T)/exported
+result.decrypt := $(results)/decrypted
+result.parse := $(results)/parsed
+result.combine := $(results)/combined
+result.pair = $(target_results)/paired
+result.gen = $(target_results)/generated
+result.train = $(target_results)/trained
+result.export = $(target_results)/exported
 
 decrypt: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,nothing-to-decrypt)## decrypt a QQNT database; group messages only
 parse: $(result.parse)/receipt.json## decode message bodies into messages
@@ -102,7 +112,7 @@ export: $(result.export)/receipt.json## merge the adapter; create the model for 
 all: export## all stages up to export
 
 # What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
-$(D)/source: $(if $(filter-out $(file <$(D)/source),$(SOURCE)),FORCE)
+$(results)/source: $(if $(filter-out $(file <$(results)/source),$(SOURCE)),FORCE)
 	@umask 077; mkdir -p $(@D); chmod 700 data; echo $(call shell-quote,$(SOURCE)) > $@
 
 ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
@@ -121,13 +131,13 @@ data/tiny/receipt.json: scripts/demo/tiny.py | $(base)
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
-$(result.decrypt)/receipt.json: $(SOURCE) $(D)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard huiyin/qqnt/*.py) | $(base)
+$(result.decrypt)/receipt.json: $(SOURCE) $(results)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard huiyin/qqnt/*.py) | $(base)
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:
 	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
 
 messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
-$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(D)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard huiyin/qqnt/*.py huiyin/sources/*.py) | $(base)
+$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(results)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard huiyin/qqnt/*.py huiyin/sources/*.py) | $(base)
 	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
 
 $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
@@ -137,34 +147,35 @@ llm = --llm $(call config,llm.yaml) --ollama-url $(ollama.$(RUN_IN))
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
 $(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml)
-	$(RUN) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_MODEL) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
-# gen and train take hours, so their scripts are no prerequisites: a mended line is no reason to spend them again.
+# gen and train take hours, so their scripts are no prerequisites: a fixed line is no reason to run them again.
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml)
-	$(RUN) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_MODEL) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
+# On a card Ollama is asked to free its memory first.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
-	$(RUN) $(training)
+	$(if $(filter none,$(GPU)),$(RUN),$(RUN_WITH_OLLAMA)) $(training)
 preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
-	$(RUN) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
+	$(RUN_WITH_OLLAMA) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
 
 # ---- Around the stages
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
-	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(D)/members
+	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(results)/members
 samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dataset with their sources
 	@$(RUN) python scripts/tools/rows.py $(result.gen)
 
-# These look at what is there: an edited setting is no reason to train before one can talk.
+# These use the results as they are: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
-	@$(RUN) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
+	@$(RUN_WITH_OLLAMA) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
 deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
-	@LEND=$(SOURCE) $(RUN) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+	@MOUNT=$(SOURCE) $(RUN_WITH_OLLAMA) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card
@@ -177,10 +188,10 @@ status:## which stages are done
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 
-# That stage and the later ones; the journal of answers stays.
-from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
+# That stage and the later ones; the answer cache stays.
+stages_from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call stages_from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
-	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(result.$(stage)))
+	rm -rf $(foreach stage,$(call stages_from,$*,$(STAGES)),$(result.$(stage)))
 forget-answers:## delete the cached answers of the language model
 	rm -f $(answers) $(answers)-wal $(answers)-shm
 

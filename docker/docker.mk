@@ -1,5 +1,8 @@
 # Where a script runs, RUN_IN=host or docker: what differs. The containers' work is in docker/run.sh and compose.yaml.
 
+comma := ,
+space := $(subst ,, )
+
 # The environment that each rule names after its |: .venv/ on the host; else what the image is made of, since
 # docker/run.sh itself looks after the image, and only when there is something to run.
 base.host := .venv/base
@@ -9,16 +12,18 @@ train.docker := docker/Dockerfile requirements/train.txt
 base = $(base.$(RUN_IN))
 train = $(train.$(RUN_IN))
 RUN.docker = env -u QQ_DB_KEY GPU=$(GPU) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
+with_ollama.host :=
+with_model.host :=
+with_ollama.docker = $(space)--ollama $(call config,llm.yaml)
+with_model.docker = $(with_ollama.docker) --pull
 
 ollama.host := http://127.0.0.1:11434
 ollama.docker := http://ollama:11434
 
-# Of the cards outside only those that are lent are inside, counted from 0.
-comma := ,
-blank := $(subst ,, )
+# A container sees only the cards that it is given, counted from 0.
 cards = $(wordlist 1,$(words $(subst $(comma), ,$(GPU))),0 1 2 3 4 5 6 7)
 gpu.host = $(GPU)
-gpu.docker = $(if $(filter none,$(GPU)),none,$(subst $(blank),$(comma),$(cards)))
+gpu.docker = $(if $(filter none,$(GPU)),none,$(subst $(space),$(comma),$(cards)))
 
 # WSL_DISTRO_NAME is there in WSL only
 ifeq ($(RUN_IN)$(filter undefined,$(origin WSL_DISTRO_NAME))$(filter-out /mnt/%,$(CURDIR)),docker)

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Run one command of the pipeline in a container; the Makefile calls it with RUN_IN=docker.
 #
-#     docker/run.sh data|train COMMAND...     in that image, which is built first if docker/ or requirements/ changed
+#     docker/run.sh data|train [--ollama LLM.YAML [--pull]] COMMAND...
+#         in that image, which is built first if docker/ or requirements/ changed; --ollama: the command asks the Ollama
+#         of these settings, which is started unless they name another server; --pull: with its model fetched
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
-# GPU names the card to lend, or none; LEND one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE other
+# GPU: index of the card, or none; MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
 # places to fetch those images from.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
@@ -21,28 +23,28 @@ OLLAMA_IMAGE=${OLLAMA_IMAGE:-$(sed -n 's/.*{OLLAMA_IMAGE:-\(.*\)}/\1/p' docker/c
 
 # ---- Is there an engine, and may we use it?
 check_engine() {
-    local said wsl="Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, switch this distribution on"
+    local answer wsl="Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, switch this distribution on"
     if ! quiet command -v docker; then
         [ -z "${WSL_DISTRO_NAME:-}" ] || fail "$wsl; or add RUN_IN=host"
         fail "there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host"
     fi
-    if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
-        case $said in
+    if ! answer=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        case $answer in
             *"WSL 2 distro"*) fail "$wsl; or add RUN_IN=host" ;;
             *"permission denied"*) fail "Docker does not let you in: sudo usermod -aG docker \$USER, then log in again" ;;
             *) fail "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), or add RUN_IN=host" ;;
         esac
     fi
     # Docker may have less memory than this machine; and where it is rootless, its root is the caller.
-    said=$(docker info --format '{{.MemTotal}} {{.SecurityOptions}}')
-    PIPELINE_MEMORY=$((${said%% *} / 10 * 9))
-    case $said in *rootless*) HOST_UID=0 HOST_GID=0 ;; esac
+    answer=$(docker info --format '{{.MemTotal}} {{.SecurityOptions}}')
+    PIPELINE_MEMORY=$((${answer%% *} / 10 * 9))
+    case $answer in *rootless*) HOST_UID=0 HOST_GID=0 ;; esac
     case "${HTTP_PROXY:-}${HTTPS_PROXY:-}${http_proxy:-}${https_proxy:-}" in *127.0.0.1*|*localhost*)
         echo "docker: your proxy is at 127.0.0.1, which inside a container is the container; let it listen for your network and name this machine's address" >&2 ;;
     esac
 }
 
-# Sets COMPOSE to the command; with a card it is lent to both services.
+# Sets COMPOSE to the command; with a card, both services get it.
 use_compose() {
     if quiet docker compose version; then COMPOSE=(docker compose)
     elif quiet docker-compose version; then COMPOSE=(docker-compose)
@@ -51,15 +53,15 @@ use_compose() {
     [ "$GPU" = none ] || COMPOSE+=(--file docker/compose.gpu.yaml)
 }
 
-# ---- Images. What one is made of is written on it, so that it is built anew when that changes, and only then.
-made_of() {
+# ---- Images. The digest of their recipe is a label of each, so that one is built again when the recipe changes.
+recipe_digest() {
     local files=(docker/Dockerfile requirements/base.txt)
     [ "$1" = data ] || files+=(requirements/train.txt requirements/torchaudio/*.py)
     cat "${files[@]}" | sha256sum | cut -c1-16
 }
 
 need_image() {
-    [ "$(docker image inspect --format '{{index .Config.Labels "huiyin.made-of"}}' "huiyin-$1" 2> /dev/null)" = "$(made_of "$1")" ] || build "$1"
+    [ "$(docker image inspect --format '{{index .Config.Labels "huiyin.made-of"}}' "huiyin-$1" 2> /dev/null)" = "$(recipe_digest "$1")" ] || build "$1"
 }
 
 build() {
@@ -68,8 +70,8 @@ build() {
         [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")
     done
     fetch "$BASE_IMAGE" BASE_IMAGE
-    echo "docker: building the image huiyin-$1; what it fetches is in README.md" >&2
-    docker build "${arguments[@]}" --label "huiyin.made-of=$(made_of "$1")" --target "$1" --tag "huiyin-$1" --file docker/Dockerfile . >&2 ||
+    echo "docker: building the image huiyin-$1; docs/containers.md lists what it downloads" >&2
+    docker build "${arguments[@]}" --label "huiyin.made-of=$(recipe_digest "$1")" --target "$1" --tag "huiyin-$1" --file docker/Dockerfile . >&2 ||
         fail "the image huiyin-$1 could not be built; if packages could not be fetched: PIP_INDEX_URL names a mirror, HTTPS_PROXY a proxy"
     quiet docker image prune --force --filter label=huiyin.made-of || true  # the one that this one replaces
 }
@@ -81,57 +83,61 @@ fetch() {
 
 # ---- The card, and Ollama
 check_card() {
-    local said
-    said=$(docker run --rm --network none --gpus "\"device=$GPU\"" --entrypoint true "$PIPELINE_IMAGE" 2>&1) && return
-    case $said in
-        *"could not select device driver"*) fail "Docker cannot lend a card: install the NVIDIA Container Toolkit (see 'Docker' in README.md), or say GPU=none" ;;
-        *) fail "Docker cannot lend card GPU=$GPU: ${said##*$'\n'}; nvidia-smi lists what is there, GPU=none does without" ;;
+    local answer
+    answer=$(docker run --rm --network none --gpus "\"device=$GPU\"" --entrypoint true "$PIPELINE_IMAGE" 2>&1) && return
+    case $answer in
+        *"could not select device driver"*) fail "Docker has no access to a graphics card: install the NVIDIA Container Toolkit (see 'Docker' in README.md), or say GPU=none" ;;
+        *) fail "Docker has no access to card GPU=$GPU: ${answer##*$'\n'}; nvidia-smi lists the cards, GPU=none works without one" ;;
     esac
 }
 
-# A plain value of the settings of the language model, '' where the default stands
-setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" "$llm" | tr -d "\r\"'"; }
-
+# start_ollama NAME=value...: with these settings
 start_ollama() {
     local container tries
-    export OLLAMA_IMAGE OLLAMA_NUM_PARALLEL OLLAMA_CONTEXT_LENGTH
-    OLLAMA_NUM_PARALLEL=$(setting parallel) OLLAMA_CONTEXT_LENGTH=$(setting num_ctx)
+    export OLLAMA_IMAGE "$@"
     fetch "$OLLAMA_IMAGE" OLLAMA_IMAGE
-    "${COMPOSE[@]}" up --detach ollama >&2 || fail "Ollama's container does not start; what stands above says why"
+    "${COMPOSE[@]}" up --detach ollama >&2 || fail "Ollama's container does not start; the reason stands above"
     container=$("${COMPOSE[@]}" ps --quiet ollama)
     for tries in {1..60}; do
         case $(docker inspect --format '{{.State.Health.Status}}' "$container") in healthy) return ;; esac
         sleep 1
     done
-    fail "Ollama has not come up in $tries seconds; docker logs ${container:0:12} shows what it says"
+    fail "Ollama has not come up in $tries seconds; docker logs ${container:0:12} shows its log"
 }
 
 # ---- A command
 run() {
-    local word before='' place llm='' gpu='' asks='' options=(--rm --no-deps)
+    local llm='' pull='' settings=() word path options=(--rm --no-deps)
+    while :; do
+        case $1 in
+            --ollama) llm=$2; shift 2 ;;
+            --pull) pull=yes; shift ;;
+            *) break ;;
+        esac
+    done
     declare -A outside=()
-    for word in "$@" "${LEND:-}"; do
-        case $before in --llm) llm=$word ;; --gpu) gpu=$word ;; --answers) asks=yes ;; esac
-        before=$word
-        # What lies outside the repository is lent read-only, with what is beside it; of a link, both ends.
+    for word in "$@" "${MOUNT:-}"; do
+        # What lies outside the repository is mounted read-only, with what is beside it; of a link, both ends.
         [ -e "$word" ] || continue
-        for place in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
-            [ -d "$place" ] || place=$(dirname "$place")
-            [[ $place/ = "$PWD"/* ]] || outside[$place]=yes
+        for path in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
+            [ -d "$path" ] || path=$(dirname "$path")
+            [[ $path/ = "$PWD"/* ]] || outside[$path]=yes
         done
     done
-    for place in "${!outside[@]}"; do options+=(--volume "$place:$place:ro"); done
+    for path in "${!outside[@]}"; do options+=(--volume "$path:$path:ro"); done
     [ -z "${QQ_DB_KEY:-}" ] || options+=(-e QQ_DB_KEY)  # its name only: arguments can be read by everybody
     [[ -t 0 && -t 1 ]] || options+=(-T)
 
     need_image "${PIPELINE_IMAGE#huiyin-}"
-    # Who has settings of the language model which leave it to Ollama needs that one; but training without a card, or
-    # not yet, has nothing to ask of it.
-    if [[ -n $llm && $gpu != none && " $* " != *" --dry-run "* && $(setting backend) =~ ^(ollama)?$ && $(setting url) =~ ^(auto)?$ ]]; then
+    if [ -n "$llm" ]; then
+        mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run --rm --no-deps -T pipeline python scripts/tools/needs.py --llm "$llm")
+        wait $! || exit 1  # it has said why
+    fi
+    if [ ${#settings[@]} -gt 0 ]; then
         [ "$GPU" = none ] || check_card
         use_compose
-        start_ollama
-        [ -z "$asks" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
+        start_ollama "${settings[@]}"
+        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
     elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
         check_card
     else

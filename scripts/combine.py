@@ -1,4 +1,4 @@
-"""Make turns of messages: what one member says in one go becomes one turn.
+"""Merge messages into turns: what one member sends in one burst becomes one turn.
 
     python scripts/combine.py data/default/parsed/messages.parquet --config config/combine.yaml \\
         --out data/default/combined
@@ -20,8 +20,8 @@ from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import COMMA, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
 MADE_BY = "`make parse` makes it"
-PART = 500_000  # messages worked on at a time: memory depends on the turns, not on what is made on the way
-# Python and Polars disagree about U+001C to U+001F; mentions and blanks are found by this one list.
+PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
+# Python and Polars disagree about U+001C to U+001F; this one list decides for mentions and blanks.
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 BLANK = re.compile(f"[{WHITE_SPACE}]")
 WORD = re.compile("[A-Za-z0-9]")
@@ -35,16 +35,8 @@ class Settings:
     quotes_start_a_turn: bool = True
     special_texts: list[str] = field(
         default_factory=lambda: [
-            "请使用最新版手机QQ体验新功能",
-            "请使用新版手机QQ查看闪照",
-            "请使用新版手机QQ查收红包",
-            "[图片]",
-            "[表情]",
-            "[动画表情]",
-            "[语音]",
-            "[视频]",
-            "[文件]",
-            "[聊天记录]",
+            *("请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包"),
+            *("[图片]", "[表情]", "[动画表情]", "[语音]", "[视频]", "[文件]", "[聊天记录]"),
         ]
     )
 
@@ -62,11 +54,11 @@ def combine(path, settings, ledger):
     turns = []
     with Progress("combine", ledger.read, "messages") as progress:
         for messages in parts(history, settings):
-            said, dropped = with_text(messages, with_fragment, names, settings)
+            with_words, dropped = with_text(messages, with_fragment, names, settings)
             ledger.dropped.update(dropped)
-            turns.append(turns_of(said, settings))
+            turns.append(turns_of(with_words, settings))
             ledger.written += turns[-1].height
-            ledger.merged += said.height - turns[-1].height
+            ledger.merged += with_words.height - turns[-1].height
             progress.add(messages.height)
     return resolve_quotes(numbered(pl.concat(turns)))
 
@@ -75,9 +67,9 @@ def combine(path, settings, ledger):
 
 
 def in_order(messages):
-    """Return the lazy frame sorted as parse sorts it; parse has done so, but others may write this file, too."""
-    place = messages.select(pl.struct(MESSAGES_ORDER).alias("place")).collect()["place"]
-    if place.is_sorted(nulls_last=False):  # far cheaper than to sort what is sorted
+    """Return the lazy frame sorted as parse sorts it; other programs may write this file, too."""
+    keys = messages.select(key=pl.struct(MESSAGES_ORDER)).collect()["key"]
+    if keys.is_sorted(nulls_last=False):  # far cheaper than to sort what is sorted
         return messages
     return messages.collect().sort(MESSAGES_ORDER, nulls_last=False).lazy()
 
@@ -85,7 +77,7 @@ def in_order(messages):
 def parts(messages, settings):
     """Yield the messages in frames of about PART rows, with their `position` in the whole.
 
-    A part ends where the group does or falls silent for so long that no turn goes on; so the turns of the parts, one
+    A part ends where the group ends or is silent for so long that no turn continues; so the turns of the parts, one
     after the other, are the turns of the whole.
     """
     silence = pl.col("time").diff() >= pl.duration(seconds=settings.max_gap_seconds)
@@ -103,11 +95,11 @@ def parts(messages, settings):
         yield messages.slice(start, length).collect().with_row_index("position", start)
 
 
-# ---- what a message says
+# ---- the text of a message
 
 
 def with_text(messages, with_fragment, names, settings):
-    """Return the messages that say something, with their `text`, and {reason: how many} of the others."""
+    """Return the messages that have a text, with this `text`, and {reason: count} of the others."""
     fragments = (
         messages.select(
             "position",
@@ -122,7 +114,7 @@ def with_text(messages, with_fragment, names, settings):
         .with_row_index("row")
         .with_columns(pl.col("text").str.strip_chars(WHITE_SPACE))
     )
-    # few texts hold anything to take out: only these are looked at closely
+    # few texts hold anything to remove: only these are processed closely
     odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]))
     odd, typed = without_typed_mentions(odd, names)
     odd = without_special_texts(odd, settings.special_texts)
@@ -137,7 +129,7 @@ def with_text(messages, with_fragment, names, settings):
         .agg("text")
         .with_columns(pl.col("text").list.join(COMMA))
     )
-    # what stood around a special text leaves no comma at an end and no two in a row
+    # the texts around a special text leave no comma at an end and no two in a row
     tidy = pl.col("text").str.replace_all(f"，[{WHITE_SPACE}，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
     torn = texts.join(special, on="position", how="semi").select("position", tidy=tidy)
     texts = (
@@ -147,35 +139,35 @@ def with_text(messages, with_fragment, names, settings):
     )
     empty = messages.select("position").join(texts, on="position", how="anti").join(special, on="position", how="left")
     dropped = empty["special"].fill_null("empty").value_counts()
-    said = messages.drop("fragments", "kinds", "seq").join(texts, on="position", maintain_order="left")
+    with_words = messages.drop("fragments", "kinds", "seq").join(texts, on="position", maintain_order="left")
     if not typed.is_empty():
-        said = (
-            said.join(typed, on="position", how="left", maintain_order="left")
+        with_words = (
+            with_words.join(typed, on="position", how="left", maintain_order="left")
             .with_columns(mentions=pl.concat_list("mentions", pl.col("typed").fill_null([])))
             .drop("typed")
         )
-    return said, dict(dropped.iter_rows())
+    return with_words, dict(dropped.iter_rows())
 
 
 def without_special_texts(fragments, special_texts):
-    """Take the special texts and the blanks around out of each `text`; `special` is the first one in it, or null.
+    """Remove the special texts with the blanks around them from each `text`; `special` is the first one in it, or null.
 
-    One in brackets goes wherever it stands. Any other is a notice of QQ's: it goes where it is the whole fragment, but
-    for a label before and a full stop after it, as in `[打call]请使用最新版手机QQ体验新功能。`.
+    One in brackets is removed anywhere. Any other is a notice of QQ's: it is removed where it is the whole fragment,
+    apart from a label before and a full stop after it, as in `[打call]请使用最新版手机QQ体验新功能。`.
     """
     text, blank = pl.col("text"), pl.lit("")
-    # the longest first: of two that begin at the same place the one named first is taken
+    # the longest first: of two that begin at the same character the first in the list is taken
     brackets = sorted((e for e in special_texts if e.startswith("[") and e.endswith("]")), key=len, reverse=True)
     notices = {
         entry: rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$" for entry in special_texts if entry not in brackets
     }
-    found = [
+    first_special = [
         pl.when(text.str.contains(notices.get(entry, entry), literal=entry in brackets)).then(pl.lit(entry))
         for entry in special_texts
     ]
     fragments = (
         fragments.with_columns(text.str.strip_chars(WHITE_SPACE))
-        .with_columns(special=pl.coalesce(*found, pl.lit(None, pl.String)))
+        .with_columns(special=pl.coalesce(*first_special, pl.lit(None, pl.String)))
         .with_columns(text.str.replace_many(pl.lit(brackets, pl.List(pl.String)), [""], leftmost=True))
         .with_columns(text.str.strip_chars(WHITE_SPACE))
     )
@@ -185,25 +177,26 @@ def without_special_texts(fragments, special_texts):
 
 
 def names_by_group(history):
-    """Return {group_id: {name: user_id}} of a source without mention elements; who bore a name last counts."""
+    """Return {group_id: {name: user_id}} of a source without mention elements; the last bearer of a name counts."""
     names = (
         history.filter(pl.col("seq").is_null(), pl.col("nickname").str.strip_chars(WHITE_SPACE) != "")
         .group_by("group_id", "nickname")
         .agg(pl.col("user_id").last())
         .collect()
     )
-    found = {}
+    by_group: dict[str, dict[str, str]] = {}
     for group, name, user in names.iter_rows():
-        found.setdefault(group, {})[name] = user
-    return found
+        by_group.setdefault(group, {})[name] = user
+    return by_group
 
 
 def without_typed_mentions(fragments, names):
-    """Take `@name` out of the texts of sources which have no mention elements (CSV).
+    """Remove `@name` from the texts of sources which have no mention elements (CSV).
 
     Returns the fragments and a frame `position`, `typed` with the ids so mentioned.
     """
-    texts, mentions = {}, {}
+    texts: dict[int, str] = {}
+    mentions: dict[int, list[str]] = {}
     with_at = fragments.filter(pl.col("seq").is_null(), pl.col("text").str.contains("@", literal=True))
     for row, position, group, text in with_at.select("row", "position", "group_id", "text").iter_rows():
         rest, ids = without_mentions(text, names.get(group, {}))
@@ -243,26 +236,26 @@ def without_mentions(text, names):
 # ---- which messages are one turn
 
 
-def turns_of(said, settings):
-    """Return the turns of messages that say something; `position` is that of a turn's first message."""
+def turns_of(messages, settings):
+    """Return the turns of `messages`, all of which have a text; `position` is that of a turn's first message."""
     quotes = pl.col("reply_to").is_not_null() | pl.col("reply_dangling")
-    # the row before of the same member; whatever lies between the two is by others
-    before = pl.col("place").shift().over("group_id", "user_id")
-    goes_on = (
-        (pl.col("place") - pl.col("before") - 1 <= settings.max_others_between)
+    # the previous row of the same member; all rows between the two are by others
+    before = pl.col("index").shift().over("group_id", "user_id")
+    continues = (
+        (pl.col("index") - pl.col("before") - 1 <= settings.max_others_between)
         & (pl.col("time") - pl.col("time").gather("before") < pl.duration(seconds=settings.max_gap_seconds))
         & ~pl.col("user_id").is_in(NOT_ONE_PERSON)
     )
     if settings.merge == "none":
-        goes_on = pl.lit(False)
+        continues = pl.lit(False)
     if settings.quotes_start_a_turn:
-        goes_on &= ~quotes
+        continues &= ~quotes
     return (
-        said.with_columns(place=pl.int_range(pl.len()))
+        messages.with_columns(index=pl.int_range(pl.len()))
         .with_columns(before=before)
-        .with_columns(first=pl.when(~goes_on.fill_null(False)).then("place"))
+        .with_columns(first=pl.when(~continues.fill_null(False)).then("index"))
         .with_columns(pl.col("first").forward_fill().over("group_id", "user_id"))
-        .sort("first", maintain_order=True)  # rows side by side are quicker to group
+        .sort("first", maintain_order=True)  # adjacent rows are quicker to group
         .group_by("first", maintain_order=True)
         .agg(
             pl.col("position", "group_id", "user_id").first(),
@@ -288,14 +281,14 @@ def numbered(turns):
 
 def resolve_quotes(turns):
     """Add `reply_to_turn` and `quotes_outside`: from the messages quoted to the turns which hold them."""
-    turn_of = turns.select("message_ids", found="turn_id").explode("message_ids")
+    turn_of = turns.select("message_ids", quoted_turn="turn_id").explode("message_ids")
     quotes = (
         turns.select("turn_id", "quoted")
         .filter(pl.col("quoted").list.len() > 0)
         .explode("quoted")
         .join(turn_of, left_on="quoted", right_on="message_ids", how="left", maintain_order="left")
         .group_by("turn_id")
-        .agg(reply_to_turn=pl.col("found").first(), quotes_outside=pl.col("found").is_null().any())
+        .agg(reply_to_turn=pl.col("quoted_turn").first(), quotes_outside=pl.col("quoted_turn").is_null().any())
     )
     return (
         turns.join(quotes, on="turn_id", how="left", maintain_order="left")

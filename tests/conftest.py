@@ -1,19 +1,28 @@
 """What every test may use."""
 
+import fcntl
+import os
+import shutil
+import subprocess
+
 import pytest
 
-from helpers import copy_project, make
+from helpers import CLEAN, copy_project, run_script
 from llm_folder import Folder
 from ollama_server import OllamaServer
-from scripts.demo.tiny import write_gguf
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need the demo come last: it is made meanwhile."""
+    items.sort(key=lambda item: "demo" in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory):
     """A real GGUF model with random weights, made once."""
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_gguf(path)
-    return path
+    folder = tmp_path_factory.mktemp("model")
+    assert run_script("demo/tiny", "--out", folder).returncode == 0
+    return folder / "tiny.gguf"
 
 
 @pytest.fixture
@@ -29,10 +38,49 @@ def folder(tmp_path, ollama):
     return Folder(tmp_path, ollama)
 
 
+def shared_folder(tmp_path_factory):
+    """Return the folder that all workers of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def demo_in_background(request, tmp_path_factory):
+    """From the first test on, if any needs it, `make demo` runs in a copy of the project, once for all workers.
+
+    Its process holds the lock, so that whoever gets the lock too finds it done.
+    """
+    if not any("demo" in item.fixturenames for item in request.session.items):
+        return
+    shared = shared_folder(tmp_path_factory)
+    with open(shared / "demo.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if not (shared / "demo").exists():
+            project = copy_project(shared / "demo")
+            with open(shared / "demo.out", "w") as output, open(shared / "demo.err", "w") as errors:
+                subprocess.Popen(
+                    ["make", "demo"],
+                    cwd=project,
+                    env=CLEAN,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                    pass_fds=[lock.fileno()],
+                )
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def demo(demo_in_background, tmp_path_factory):
     """A copy of the project in which `make demo` has run; returns (folder, its output). Tests leave it as it is."""
-    project = copy_project(tmp_path_factory.mktemp("demo"))
-    done = make(project, "demo")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project, done.stdout
+    shared = shared_folder(tmp_path_factory)
+    with open(shared / "demo.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    output, errors = ((shared / f"demo.{end}").read_text(encoding="utf-8") for end in ("out", "err"))
+    assert "export: read" in output, output + errors
+    # each worker changes settings in a copy of its own; dates are kept, since Make compares them
+    project = tmp_path_factory.mktemp("demo") / "huiyin"
+    shutil.copytree(shared / "demo/huiyin", project, symlinks=True)
+    return project, output

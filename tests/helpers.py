@@ -58,6 +58,7 @@ def run_script(name, *arguments, env=None):
 def copy_project(folder):
     """Copy what git would hold into `folder`/huiyin, with our own .venv; return that folder."""
     project = folder / "huiyin"
+    project.mkdir(parents=True)
     for name in ("config", "scripts", "huiyin", "requirements", "docker"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "target.txt"))
     shutil.copytree(ROOT / "config/demo", project / "config/demo", dirs_exist_ok=True)

@@ -32,9 +32,9 @@ def text(name):
 
 
 def targets():
-    return re.findall(
-        r"^([a-z-]+):.*## ", text("Makefile") + text("developers.mk") + text("docker/docker.mk"), re.MULTILINE
-    )
+    """Return [(target, its comment), ...] in the order in which Make includes the files."""
+    makefiles = "".join(text(name) for name in ("docker/docker.mk", "Makefile", "developers.mk"))
+    return re.findall(r"^([a-z-]+):.*## ?(.*)", makefiles, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -66,11 +66,24 @@ def test_the_training_settings_are_explained():
     assert [paragraph for paragraph in paragraphs if not paragraph.startswith("# ")] == []
 
 
+def test_the_table_of_targets_is_that_of_the_makefiles():
+    written = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", text("docs/targets.md"), re.MULTILINE)
+    assert sorted(written) == sorted(targets())
+
+
 @pytest.mark.parametrize("name", READMES)
-def test_each_target_is_in_the_readme(name):
+def test_a_readme_fits_on_three_screens_and_leads_on(name):
     readme = text(name)
-    assert [target for target in targets() if f"`{target}`" not in readme] == []
-    assert "make demo" in readme and "make test" in readme
+    assert len(readme.splitlines()) <= 110
+    assert "make demo" in readme and "make test" in readme and "docs/targets.md" in readme
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").iterdir()))
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text(f"docs/{page}"))
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
 
 
 def test_ci_calls_the_command_of_the_readme():

@@ -384,38 +384,6 @@ def test_nothing_of_ours_is_in_git(demo):
     assert [line for line in listed.splitlines() if "data/" in line and "data/README.md" not in line] == []
 
 
-# ---- Every way to pair
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "method: previous\n",
-        "method: mention\n",
-        "method: empty\n",
-        "use_llm: false\n",
-        "preset: seed\n",
-        "use_llm: false\nlinker_alone: never\n",
-        "merge_replies: llm\n",
-    ],
-)
-@pytest.mark.parametrize("source", ["demo", "csv"])
-def test_the_ledgers_balance_with_every_method(demo, tmp_path, settings, source):
-    project = copy_project(tmp_path)
-    shutil.copytree(demo[0] / "data/tiny", project / "data/tiny")
-    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")
-    if source == "demo":
-        shutil.copytree(demo[0] / "data/demo/sample", project / "data/demo/sample")
-    (project / "config/demo/pair.yaml").write_text(f"{settings}newest: 12\n")
-    words = [*DEMO, *(["SOURCE=chat.csv"] if source == "csv" else [])]
-    done = make(project, "gen", *words)
-    assert done.returncode == 0, done.stderr
-    for stage in ("pair", "gen"):
-        found = ledger(project, stage)
-        assert found["read"] == found["written"] + found.get("merged", 0) + sum(found["dropped"].values())
-    assert ledger(project, "pair")["written"] == ledger(project, "gen")["read"] > 0
-
-
 def test_the_guides_second_way(demo, tmp_path, ollama):
     project = copy_project(tmp_path)
     shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")

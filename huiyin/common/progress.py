@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Self
 
 from tqdm import tqdm
 
@@ -15,24 +16,25 @@ class Progress:
         progress.add(1000)
     """
 
-    def __init__(self, name, total, unit, bytes=False):
+    def __init__(self, name: str, total: int | None, unit: str, bytes: bool = False):
         self.name, self.total, self.unit = name, total, unit
         scale = {"unit_scale": True, "unit_divisor": 1024} if bytes else {}
-        self.bar = tqdm(total=total, desc=name, unit=unit if bytes else f" {unit}", leave=False, disable=None, **scale)
+        unit = unit if bytes else f" {unit}"
+        self.bar = tqdm(total=total, desc=name, unit=unit, leave=False, disable=None, **scale)  # type: ignore[call-overload]
         self.done, self.started = 0, time.monotonic()
-        self.note = ""  # what else there is to say, after the rate
+        self.note = ""  # shown after the rate
         self.next_line = self.started + SECONDS_BETWEEN_LINES
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def set_total(self, total):
+    def set_total(self, total: int) -> None:
         self.total = self.bar.total = total
 
-    def add(self, count=1):
+    def add(self, count: int = 1) -> None:
         self.done += count
         self.bar.set_postfix_str(self.note, refresh=False)
         self.bar.update(count)

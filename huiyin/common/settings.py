@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
@@ -14,7 +15,10 @@ AtLeast0 = typing.Annotated[int, 0]
 AtLeast1 = typing.Annotated[int, 1]
 
 
-def read_settings(path, cls):
+Settings = TypeVar("Settings")
+
+
+def read_settings(path: Path, cls: type[Settings]) -> Settings:
     """Return a `cls` filled from the YAML file at `path`.
 
     A key the file leaves out comes from its `preset`: `cls.PRESETS[name]` on top of the dataclass defaults.
@@ -26,16 +30,16 @@ def read_settings(path, cls):
     preset = convert(given.pop("preset", "default"), str, f"{path}: preset")
     if preset not in presets:
         raise UserError(f"{path}: no preset {preset!r}; there are: {', '.join(presets)}")
-    known = typing.get_type_hints(cls, include_extras=True)
-    fields = [field.name for field in dataclasses.fields(cls)]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in given:
         if name not in fields:
             raise UserError(f"{path}: unknown setting {name!r}; known are: preset, {', '.join(fields)}")
-    values = {name: convert(value, known[name], f"{path}: {name}") for name, value in given.items()}
+    values = {name: convert(value, hints[name], f"{path}: {name}") for name, value in given.items()}
     return cls(**{**presets[preset], **values})
 
 
-def read_mapping(path, loader=yaml.BaseLoader):
+def read_mapping(path: Path, loader: Any = yaml.BaseLoader) -> dict[str, Any]:
     """Return the YAML mapping in the file at `path`; an empty file is an empty mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -43,8 +47,8 @@ def read_mapping(path, loader=yaml.BaseLoader):
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None or content == "":
         return {}
@@ -53,7 +57,7 @@ def read_mapping(path, loader=yaml.BaseLoader):
     return content
 
 
-def convert(value, kind, where):
+def convert(value: Any, kind: Any, where: str) -> Any:
     """Turn `value` (text, or a list of text) into the type `kind`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):  # X | None, or X | list[X]

@@ -10,31 +10,34 @@ import platform
 import shutil
 import time
 from collections import Counter
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from huiyin.common.errors import UserError
+
+Settings = TypeVar("Settings")
 
 
 class Ledger:
     """What became of every record: read = written + merged + sum(dropped)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.read = 0
         self.written = 0
-        self.merged = None  # a number where several records become one
-        self.dropped = Counter()
+        self.merged: int | None = None  # a number where several records become one
+        self.dropped: Counter[str] = Counter()
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         merged = {} if self.merged is None else {"merged": self.merged}
         return {"read": self.read, "written": self.written, **merged, "dropped": dict(sorted(self.dropped.items()))}
 
-    def check(self):
+    def check(self) -> None:
         accounted = self.written + (self.merged or 0) + self.dropped.total()
         if self.read != accounted:
             raise AssertionError(f"the ledger does not balance: {self.as_dict()}")
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = [f"read {self.read:,}", f"written {self.written:,}"]
         if self.merged is not None:
             parts.append(f"merged {self.merged:,}")
@@ -55,13 +58,16 @@ class Stage:
     comes `receipt.json`. After an exception the earlier result is as it was.
     """
 
-    def __init__(self, name, out, packages=()):
+    def __init__(self, name: str, out: Path, packages: Sequence[str] = ()):
         self.name, self.out, self.packages = name, Path(out), packages
-        self.ledger, self.receipt = Ledger(), {}
-        self.inputs, self.settings, self.outputs = {}, {}, []
+        self.ledger = Ledger()
+        self.receipt: dict[str, Any] = {}
+        self.inputs: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
+        self.outputs: list[str] = []
         self.earlier = read_receipt(self.out)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.started, self.started_at = time.monotonic(), time.time()
         self.out.mkdir(parents=True, exist_ok=True)
         self.out.chmod(0o700)
@@ -69,17 +75,17 @@ class Stage:
         self._remove_parts()
         return self
 
-    def input(self, path, digest=None):
+    def input(self, path: Path, digest: str | None = None) -> Path:
         """Note the file at `path` as an input, with its sha256 (given, if the caller knows it already); return it."""
         self.inputs[str(path)] = digest or sha256(path)
         return Path(path)
 
-    def use(self, path, settings):
+    def use(self, path: Path, settings: Settings) -> Settings:
         """Note the settings file at `path` and what was read from it; return the settings."""
         self.settings[str(path)] = {"sha256": sha256(path), "values": as_plain(settings)}
         return settings
 
-    def output(self, name):
+    def output(self, name: str) -> Path:
         """Return the path to write the output file or folder `name` to."""
         self.outputs.append(name)
         return self.out / f".{name}.part"
@@ -95,7 +101,7 @@ class Stage:
             os.close(self.folder)
 
     def _lock(self):
-        """Two runs in one folder would take each other's parts away. The lock goes with the process."""
+        """Two runs in one folder would delete each other's parts. The lock ends with the process."""
         self.folder = os.open(self.out, os.O_RDONLY)
         try:
             fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,6 +109,8 @@ class Stage:
             raise UserError(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
 
     def _commit(self):
+        from importlib.metadata import version  # takes as long as all else that --help loads
+
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
         versions = {"python": platform.python_version(), **{name: version(name) for name in self.packages}}
         self.receipt = {
@@ -121,7 +129,7 @@ class Stage:
         # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
         os.utime(receipt, (self.started_at, self.started_at))
         for name in self.outputs:
-            replace(self.out / f".{name}.part", self.out / name)
+            put_in_place(self.out / f".{name}.part", self.out / name)
         for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
             remove(self.out / name)
         receipt.replace(self.out / "receipt.json")
@@ -131,7 +139,7 @@ class Stage:
             remove(part)
 
 
-def arguments(doc, *names, **options):
+def arguments(doc: str | None, *names: str) -> argparse.ArgumentParser:
     """Return a parser whose help is `doc`, with `--config`, `--out` and the positional `names`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in names:
@@ -141,7 +149,7 @@ def arguments(doc, *names, **options):
     return parser
 
 
-def read_receipt(folder):
+def read_receipt(folder: Path | str) -> dict[str, Any]:
     """Return the receipt in `folder`, or {} where there is none that can be read."""
     try:
         return json.loads((Path(folder) / "receipt.json").read_text(encoding="utf-8"))
@@ -149,35 +157,35 @@ def read_receipt(folder):
         return {}
 
 
-def sha256(path):
+def sha256(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_tree(path):
+def digest_tree(path: Path) -> str | dict[str, str]:
     """sha256 of a file, or {relative name: sha256} of a folder."""
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     return sha256(path)
 
 
-def replace(part, final):
-    """Put `part` in the place of `final`; a folder cannot be renamed over a full one, so that one goes first."""
+def put_in_place(part: Path, final: Path) -> None:
+    """Rename `part` to `final`; a folder cannot be renamed over one that is not empty, so that one is removed first."""
     if final.is_dir():
         remove(final)
     part.replace(final)
 
 
-def remove(path):
+def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def as_plain(settings):
-    return dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings
+    return dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings  # type: ignore[arg-type]
 
 
-def need(path, what):
-    """Return `path` if there is such a file; otherwise `UserError` says `what` makes it."""
+def need(path: Path, made_by: str) -> Path:
+    """Return `path` if there is such a file; `UserError` otherwise, which ends with `made_by`: what makes the file."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; {what}")
+        raise UserError(f"{path}: no such file; {made_by}")
     return Path(path)

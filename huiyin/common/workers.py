@@ -1,4 +1,4 @@
-"""Work shared out to the processor's cores, results in order."""
+"""Work distributed over the processor's cores, results in order."""
 
 import gc
 import multiprocessing
@@ -6,17 +6,21 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-AHEAD = 2  # tasks a worker may be ahead of what was fetched: results shall not pile up in memory
+TASKS_AHEAD = 2  # of each worker: results that wait to be fetched take memory
+
+Distribute = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
 
 
 @contextmanager
-def workers(initializer=None, *given, tasks):
-    """Give a function `run(work, arguments)`, which yields `work(*each)` for each of `arguments`, in order.
+def workers(initializer: Callable[..., None] | None = None, *given: Any, tasks: int) -> Iterator[Distribute]:
+    """Give a function `distribute(work, arguments)`: it yields `work(*each)` for each of `arguments`, in order.
 
-    Every process calls `initializer(*given)` once, if there is one; `work` and it must be functions of a module. With fewer than two
-    `tasks` expected, or one core, all is done in this process.
+    Every process calls `initializer(*given)` once, if there is one; `work` and it must be functions of a module. With
+    fewer than two `tasks` expected, or one core, all is done in this process.
     """
     count = min(cores(), tasks)
     if count < 2:
@@ -27,18 +31,18 @@ def workers(initializer=None, *given, tasks):
     # "spawn", since a fork of a process with threads (polars has them) can hang
     pool = multiprocessing.get_context("spawn").Pool(count, start, (initializer, given))
     try:
-        yield lambda work, arguments: in_order(pool, work, arguments, count * AHEAD)
+        yield lambda work, arguments: in_order(pool, work, arguments, count * TASKS_AHEAD)
     finally:
         pool.terminate()
         pool.join()
 
 
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def in_order(pool, work, arguments, ahead):
-    waiting = deque()
+    waiting: deque[Any] = deque()
     for each in arguments:
         waiting.append(pool.apply_async(work, each))
         if len(waiting) > ahead:
@@ -50,13 +54,15 @@ def in_order(pool, work, arguments, ahead):
 def start(initializer, given):
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells the user
-    threading.Thread(target=follow_parent, daemon=True).start()
-    gc.disable()  # no work here makes cycles, and looking for them among millions of tuples takes a tenth of the time
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    gc.disable()  # no work here makes cycles; to look for them among millions of tuples takes a tenth of the time
     if initializer:
         initializer(*given)
 
 
-def follow_parent():
-    """End when the parent does, even if it was killed and could tell nobody."""
-    multiprocessing.parent_process().join()
+def end_with_parent():
+    """Exit when the parent process ends, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Say who is there and of whom there is enough to learn from, to choose TARGET.
+"""List the members and whether each has enough to learn from, to choose TARGET.
 
     python scripts/tools/members.py data/default/parsed/messages.parquet data/default/combined/turns.parquet \\
         --out data/default/members
@@ -17,14 +17,14 @@ from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
 
 MEMBER = ["group_id", "user_id"]
 # A turn becomes at most one row of the dataset, and gen keeps 5 % of the rows for evaluation: 10 of 200, 50 of 1,000.
-# With fewer than 10 one cannot even see whether the model has learnt anything; 50 give a loss one can compare.
+# Fewer than 10 do not show whether the model has learnt anything; 50 give a loss that can be compared.
 THIN, ENOUGH = 200, 1_000
 SHOWN = 30  # members of a group on the terminal; all of them are in the file
 NAME_WIDTH = 20
 
 
 def members(messages, turns):
-    """Return a frame (data/README.md, members) of two lazy ones, the busiest first within each group."""
+    """Return the frame of members.parquet (data/README.md), the busiest member first within each group."""
     quotes = pl.col("reply_to").is_not_null() | pl.col("reply_dangling")
     counted = messages.group_by(MEMBER).agg(
         nickname=pl.col("nickname").last(),
@@ -45,9 +45,9 @@ def members(messages, turns):
         with_text=pl.col("message_ids").list.len().sum(),
         median_length=pl.col("text").str.len_chars().median(),
     )
-    # a model learns from all groups of its TARGET, and from the same words said a hundred times no more than once
+    # a model learns from all groups of its TARGET, and from a text that is repeated a hundred times only once
     different = turns.group_by("user_id").agg(different_turns=pl.col("text").n_unique())
-    found = (
+    table = (
         counted.join(of_turns, on=MEMBER, how="left")
         .join(received, on=MEMBER, how="left")
         .join(different, on="user_id", how="left")
@@ -65,7 +65,7 @@ def members(messages, turns):
     )
     counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
     return (
-        found.select(
+        table.select(
             *MEMBER,
             "nickname",
             pl.col(counts).cast(pl.Int64),
@@ -80,9 +80,9 @@ def members(messages, turns):
     )
 
 
-def table(found):
+def lines(table):
     """Yield the lines for the terminal."""
-    for (group,), rows in found.group_by("group_id", maintain_order=True):
+    for (group,), rows in table.group_by("group_id", maintain_order=True):
         yield f"group {group}"
         yield (
             f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
@@ -98,7 +98,7 @@ def table(found):
             )
         if rows.height > SHOWN:
             yield f"  ... and {rows.height - SHOWN:,} more"
-    yield f"The verdict goes by a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."
+    yield f"The verdict depends on a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."
     yield "Put the TARGET of your choice into config/target.txt."
 
 
@@ -123,12 +123,12 @@ def main(argv=None):
         made_by = "`make parse` makes it", "`make combine` makes it"
         messages = scan_table(stage.input(need(args.messages, made_by[0])), MESSAGES, made_by[0])
         turns = scan_table(stage.input(need(args.turns, made_by[1])), TURNS, made_by[1])
-        found = members(messages, turns)
-        found.write_parquet(stage.output("members.parquet"))
+        table = members(messages, turns)
+        table.write_parquet(stage.output("members.parquet"))
         stage.ledger.read = messages.select(pl.len()).collect().item()
-        stage.ledger.written = found.height
-        stage.ledger.merged = stage.ledger.read - found.height
-    print("\n".join(table(found)))
+        stage.ledger.written = table.height
+        stage.ledger.merged = stage.ledger.read - table.height
+    print("\n".join(lines(table)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""Print what Ollama's container has to know of llm.yaml, as NAME=value lines; nothing where llm.yaml needs no Ollama of ours.
+
+    python scripts/tools/needs.py --llm config/llm.yaml
+"""
+
+import argparse
+
+from huiyin.common.errors import run
+from huiyin.llm.client import llm_arguments, read_llm_settings
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    llm_arguments(parser, answers=False)
+    settings = read_llm_settings(parser.parse_args(argv))
+    if settings.backend == "ollama" and settings.url == "auto":
+        print(f"OLLAMA_NUM_PARALLEL={settings.parallel}\nOLLAMA_CONTEXT_LENGTH={settings.num_ctx}")
+
+
+if __name__ == "__main__":
+    run(main)
