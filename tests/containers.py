@@ -292,10 +292,11 @@ def test_stopped_in_the_middle_of_pair_it_goes_on_where_it_was(box, how):
     assert box.results() == expected
 
 
-def test_the_key_in_the_environment_reaches_decrypt_only(box, tmp_path):
-    for script in ("decrypt", "demo/history"):
-        shutil.copy(box.project / f"scripts/{script}.py", tmp_path)
-        (box.project / f"scripts/{script}.py").write_text(
+def test_the_key_in_the_environment_reaches_decrypt_only(box):
+    scripts = {box.project / f"scripts/{name}.py": "" for name in ("decrypt", "demo/history")}
+    for script in scripts:
+        scripts[script] = script.read_text(encoding="utf-8")
+        script.write_text(
             "import os, sys\nprint('key is', repr(os.environ.get('QQ_DB_KEY')), os.path.exists(sys.argv[-1]))"
         )
     key = "a'b\"c$d #e\\"
@@ -304,8 +305,8 @@ def test_the_key_in_the_environment_reaches_decrypt_only(box, tmp_path):
         shown = box.make("decrypt", *words, env={"QQ_DB_KEY": key})[1]
         shown += box.make("sample", *words, env={"QQ_DB_KEY": key})[1]
     finally:
-        for script in ("decrypt", "demo/history"):
-            shutil.copy2(tmp_path / f"{script}.py", box.project / f"scripts/{script}.py")
+        for script, text in scripts.items():
+            script.write_text(text, encoding="utf-8")
     assert re.findall("^key is (.*) (?:True|False)$", shown, re.MULTILINE) == [repr(key), "None"]
     assert not any(key in line for line in shown.splitlines() if not line.startswith("key is"))
 
