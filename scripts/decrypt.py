@@ -152,13 +152,13 @@ def damage(source, tables, plain):
     lost = {name: table for name, table in tables.items() if table.is_damaged}
     if not lost:
         return {}
-    spans = [time_span(plain, *hole) for hole in tables[GROUP_MESSAGES].holes] if GROUP_MESSAGES in lost else []
+    spans = [time_span(plain, *gap) for gap in tables[GROUP_MESSAGES].key_gaps] if GROUP_MESSAGES in lost else []
     rows = ", ".join(f"about {table.lost_rows:,} rows of {name}" for name, table in lost.items())
     starts, ends = [start for start, _ in spans if start], [end for _, end in spans if end]
     between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""
-    pages = sum(len(table.lost) for table in lost.values())
+    pages = sum(len(table.lost_pages) for table in lost.values())
     print(f"decrypt: DAMAGED: {source}: {pages:,} pages could not be read; lost are {rows}{between}", flush=True)
-    return {name: {"pages": table.lost, "rows": table.lost_rows} for name, table in lost.items()} | {"spans": spans}
+    return {name: {"pages": table.lost_pages, "rows": table.lost_rows} for name, table in lost.items()} | {"spans": spans}
 
 
 def time_span(plain, low, high):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers import EXAMPLES, run_script
 from huiyin.common import tables
 from huiyin.common.errors import UserError
-from huiyin.qqnt.body import AT, TEXT, BodyReader, kind_name
+from huiyin.qqnt.body import MENTION, TEXT, BodyReader, kind_name
 from huiyin.qqnt.qqnt_pb2 import Body, Element, Wallet
 from huiyin.sources.browser_json import json_chunks
 from huiyin.sources.csv_file import csv_chunks, write_csv
@@ -507,7 +507,7 @@ def test_no_body_raises(junk, place, byte):
     good[place % len(good)] = byte
     for content in (junk, bytes(good), bytes(good[:place]) + junk):
         read = BodyReader().read(content)
-        assert len(read.fragments) == sum(kind in (TEXT, AT) for kind in read.kinds)
+        assert len(read.fragments) == sum(kind in (TEXT, MENTION) for kind in read.kinds)
 
 
 # ---- CSV
