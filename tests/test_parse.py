@@ -84,7 +84,7 @@ def expected(message):
         "nickname": message.sender.name_in(message.group),
         "fragments": [part.text for part in parts if part.kind in ("text", "at")],
         "kinds": [part.kind for part in parts],
-        "mentions": [part.who for part in parts if part.kind == "at"],
+        "mentions": [part.user_id for part in parts if part.kind == "at"],
         "reply_to": quote.message_id if quote else None,
         "reply_dangling": quote is not None and quote.message_id is None,
     }
