@@ -162,7 +162,7 @@ def add_companion(
 
 
 def damage(source: Path, tables: dict[str, Table], plain: Path) -> dict[str, Any]:
-    """Return what was lost, {} for nothing, and print it: how many pages, about how many rows, sent between when."""
+    """Return what was lost, {} for nothing, and print it: pages, rows, and the time span."""
     lost = {name: table for name, table in tables.items() if table.is_damaged}
     if not lost:
         return {}

@@ -1,4 +1,4 @@
-"""Make messages of a chat history: who said what, when, in which group, in reply to what.
+"""Read the messages of a chat history: sender, time, group, text, and the message that each replies to.
 
     python scripts/parse.py data/demo/decrypted/nt_msg.db --config config/parse.yaml --out data/demo/parsed
 

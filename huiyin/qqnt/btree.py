@@ -183,12 +183,12 @@ def keys_at(raw: np.ndarray, slots: np.ndarray) -> np.ndarray:
         skip &= raw[rows, offset] >= 128
         offset += skip
     offset += 1
-    key, more = np.zeros(len(raw), np.int64), np.ones(len(raw), bool)
+    key, unfinished = np.zeros(len(raw), np.int64), np.ones(len(raw), bool)
     for used in range(9):
         byte = raw[rows, offset + used].astype(np.int64)
         shifted = key << 8 | byte if used == 8 else key << 7 | byte & 127
-        key = np.where(more, shifted, key)
-        more = more & (byte >= 128)
+        key = np.where(unfinished, shifted, key)
+        unfinished = unfinished & (byte >= 128)
     return key
 
 

@@ -160,7 +160,7 @@ def copy_leaves(
     content = raw if len(kept) == len(raw) else raw[kept]
     written = {row: start + slot for slot, row in enumerate(kept.tolist())}
     write(TARGET, content.data, start, PAGES.size)
-    return good, rows, first, last, {written[row]: found for row, found in spilling.items() if good[row]}
+    return good, rows, first, last, {written[row]: large for row, large in spilling.items() if good[row]}
 
 
 def write(file: int, content: bytes | bytearray | memoryview, number: int, size: int) -> None:
@@ -274,7 +274,7 @@ def copy_tree(writer: Writer, table: Table, tree: Tree, share_out: ShareOut, pro
 
 def copy_overflow(writer: Writer, leaf: int, spilling: list[Cell], table: Table) -> int:
     """Copy the overflow pages of the cells `spilling` of the page `leaf` of the target. A row with a damaged overflow
-    page is removed from the leaf; return how many were."""
+    page is removed from the leaf; return how many rows that is."""
     page = bytearray(os.pread(writer.file, writer.size, (leaf - 1) * writer.size))
     broken = set()
     for cell in spilling:
@@ -357,7 +357,7 @@ def unreached(pages: Pages, schema: Schema, table: Table, tree: Tree) -> list[in
             used[numbers[(numbers > 0) & (numbers < len(used))]] = True
     for number in freelist(pages):
         used[min(number, len(used) - 1)] = True
-    found, unused = list[int](), np.flatnonzero(~used)
+    orphans, unused = list[int](), np.flatnonzero(~used)
     unused = unused[unused <= pages.count]
     for begin in range(0, len(unused), BATCH):
         batch = unused[begin : begin + BATCH]
@@ -368,8 +368,8 @@ def unreached(pages: Pages, schema: Schema, table: Table, tree: Tree) -> list[in
                 inside &= first > low
             if high is not None:
                 inside &= last < high
-            found += batch[inside].tolist()
-    return found
+            orphans += batch[inside].tolist()
+    return orphans
 
 
 def freelist(pages: Pages) -> Iterator[int]:
@@ -411,11 +411,11 @@ def leaf_image(pages: Pages, number: int, name: str, create: str) -> bytes | Non
         return None
     overflow: list[bytes] = []  # the pages from 3 on
     try:
-        found = cells(content[0], pages.usable, start)
+        rows = cells(content[0], pages.usable, start)
     except ValueError:
         return None
     page, kept = bytearray(content[0].tobytes()), []
-    for cell in found:
+    for cell in rows:
         if cell.overflow:
             chain = overflow_chain(pages, cell, [])
             if chain is None:

@@ -58,8 +58,8 @@ def read_csv(path: Path, lines: Iterable[bytes], skip_bad_lines: bool) -> tuple[
     bad: list[int] = []
     rows = pl.concat(list(csv_chunks(path, lines, bad if skip_bad_lines else None)))
     no_time = pl.when(pl.col("time") <= 0).then(pl.lit("no_time"))
-    found = {"elements_by_kind": {"text": int(rows["fragments"].list.len().sum())}}
-    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), found, len(bad)
+    report = {"elements_by_kind": {"text": int(rows["fragments"].list.len().sum())}}
+    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), report, len(bad)
 
 
 def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Iterator[pl.DataFrame]:

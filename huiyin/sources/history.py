@@ -1,4 +1,4 @@
-"""Rows of QQNT's group_msg_table as a frame of messages: ids, names, replies and copies, found over all rows at once.
+"""Rows of QQNT's group_msg_table as a frame of messages: ids, names, replies and copies, over all rows at once.
 
 Values that repeat (chats, senders, names, patterns of kinds) are stored once, in small tables next to the rows, and a
 row has only their index. So seven million rows fit into memory, and what depends on a sender or a name is computed
@@ -180,7 +180,7 @@ def to_history(
     whole = merge(chunks)
     rows, quotes = whole.rows, whole.quotes
     patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
-    found = report(rows, patterns, whole.counts)
+    for_receipt = report(rows, patterns, whole.counts)
     chat, sender, names = (pl.DataFrame(keys, SHARED[name], orient="row") for name, keys in whole.shared.items())
 
     chat = chat.with_columns(group_id())
@@ -209,7 +209,7 @@ def to_history(
         *replies,
         "dropped",
         "copy_of",
-    ), found
+    ), for_receipt
 
 
 def merge(chunks: Iterable[Chunk]) -> Chunk:
@@ -319,7 +319,7 @@ def nicknames(
     members = members.rename({"uid": "person"}).unique(keys, keep="last", maintain_order=True)
     profiles = profiles.rename({"uid": "person"}).unique("person", keep="last", maintain_order=True)
     sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "person"]
-    found = (
+    other_names = (
         nameless.join(latest, on=["group", "person"], how="left")
         .select(
             "group",
@@ -334,11 +334,11 @@ def nicknames(
         .select(
             "group",
             pl.col("code").alias("person"),
-            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("found"),
+            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"),
         )
     )
-    every = rows.select("group", "person").join(found, on=["group", "person"], how="left", maintain_order="left")
-    return every.select(pl.coalesce(own, "found").alias("nickname"))["nickname"]
+    every = rows.select("group", "person").join(other_names, on=["group", "person"], how="left", maintain_order="left")
+    return every.select(pl.coalesce(own, "other").alias("nickname"))["nickname"]
 
 
 def own_name() -> pl.Expr:
@@ -362,14 +362,14 @@ def filled(text: pl.Expr) -> pl.Expr:
 def copies(rows: pl.DataFrame) -> pl.Series:
     """Return `copy_of`: the smallest id among rows with the same group, number, sender, time and body."""
     same = ["group", "seq", "person", "time", "body"]
-    found = (
+    repeated = (
         rows.select("message_id", *same)
         .with_row_index("row")
         .filter((pl.col("seq") * 1_000_003 + pl.col("group")).is_duplicated())  # leaves few rows for the exact test
         .with_columns(copy_of=pl.col("message_id").min().over(same))
         .filter(pl.col("copy_of") != pl.col("message_id"))
     )
-    return spread(found, "copy_of", rows.height)
+    return spread(repeated, "copy_of", rows.height)
 
 
 def spread(some: pl.DataFrame, name: str, height: int) -> pl.Series:
