@@ -3,26 +3,29 @@
     python scripts/decrypt.py data/demo/sample/nt_msg.db --key data/demo/sample/key.txt \\
         --config config/decrypt.yaml --out data/demo/decrypted
 
-A key in the environment variable QQ_DB_KEY wins over the key file. The source is only ever read, and only once: the
-pages of the wanted tables are decrypted straight into the result, the others never.
+A key in the environment variable QQ_DB_KEY takes precedence over the key file. The source is never written to. Only the
+pages of the wanted tables are decrypted, straight into the result.
 """
+
+from __future__ import annotations
 
 import os
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, sha256
 from huiyin.common.tables import GROUP_MESSAGES
-from huiyin.qqnt.cipher import PAGE_SIZE, detect, is_plain
-from huiyin.qqnt.extract import take_tables
+
+if TYPE_CHECKING:
+    from huiyin.qqnt.extract import Table
 
 TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
@@ -34,7 +37,7 @@ class Settings:
     salvage: Literal["auto", "never", "always"] = "auto"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "source")
     parser.add_argument("--key", type=Path, metavar="FILE", help="file with the key of the database")
     args = parser.parse_args(argv)
@@ -50,12 +53,12 @@ def main(argv=None):
             raise UserError(f"{args.source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
         rows = {name: table.rows for name, table in tables.items()}
         left_out = {}
-        for name, wanted in COMPANIONS.items() if settings.companions else ():
+        for name, names in COMPANIONS.items() if settings.companions else ():
             companion = args.source.with_name(name)
             try:
                 if companion.exists():
-                    rows |= add_companion(stage, companion, key, wanted, plain, settings, args.config)
-            except UserError as error:  # they only add names; the messages are worth having without them
+                    rows |= add_companion(stage, companion, key, names, plain, settings, args.config)
+            except UserError as error:  # they only add names; the messages are useful without them
                 left_out[name] = str(error)
                 print(f"decrypt: {name} left out: {error}", flush=True)
         stage.receipt |= {"tables": rows, "companions_left_out": left_out}
@@ -70,8 +73,10 @@ def main(argv=None):
             )
 
 
-def read_key(path, source):
-    """Return the key as text: that of the environment, else that in the file at `path`; None if `source` needs none."""
+def read_key(path: Path | None, source: Path) -> str | None:
+    """Return the key from the environment, else from the file at `path`; None if `source` needs none."""
+    from huiyin.qqnt.cipher import PAGE_SIZE, is_plain
+
     if key := os.environ.get("QQ_DB_KEY"):
         return key
     if path is None or not path.exists():
@@ -90,8 +95,15 @@ def read_key(path, source):
     return key
 
 
-def extract(stage, source, key, wanted, plain, settings, config):
-    """Write those of the tables `wanted` that `source` has into the new database `plain`; return {name: Table}."""
+def extract(
+    stage: Stage, source: Path, key: str | None, names: list[str], plain: Path, settings: Settings, config: Path
+) -> dict[str, Table]:
+    """Write those of the tables `names` that `source` has into the new database `plain`; return {name: Table}."""
+    from concurrent.futures import ThreadPoolExecutor  # imports that take 0.2 s, without which `--help` is quick
+
+    from huiyin.qqnt.cipher import detect
+    from huiyin.qqnt.extract import take_tables
+
     cipher = detect(source, key)
     journal, wal = (source.with_name(source.name + end) for end in ("-journal", "-wal"))
     if journal.exists() and journal.stat().st_size:
@@ -99,19 +111,19 @@ def extract(stage, source, key, wanted, plain, settings, config):
             f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file"
         )
 
-    def refuse(what, truncated=False):
-        again = f"{source}: {what}; copy it again with QQ closed, or set `salvage: "
+    def refuse(problem: str, truncated: bool = False) -> None:
+        again = f"{source}: {problem}; copy it again with QQ closed, or set `salvage: "
         if truncated and settings.salvage != "always":
             raise UserError(f"{again}always` in {config} to take what is there")
         if settings.salvage == "never":
             raise UserError(f"{again}auto` in {config} to take what is sound")
-        print(f"decrypt: {source}: {what}; taking what is sound", flush=True)
+        print(f"decrypt: {source}: {problem}; taking what is sound", flush=True)
 
     before = state(source)
-    with ThreadPoolExecutor(1) as beside, Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
-        digest = beside.submit(sha256, source)
+    with ThreadPoolExecutor(1) as hashing, Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
+        digest = hashing.submit(sha256, source)
         try:
-            tables, logged = take_tables(source, cipher, key, wanted, plain, progress, refuse)
+            tables, logged = take_tables(source, cipher, key, names, plain, progress, refuse)
         except OSError as error:
             if error.filename is None:  # a page of the result could not be written
                 error.filename = str(stage.out)
@@ -126,17 +138,19 @@ def extract(stage, source, key, wanted, plain, settings, config):
     return tables
 
 
-def state(path):
+def state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def add_companion(stage, source, key, wanted, plain, settings, config):
-    """Add the tables `wanted` of another database of the account to `plain`; return {name: rows}."""
+def add_companion(
+    stage: Stage, source: Path, key: str | None, names: list[str], plain: Path, settings: Settings, config: Path
+) -> dict[str, int]:
+    """Add the tables `names` of another database of the account to `plain`; return {name: rows}."""
     part = stage.out / f".{source.name}.part"
-    tables = extract(stage, source, key, wanted, part, settings, config)
+    tables = extract(stage, source, key, names, part, settings, config)
     with closing(sqlite3.connect(plain, isolation_level=None)) as connection:
-        # Nobody reads the result before it is whole, so it needs neither a journal nor to be forced to the disk.
+        # Nothing reads the file before it is complete, so it needs no journal and no fsync.
         for setting in ("journal_mode", "synchronous"):
             connection.execute(f"PRAGMA {setting} = OFF")
         connection.execute("ATTACH DATABASE ? AS part", (str(part),))
@@ -147,29 +161,29 @@ def add_companion(stage, source, key, wanted, plain, settings, config):
     return {name: table.rows for name, table in tables.items()}
 
 
-def damage(source, tables, plain):
-    """Return what was lost, {} for nothing, and tell the user: which pages, about how many rows, from which time."""
+def damage(source: Path, tables: dict[str, Table], plain: Path) -> dict[str, Any]:
+    """Return what was lost, {} for nothing, and print it: pages, rows, and the time span."""
     lost = {name: table for name, table in tables.items() if table.is_damaged}
     if not lost:
         return {}
-    spans = [time_span(plain, *hole) for hole in tables[GROUP_MESSAGES].holes] if GROUP_MESSAGES in lost else []
+    spans = [time_span(plain, *gap) for gap in tables[GROUP_MESSAGES].key_gaps] if GROUP_MESSAGES in lost else []
     rows = ", ".join(f"about {table.lost_rows:,} rows of {name}" for name, table in lost.items())
     starts, ends = [start for start, _ in spans if start], [end for _, end in spans if end]
     between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""
-    pages = sum(len(table.lost) for table in lost.values())
+    pages = sum(len(table.lost_pages) for table in lost.values())
     print(f"decrypt: DAMAGED: {source}: {pages:,} pages could not be read; lost are {rows}{between}", flush=True)
-    return {name: {"pages": table.lost, "rows": table.lost_rows} for name, table in lost.items()} | {"spans": spans}
+    return {name: {"pages": table.lost_pages, "rows": table.lost_rows} for name, table in lost.items()} | {
+        "spans": spans
+    }
 
 
-def time_span(plain, low, high):
+def time_span(plain: Path, low: int | None, high: int | None) -> list[str | None]:
     """Return the times, as text, of the messages next to the rows lost between the ids `low` and `high`."""
     sides = [("<=", low, "DESC"), (">=", high, "ASC")]
+    query = "SELECT [40050] FROM {} WHERE rowid {} ? AND [40050] > 0 ORDER BY rowid {} LIMIT 1"
     with closing(sqlite3.connect(plain)) as connection:
         rows = [
-            connection.execute(
-                f"SELECT [40050] FROM {GROUP_MESSAGES} WHERE rowid {sign} ? AND [40050] > 0 ORDER BY rowid {order} LIMIT 1",
-                (edge,),
-            ).fetchone()
+            connection.execute(query.format(GROUP_MESSAGES, sign, order), (edge,)).fetchone()
             if edge is not None
             else None
             for sign, edge, order in sides

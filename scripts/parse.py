@@ -1,4 +1,4 @@
-"""Make messages of a chat history: who said what, when, in which group, in reply to what.
+"""Read the messages of a chat history: sender, time, group, text, and the message that each replies to.
 
     python scripts/parse.py data/demo/decrypted/nt_msg.db --config config/parse.yaml --out data/demo/parsed
 
@@ -6,11 +6,14 @@ The source is a decrypted nt_msg.db, its group_msg_table as DB Browser for SQLit
 columns: group id, time, nickname, user id, fragments.
 """
 
+from __future__ import annotations
+
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
@@ -34,12 +37,12 @@ class Settings:
     skip_bad_lines: bool = False
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "source").parse_args(argv)
     settings = read_settings(args.config, Settings)
-    wanted = not_wanted(settings, args.config)
+    filtered = filter_reason(settings, args.config)
     need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV")
-    from huiyin.sources.csv_file import write_csv  # polars' users load when the arguments are right
+    from huiyin.sources.csv_file import write_csv  # loads polars, after the checks of the arguments
 
     with Stage("parse", args.out, packages=["polars", "protobuf", "ijson"]) as stage:
         stage.use(args.config, settings)
@@ -47,32 +50,34 @@ def main(argv=None):
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
-        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), wanted, duplicate()))
+        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate()))
         stage.ledger.dropped.update(dict(rows["dropped"].drop_nulls().value_counts().iter_rows()))
         if bad_lines:
             stage.ledger.dropped["bad_line"] = bad_lines
         stage.ledger.read = rows.height + bad_lines
 
         messages = to_messages(rows)
-        del rows  # before the result is written, which takes memory too
+        del rows  # writing the result takes memory too
         stage.ledger.written = messages.height
         if messages.is_empty():
             raise UserError(f"{args.source}: no message left ({stage.ledger}); see {args.config}")
-        stage.receipt["share_with_text"] = round((messages["fragments"].list.len() > 0).mean(), 4)
+        stage.receipt["share_with_text"] = round(messages["fragments"].list.len().gt(0).sum() / messages.height, 4)
         messages.write_parquet(
             stage.output("messages.parquet"), metadata={"placeholders": ",".join(settings.placeholders)}
         )
         write_csv(messages, stage.output("messages.csv"))
 
 
-def read_source(stage, path, settings):
-    """Return (rows, what the receipt says of them, number of lines that did not fit) of the history at `path`.
+def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFrame, dict[str, Any], int]:
+    """Return (rows, what the receipt says of them, number of bad lines) of the history at `path`.
 
-    rows: a frame with the columns of messages.parquet, `time` in seconds, and besides `dropped` (the reason, null if
-    there is none) and `copy_of` (the message it repeats). Each reader is imported by those who need it.
+    rows: a frame with the columns of messages.parquet, `time` in seconds, and also `dropped` (the reason, null if there
+    is none) and `copy_of` (the id of the message that this one repeats, or null). Only the reader in use is imported.
     """
     bad_lines = 0
     if path.suffix == ".db":
+        from concurrent.futures import ThreadPoolExecutor
+
         from huiyin.sources.database import read_history
 
         with ThreadPoolExecutor(1) as hashing:
@@ -96,66 +101,67 @@ def read_source(stage, path, settings):
 
 
 class Hashed:
-    """A file opened for reading bytes from start to end; takes its sha256 and shows the progress on the way."""
+    """A file opened for reading bytes from start to end, which computes its sha256 and shows the progress."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path, self.digest = path, hashlib.sha256()
 
-    def __enter__(self):
+    def __enter__(self) -> Hashed:
         self.file = open(self.path, "rb")
         self.progress = Progress("parse", self.path.stat().st_size, "B", bytes=True)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.file.close()
         self.progress.__exit__(*error)
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         return self.passed(self.file.read(size))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[bytes]:
         return map(self.passed, self.file)
 
-    def passed(self, content):
+    def passed(self, content: bytes) -> bytes:
         self.digest.update(content)
         self.progress.add(len(content))
         return content
 
 
-def not_wanted(settings, path):
-    """Return an expression: `filtered` for a row the settings leave out, else null."""
-    times = {}
+def filter_reason(settings: Settings, path: Path) -> pl.Expr:
+    """Return an expression: `filtered` for a row that the settings exclude, else null."""
+    days: dict[str, int | None] = {}
     for name in ("since", "until"):
+        text = getattr(settings, name)
         try:
-            day = getattr(settings, name)
-            times[name] = day and date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()
+            days[name] = date.fromisoformat(text).toordinal() - date(1970, 1, 1).toordinal() if text else None
         except ValueError:
-            raise UserError(f"{path}: {name}: must be a day such as 2022-08-14, not {day!r}") from None
+            raise UserError(f"{path}: {name}: must be a day such as 2022-08-14, not {text!r}") from None
     day, out = pl.col("time") // 86_400, pl.lit(False)
     if settings.groups:
         out |= ~pl.col("group_id").is_in(settings.groups)
-    if times["since"] is not None:
-        out |= day < times["since"]
-    if times["until"] is not None:
-        out |= day > times["until"]
+    if days["since"] is not None:
+        out |= day < days["since"]
+    if days["until"] is not None:
+        out |= day > days["until"]
     if settings.leave_out:
         out |= pl.col("user_id").is_in(settings.leave_out)
     return pl.when(out).then(pl.lit("filtered"))
 
 
-def duplicate():
+def duplicate() -> pl.Expr:
     return pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
 
 
-def check_groups(wanted, rows, path):
-    there = rows["group_id"].unique().sort()
-    for group in wanted:
-        if group not in there:
-            some = ", ".join(there.head(10)) + (", ..." if len(there) > 10 else "")
+def check_groups(groups: list[str], rows: pl.DataFrame, path: Path) -> None:
+    existing = rows["group_id"].unique().sort()
+    for group in groups:
+        if group not in existing:
+            some = ", ".join(existing.head(10)) + (", ..." if len(existing) > 10 else "")
             raise UserError(f"{path}: groups: no group {group!r} in the history; there are: {some}")
 
 
-def to_messages(rows):
+def to_messages(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of messages.parquet: those without a reason to be dropped, sorted, times as datetimes."""
     kept = rows.select(*MESSAGES_ORDER, "dropped").with_row_index("row").filter(pl.col("dropped").is_null())
     order = kept.drop("dropped").sort(MESSAGES_ORDER, nulls_last=False)["row"]
     time = (pl.col("time") * 1000).cast(schema(MESSAGES)["time"])

@@ -1,13 +1,13 @@
-"""decrypt: what leaves the encrypted file, with which key, and what is said where none does."""
+"""decrypt: which tables and rows it writes, with which keys, and the error lines."""
 
 import contextlib
 import errno
 import json
+import multiprocessing.process
+import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections import namedtuple
 from contextlib import closing
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ import sqlcipher3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import CLEAN, EXAMPLES, ROOT, run_script
+from helpers import EXAMPLES, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
@@ -43,23 +43,14 @@ def sample(tmp_path_factory):
 
 @pytest.fixture
 def source(sample, tmp_path):
-    """A copy of the sample of one's own, to spoil."""
+    """A copy of the sample, which a test may damage."""
     return shutil.copytree(sample, tmp_path / "raw") / "nt_msg.db"
 
 
-def decrypt(source, out, *more, key=None, env=None):
-    return run_script(
-        "decrypt",
-        source,
-        "--key",
-        key or source.with_name("key.txt"),
-        "--config",
-        "config/decrypt.yaml",
-        "--out",
-        out,
-        *more,
-        env={"QQ_DB_KEY": "", **(env or {})},
-    )
+def decrypt(source, out, *, key=None, env=None, config="config/decrypt.yaml"):
+    key = key or source.with_name("key.txt")
+    env = {"QQ_DB_KEY": "", **(env or {})}
+    return run_script("decrypt", source, "--key", key, "--config", config, "--out", out, env=env)
 
 
 def receipt(out):
@@ -83,7 +74,7 @@ def assert_refused(done, out, line):
 
 
 def write_encrypted(path, key=KEY, name="SHA1", header=True, tables=("group_msg_table",)):
-    """Write a database with one row a table, encrypted as asked."""
+    """Write an encrypted database with one row a table."""
     bare = path.with_suffix(".bare")
     with closing(sqlcipher3.connect(str(bare), isolation_level=None)) as connection:
         for statement in Cipher(hmac=name).pragmas(key):
@@ -97,17 +88,12 @@ def write_encrypted(path, key=KEY, name="SHA1", header=True, tables=("group_msg_
     return path
 
 
-def test_only_the_tables_of_the_contract_leave(source, tmp_path):
+def test_only_the_documented_tables_are_written(source, tmp_path):
     before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
     out = tmp_path / "out"
     assert_decrypted(decrypt(source, out), out)
-    tables = {
-        "group_msg_table": MESSAGES,
-        "nt_uid_mapping_table": 8,
-        "group_list": 2,
-        "group_member3": 16,
-        "profile_info_v6": 8,
-    }
+    companions = {"group_list": 2, "group_member3": 16, "profile_info_v6": 8}
+    tables = {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8, **companions}
     assert receipt(out)["tables"] == tables
     assert receipt(out)["companions_left_out"] == {}
     assert {name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master")} == set(tables) | {
@@ -139,7 +125,7 @@ def test_a_key_file_may_have_a_bom_and_a_line_end(source, tmp_path, content):
     assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
 
 
-def test_the_key_in_the_environment_wins(source, tmp_path):
+def test_the_key_in_the_environment_takes_precedence(source, tmp_path):
     source.with_name("key.txt").write_text("not the key at all")
     assert_decrypted(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out")
 
@@ -159,12 +145,6 @@ def test_every_hmac_and_form_of_key(tmp_path, name, header, form):
     assert_decrypted(done, tmp_path / "out", 1)
 
 
-def test_the_header_may_name_another_hmac(tmp_path):
-    path = write_encrypted(tmp_path / "nt_msg.db", name="SHA512", header=False)
-    path.write_bytes(build_header(Header(hmac=b"HMAC_SHA1")) + path.read_bytes())
-    assert detect(path, KEY) == Cipher(HEADER_SIZE, "SHA512")
-
-
 def test_a_plain_database_needs_no_key(source, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     decrypt(source, first)
@@ -173,7 +153,7 @@ def test_a_plain_database_needs_no_key(source, tmp_path):
     assert query(second / "nt_msg.db", sql) == query(first / "nt_msg.db", sql)
 
 
-def test_the_newest_messages_in_the_wal_are_taken_in(source, tmp_path):
+def test_the_newest_messages_are_read_from_the_write_ahead_log(source, tmp_path):
     bare = tmp_path / "bare.db"
     bare.write_bytes(source.read_bytes()[HEADER_SIZE:])
     with closing(sqlcipher3.connect(str(bare), isolation_level=None)) as connection:
@@ -190,7 +170,7 @@ def test_the_newest_messages_in_the_wal_are_taken_in(source, tmp_path):
     assert not source.with_name("nt_msg.db-shm").exists()
 
 
-def test_companions_that_do_not_open_are_left_out(source, tmp_path):
+def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
     other = write_encrypted(source.with_name("group_info.db"), "another account's", tables=("group_list",))
     source.with_name("profile_info.db").unlink()
     done = decrypt(source, tmp_path / "out")
@@ -201,35 +181,29 @@ def test_companions_that_do_not_open_are_left_out(source, tmp_path):
     assert receipt(tmp_path / "out")["tables"] == {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8}
 
 
-def test_companions_can_be_declined(source, tmp_path):
+def test_companion_databases_can_be_switched_off(source, tmp_path):
     config = tmp_path / "decrypt.yaml"
     config.write_text("companions: false\n")
-    done = run_script(
-        "decrypt", source, "--key", source.with_name("key.txt"), "--config", config, "--out", tmp_path / "out"
-    )
-    assert_decrypted(done, tmp_path / "out")
+    assert_decrypted(decrypt(source, tmp_path / "out", config=config), tmp_path / "out")
     assert list(receipt(tmp_path / "out")["tables"]) == ["group_msg_table", "nt_uid_mapping_table"]
 
 
-def test_no_database(tmp_path):
+def test_a_missing_database_is_one_line(tmp_path):
     source = tmp_path / "nt_msg.db"
     line = f"{source}: no such file; put your nt_msg.db there, or name another file with SOURCE="
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
-def test_no_key_file(source, tmp_path):
-    key = source.with_name("key.txt")
+@pytest.mark.parametrize("named", [True, False])
+def test_a_missing_key_is_one_line(source, tmp_path, named):
+    key, out = source.with_name("key.txt"), tmp_path / "out"
     key.unlink()
-    line = f"{key}: no such file; write the key of the database there, or set QQ_DB_KEY"
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
-
-
-def test_no_key_named(source, tmp_path):
+    options = ["--key", key] if named else []
     done = run_script(
-        "decrypt", source, "--config", "config/decrypt.yaml", "--out", tmp_path / "out", env={"QQ_DB_KEY": ""}
+        "decrypt", source, *options, "--config", "config/decrypt.yaml", "--out", out, env={"QQ_DB_KEY": ""}
     )
-    line = "--key: no such file; write the key of the database there, or set QQ_DB_KEY"
-    assert_refused(done, tmp_path / "out", line)
+    line = f"{key if named else '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY"
+    assert_refused(done, out, line)
 
 
 @pytest.mark.parametrize(
@@ -241,21 +215,21 @@ def test_no_key_named(source, tmp_path):
         ("\ufeffkey".encode("utf-16-le"), "the key is not UTF-8 text; save it as plain text with nothing but the key"),
     ],
 )
-def test_a_key_file_that_holds_none(source, tmp_path, content, what):
+def test_a_key_file_without_a_key_is_one_line(source, tmp_path, content, what):
     key = source.with_name("key.txt")
     key.write_bytes(content)
     line = f"{key}: {what}"
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
-def test_the_wrong_key(source, tmp_path):
+def test_a_wrong_key_is_one_line_that_does_not_show_it(source, tmp_path):
     done = decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": "0123456789abcdeF"})
     line = f"{source}: wrong key; get it again for the account this file belongs to"
     assert_refused(done, tmp_path / "out", line)
     assert "0123456789abcdeF" not in done.stdout
 
 
-def test_an_hmac_from_the_future(source, tmp_path):
+def test_an_unknown_hmac_in_the_header_is_named(source, tmp_path):
     source.write_bytes(build_header(Header(hmac=b"HMAC_SHA3")) + source.read_bytes()[HEADER_SIZE:])
     line = f"{source}: wrong key, or a newer QQ: its header names HMAC_SHA3, which is not known here"
     assert_refused(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": "wrong"}), tmp_path / "out", line)
@@ -269,33 +243,30 @@ def test_an_hmac_from_the_future(source, tmp_path):
         (bytes(8192), "not a QQNT database, or the key is wrong for it"),
     ],
 )
-def test_something_else(source, tmp_path, content, line):
+def test_a_file_of_another_kind_is_refused(source, tmp_path, content, line):
     source.write_bytes(content)
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line}")
 
 
+PARTIAL = "5 of {pages} pages are there; copy it again with QQ closed, or set `salvage: always` in config/decrypt.yaml"
+
+
 @pytest.mark.parametrize(
-    ("size", "line"),
+    ("size", "problem"),
     [
         (900, "truncated, only 900 bytes; copy it again with QQ closed"),
-        (1024, "truncated, only 1,024 bytes; copy it again with QQ closed"),
-        *(
-            (
-                1024 + 4096 * 5 + rest,
-                "truncated: 5 of {pages} pages are there; copy it again with QQ closed, or set "
-                "`salvage: always` in config/decrypt.yaml to take what is there",
-            )
-            for rest in (0, 17)
-        ),
+        (HEADER_SIZE, "truncated, only 1,024 bytes; copy it again with QQ closed"),
+        (HEADER_SIZE + 4096 * 5, f"truncated: {PARTIAL} to take what is there"),
+        (HEADER_SIZE + 4096 * 5 + 17, f"truncated: {PARTIAL} to take what is there"),
     ],
 )
-def test_a_truncated_copy(source, tmp_path, size, line):
+def test_a_truncated_copy_is_refused(source, tmp_path, size, problem):
     pages = source.stat().st_size // 4096
     source.write_bytes(source.read_bytes()[:size])
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line.format(pages=pages)}")
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {problem.format(pages=pages)}")
 
 
-def test_a_journal_beside_it(source, tmp_path):
+def test_a_rollback_journal_next_to_the_database_is_refused(source, tmp_path):
     journal = source.with_name("nt_msg.db-journal")
     journal.write_bytes(b"")
     assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
@@ -305,32 +276,32 @@ def test_a_journal_beside_it(source, tmp_path):
     assert_refused(done, tmp_path / "other", line)
 
 
-def test_another_database_of_the_account(source, tmp_path):
+def test_another_database_of_the_account_is_refused(source, tmp_path):
     other = source.with_name("group_info.db")
     line = f"{other}: no group_msg_table in it; give the nt_msg.db of the account"
     assert_refused(decrypt(other, tmp_path / "out"), tmp_path / "out", line)
 
 
-# ---- damage: what is sound is taken, what is lost is told
+# ---- damage: rows on sound pages are kept, the others are counted
 
 
 def rows_by_page(source):
-    """{row: the pages it is on}, read with nothing but our own reader of pages."""
+    """Return ({row: the pages it is on}, its tree, the number of pages), read with huiyin's own reader of pages."""
     pages = Pages(source, detect(source, KEY), KEY)
     roots = {name: root for _, name, _, root, _ in read_schema(pages, source)}
     tree = walk(pages, roots["group_msg_table"])
-    found = {}
+    pages_of = {}
     for number in tree.leaves.tolist():
         for cell in cells(pages.read([number])[0][0], pages.usable):
-            found[cell.rowid] = {number}
-            place, left = cell.overflow, cell.payload
+            pages_of[cell.rowid] = {number}
+            overflow, left = cell.overflow, cell.payload
             while left > 0:
-                found[cell.rowid].add(place)
-                place, left = four(pages.read([place])[0][0], 0), left - pages.usable + 4
-    return found, tree, pages.count
+                pages_of[cell.rowid].add(overflow)
+                overflow, left = four(pages.read([overflow])[0][0], 0), left - pages.usable + 4
+    return pages_of, tree, pages.count
 
 
-def spoil(path, numbers):
+def damage(path, numbers):
     content = bytearray(path.read_bytes())
     for number in numbers:
         content[HEADER_SIZE + (number - 1) * 4096 + 1234] ^= 0x55
@@ -345,18 +316,15 @@ def large(tmp_path_factory):
         for statement in [*Cipher(hmac="SHA512").pragmas(KEY), "BEGIN"]:
             connection.execute(statement)
         for table, chat_type in (("group_msg_table", 2), ("c2c_msg_table", 1)):
-            connection.execute(
-                f"CREATE TABLE {table} ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, [40800] BLOB)"
+            columns = "[40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, [40800] BLOB"
+            connection.execute(f"CREATE TABLE {table} ({columns})")
+            rows = (
+                (number << 33 | chat_type, chat_type, START + number, 900 if number % 50 else 12_000)
+                for number in range(1, 1800)
             )
-            connection.executemany(
-                f"INSERT INTO {table} VALUES (?, ?, ?, randomblob(?))",
-                (
-                    (number << 33 | chat_type, chat_type, START + number, 12_000 if number % 50 == 0 else 900)
-                    for number in range(1, 1800)
-                ),
-            )
+            connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, randomblob(?))", rows)
         connection.execute("CREATE INDEX by_time ON group_msg_table ([40050])")
-        connection.execute("DELETE FROM group_msg_table WHERE [40050] % 97 < 9")  # leaves stale pages behind
+        connection.execute("DELETE FROM group_msg_table WHERE [40050] % 97 < 9")  # stale pages remain
         connection.execute("COMMIT")
     path = folder / "nt_msg.db"
     path.write_bytes(build_header(Header(hmac=b"HMAC_SHA512")) + (folder / "bare").read_bytes())
@@ -364,14 +332,14 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_every_row_on_a_sound_page_is_there(large, tmp_path, seed):
+def test_every_row_on_a_sound_page_is_kept(large, tmp_path, seed):
     rows, tree, count = rows_by_page(large)
     assert count > 400
     rng = random.Random(seed)
     bad = {*rng.sample(range(2, count + 1), 4), *(rng.sample(tree.inner, 1) if seed % 2 else ())}
     path = tmp_path / "nt_msg.db"
     path.write_bytes(large.read_bytes())
-    spoil(path, bad)
+    damage(path, bad)
     done, out = decrypt(path, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out"
     assert (done.returncode, done.stderr) == (0, "")
     sound = {row for row, pages in rows.items() if not pages & bad}
@@ -384,21 +352,19 @@ def test_every_row_on_a_sound_page_is_there(large, tmp_path, seed):
     assert ledger["read"] == len(rows)
 
 
-def test_what_was_lost_is_said(source, tmp_path):
+def test_the_lost_rows_are_reported_with_their_time(source, tmp_path):
     rows, tree, _ = rows_by_page(source)
     bad = tree.leaves[3:5].tolist()
-    spoil(source, bad)
+    damage(source, bad)
     done, out = decrypt(source, tmp_path / "out"), tmp_path / "out"
     lost = sum(pages <= set(bad) for pages in rows.values())
     kept = query(out / "nt_msg.db", "SELECT [40001] FROM group_msg_table")
     assert lost == MESSAGES - len(kept) > 0
     ids = sorted(rows)
-    first = next(place for place, row in enumerate(ids) if rows[row] <= set(bad))
+    first = next(index for index, row in enumerate(ids) if rows[row] <= set(bad))
     times = dict(query(out / "nt_msg.db", "SELECT [40001], [40050] FROM group_msg_table"))
-    span = [
-        datetime.fromtimestamp(times[ids[place]], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        for place in (first - 1, first + lost)
-    ]
+    edges = [datetime.fromtimestamp(times[ids[index]], UTC) for index in (first - 1, first + lost)]
+    span = [edge.strftime("%Y-%m-%dT%H:%M:%SZ") for edge in edges]
     assert f"decrypt: {source}: 2 damaged pages ({min(bad)}, {max(bad)}); taking what is sound\n" in done.stdout
     assert (
         f"decrypt: DAMAGED: {source}: 2 pages could not be read; lost are about {lost} rows of group_msg_table, "
@@ -409,7 +375,7 @@ def test_what_was_lost_is_said(source, tmp_path):
 
 
 def test_the_page_that_sqlite_locks_stays_empty(large, tmp_path, monkeypatch):
-    monkeypatch.setattr("qq.tables.LOCK_BYTE", 100 * 4096)  # instead of a file of more than 1 GiB
+    monkeypatch.setattr("huiyin.qqnt.extract.LOCK_BYTE", 100 * 4096)  # instead of a file of more than 1 GiB
     target = tmp_path / "plain.db"
     with Progress("test", None, "B") as progress:
         tables, _ = take_tables(large, detect(large, KEY), KEY, ["group_msg_table"], target, progress, None)
@@ -418,31 +384,43 @@ def test_the_page_that_sqlite_locks_stays_empty(large, tmp_path, monkeypatch):
     assert target.read_bytes()[100 * 4096 : 101 * 4096] == bytes(4096)
 
 
-def test_salvage_never_and_always(source, tmp_path):
+def test_salvage_never_refuses_and_always_takes_a_truncated_copy(source, tmp_path):
     _, tree, count = rows_by_page(source)
-    config, bad = tmp_path / "decrypt.yaml", int(tree.leaves[3])
+    config, bad, out = tmp_path / "decrypt.yaml", int(tree.leaves[3]), tmp_path / "out"
     whole = source.read_bytes()
-    spoil(source, [bad])
+    damage(source, [bad])
     config.write_text("salvage: never\n")
-    key = source.with_name("key.txt")
-    out = tmp_path / "out"
-    done = run_script("decrypt", source, "--key", key, "--config", config, "--out", out)
-    line = (
-        f"{source}: 1 damaged pages ({bad}); copy it again with QQ closed, or set `salvage: auto` in {config} to "
-        "take what is sound"
-    )
-    assert_refused(done, out, line)
+    problem = f"{source}: 1 damaged pages ({bad})"
+    line = f"{problem}; copy it again with QQ closed, or set `salvage: auto` in {config} to take what is sound"
+    assert_refused(decrypt(source, out, config=config), out, line)
     config.write_text("salvage: always\n")
     source.write_bytes(whole[: HEADER_SIZE + 4096 * (count - 30)])
-    done = run_script("decrypt", source, "--key", key, "--config", config, "--out", out)
+    done = decrypt(source, out, config=config)
     assert (done.returncode, done.stderr) == (0, "")
     ledger = receipt(out)["ledger"]
     assert 0 < ledger["written"] < ledger["read"]
     assert query(out / "nt_msg.db", "SELECT count(*) FROM group_msg_table") == [(ledger["written"],)]
 
 
-def test_a_damaged_first_page_is_told_from_a_wrong_key(source, tmp_path):
-    spoil(source, [1])
+def test_several_processes_write_what_one_writes(large, tmp_path, monkeypatch):
+    _, tree, _ = rows_by_page(large)
+    path = tmp_path / "nt_msg.db"
+    path.write_bytes(large.read_bytes())
+    damage(path, tree.leaves[5:200:60].tolist())
+    started, start = [], multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: (started.append(self), start(self)))
+    monkeypatch.setattr("huiyin.qqnt.extract.BATCH", 16)
+    for cores in (1, 2):
+        monkeypatch.setattr("huiyin.common.workers.cores", lambda cores=cores: cores)
+        done = decrypt(path, tmp_path / str(cores), env={"QQ_DB_KEY": KEY})
+        assert (done.returncode, done.stderr, len(started)) == (0, "", 2 * (cores - 1))
+    assert receipt(tmp_path / "1")["ledger"]["dropped"]["damaged"] > 0
+    for name in ("ledger", "damage", "outputs"):
+        assert receipt(tmp_path / "2")[name] == receipt(tmp_path / "1")[name]
+
+
+def test_a_damaged_first_page_is_not_taken_for_a_wrong_key(source, tmp_path):
+    damage(source, [1])
     line = (
         f"{source}: the key is right, but page 1, which says where everything is, is damaged; copy it again with "
         "QQ closed"
@@ -450,34 +428,23 @@ def test_a_damaged_first_page_is_told_from_a_wrong_key(source, tmp_path):
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
-def run_code(code, source, out):
-    """Run Python `code` which, with the arguments of decrypt, runs that in a world made worse."""
-    arguments = [source, "--key", source.with_name("key.txt"), "--config", "config/decrypt.yaml", "--out", out]
-    return subprocess.run(
-        [sys.executable, "-c", code, "scripts/decrypt.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**CLEAN, "QQ_DB_KEY": ""},
-        capture_output=True,
-        encoding="utf-8",
-    )
+# ---- the disk and other programs
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
-def test_a_full_disk(source, tmp_path, error):
-    out = tmp_path / "out"
-    code = (
-        "import errno, os, runpy, sys\nreal = os.pwrite\n"
-        "def pwrite(file, content, place):\n"
-        f"    if place > 40960: raise OSError({error}, 'full')\n"
-        "    return real(file, content, place)\n"
-        "os.pwrite = pwrite\nsys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    done = run_code(code, source, out)
-    assert_refused(done, out, f"{out}: no space left; free some and start again")
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, error):
+    out, pwrite = tmp_path / "out", os.pwrite
+
+    def write_until_full(file, content, offset):
+        if offset > 40960:
+            raise OSError(error, "full")
+        return pwrite(file, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", write_until_full)
+    assert_refused(decrypt(source, out), out, f"{out}: no space left; free some and start again")
 
 
-def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free=3 << 20))
     target = tmp_path / "plain.db"
     with pytest.raises(UserError) as caught:
@@ -487,33 +454,33 @@ def test_too_little_space_is_seen_before_anything_is_written(source, tmp_path, m
 
 
 @pytest.mark.parametrize("closed", ["nt_msg.db", "key.txt"])
-def test_permission_denied(source, tmp_path, closed):
-    out = tmp_path / "out"
-    path = source.with_name(closed)
+def test_a_file_without_permission_is_one_line(source, tmp_path, closed):
+    out, path, user = tmp_path / "out", source.with_name(closed), os.geteuid()
+    assert decrypt(source, tmp_path / "first").returncode == 0  # loads modules that another user may not read
     for other in source.parent.iterdir():
         other.chmod(0o644)
     path.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2], source.parent):
-        folder.chmod(0o777)
-    code = (
-        "import encodings.utf_8_sig, os, sys\nsys.argv = sys.argv[1:]\n"
-        "from scripts import decrypt\n"
-        "if os.geteuid() == 0: os.seteuid(65534)  # whom one can deny something\n"
-        "decrypt.run(decrypt.main)\n"
-    )
-    done = run_code(code, source, out)
+    for folder in (tmp_path, source.parent, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o777)
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        done = decrypt(source, out)
+    finally:
+        os.seteuid(user)
     assert_refused(done, out, f"{path}: permission denied; make it readable and writable for you")
 
 
-def test_a_source_that_changes_meanwhile(source, tmp_path, monkeypatch):
+def test_a_database_that_changes_while_it_is_read_is_refused(source, tmp_path, monkeypatch):
     states = iter([(1, 1), (1, 2)])
-    monkeypatch.setattr("decrypt.state", lambda path: next(states))
+    monkeypatch.setattr("scripts.decrypt.state", lambda path: next(states))
     with Stage("decrypt", tmp_path / "out") as stage, pytest.raises(UserError) as caught:
         extract(stage, source, KEY, ["group_msg_table"], tmp_path / "plain.db", Settings(), "decrypt.yaml")
     assert str(caught.value) == f"{source}: was written to while it was read; close QQ and start again"
 
 
-def test_a_log_of_something_else_is_told(source, tmp_path):
+def test_a_log_of_another_database_is_left_out(source, tmp_path):
     wal = source.with_name("nt_msg.db-wal")
     wal.write_bytes(bytes(5000))
     done = decrypt(source, tmp_path / "out")
@@ -521,23 +488,22 @@ def test_a_log_of_something_else_is_told(source, tmp_path):
     assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
 
 
-def test_no_group_messages(tmp_path):
-    path = write_encrypted(tmp_path / "nt_msg.db")
-    with closing(sqlite3.connect(tmp_path / "plain.db")) as connection:
+def test_a_database_without_group_messages_is_refused(tmp_path):
+    path = tmp_path / "plain.db"
+    with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY)")
         connection.commit()
-    path = tmp_path / "plain.db"
     line = f"{path}: no group messages in it; is it the account, and the device, that has them?"
     assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", line)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_raises_anything_but_a_mistake(sample, tmp_path, data):
+def test_no_damage_raises_anything_but_a_user_error(sample, tmp_path, data):
     content = bytearray((sample / "nt_msg.db").read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
-        place = data.draw(st.integers(0, 6000) | st.integers(0, len(content) - 1))
-        content[place] ^= data.draw(st.integers(1, 255))
+        offset = data.draw(st.integers(0, 6000) | st.integers(0, len(content) - 1))
+        content[offset] ^= data.draw(st.integers(1, 255))
     end = data.draw(st.none() | st.integers(0, 9000) | st.integers(0, len(content)))
     key = data.draw(st.just(KEY) | st.text(max_size=3) | st.from_regex(r"[0-9a-f]{64}", fullmatch=True))
     path, target = tmp_path / "nt_msg.db", tmp_path / "plain.db"
@@ -549,13 +515,12 @@ def test_no_damage_raises_anything_but_a_mistake(sample, tmp_path, data):
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=80) | st.text(max_size=40).map(str.encode))
-def test_no_key_file_raises_anything_but_a_mistake(tmp_path, content):
+def test_no_key_file_raises_anything_but_a_user_error(tmp_path, content):
     path = tmp_path / "key.txt"
     path.write_bytes(content)
     with contextlib.suppress(UserError):
-        assert content in [
-            bom + read_key(path, path).encode() + end for bom in (b"", b"\xef\xbb\xbf") for end in (b"", b"\n", b"\r\n")
-        ]
+        key = read_key(path, path).encode()
+        assert content in [bom + key + end for bom in (b"", b"\xef\xbb\xbf") for end in (b"", b"\n", b"\r\n")]
 
 
 def test_a_failure_leaves_the_earlier_result(source, tmp_path):

@@ -1,4 +1,4 @@
-"""The sample: the same from the same seed, with everything in it that the stages have to cope with."""
+"""The sample: the same seed gives the same messages, and they contain every special case."""
 
 import json
 from collections import Counter
@@ -17,17 +17,17 @@ def test_the_seed_decides_every_message():
     assert list(history(1, 3000))[:1500] == MESSAGES
 
 
-def test_everybody_talks_in_both_groups_and_the_target_most():
-    spoken = Counter((message.group, message.sender) for message in MESSAGES if message.sender)
-    assert len(spoken) == len(GROUPS) * len(MEMBERS)
+def test_every_member_talks_in_both_groups_and_the_target_most():
+    counts = Counter((message.group, message.sender) for message in MESSAGES if message.sender)
+    assert len(counts) == len(GROUPS) * len(MEMBERS)
     by_target = [message for message in MESSAGES if message.sender is TARGET and not message.dropped]
     assert TARGET.qq == 10002
     assert len(by_target) >= 200
     assert sum(message.quote is not None for message in by_target) >= 10
-    assert max(spoken.values()) == max(spoken[group, TARGET] for group in GROUPS)
+    assert max(counts.values()) == max(counts[group, TARGET] for group in GROUPS)
 
 
-def test_numbers_are_as_qq_gives_them():
+def test_ids_and_sequence_numbers_are_like_those_of_qq():
     assert len({message.message_id for message in MESSAGES}) == len(MESSAGES)
     assert all(2**53 < message.message_id < 2**63 for message in MESSAGES)
     for group in GROUPS:
@@ -35,7 +35,7 @@ def test_numbers_are_as_qq_gives_them():
         assert all(later - earlier in (0, 1) for earlier, later in pairwise(seqs))
 
 
-def test_every_oddity_is_there():
+def test_every_special_case_occurs():
     assert set(Counter(message.dropped for message in MESSAGES)) == {"", "system", "no_time", "no_body", "duplicate"}
     kinds = {part.kind for message in MESSAGES for part in message.parts or ()}
     assert kinds == {"text", "at", "reply", "image", "face", "market_face", "tip", "ark", "file", "voice", "unknown:99"}
@@ -45,7 +45,7 @@ def test_every_oddity_is_there():
     assert any(message.numberless for message in MESSAGES)
 
 
-def test_the_files_are_those_of_qq(tmp_path):
+def test_the_files_have_the_format_of_qq(tmp_path):
     done = run_script("demo/history", "--seed", 1, "--messages", 300, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     files = sorted(path.name for path in tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""QQ's own database: cipher, pages, salvage of damaged files, message bodies."""
+"""QQNT's database format: cipher, pages, recovery of damaged files, message bodies."""

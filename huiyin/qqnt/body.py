@@ -1,13 +1,14 @@
 """Message bodies (column 40800): from protobuf to fragments, kinds, mentions and the quote."""
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from huiyin.qqnt.qqnt_pb2 import Body, Element
 
-KINDS = {
+KINDS = {  # field 45002 of an element
     1: "text",
     2: "image",
     3: "file",
@@ -25,15 +26,15 @@ KINDS = {
     27: "face",
 }
 TEXT, REPLY = 1, 7
-AT = -TEXT  # a mention: an element of type 1 too
-AT_EVERYBODY = 1
+MENTION = -TEXT  # our own number: QQ gives a mention the kind of a text
+MENTIONS_EVERYBODY = 1  # field 45102
 EVERYBODY = "all"
 ELEMENT_TAG = bytes.fromhex("82F613")  # field 40800, length-delimited
 
 
 class Content(NamedTuple):
-    """What a body holds: the kinds as numbers (45002; AT for a mention, which has no other), see `kind_name`. A mention
-    that has no QQ number is given by its uid, `u_...`."""
+    """What a body holds. `kinds` has a number for each element (45002, or MENTION), see `kind_name`. `mentions` has QQ
+    numbers, EVERYBODY, and where there is no number a uid, `u_...`."""
 
     fragments: list[str]
     kinds: list[int]
@@ -41,40 +42,43 @@ class Content(NamedTuple):
     quote: Element | None
 
 
-def kind_name(number):
-    return "at" if number == AT else KINDS.get(number) or f"unknown:{number}"
+def kind_name(number: int) -> str:
+    return "at" if number == MENTION else KINDS.get(number) or f"unknown:{number}"
 
 
 class BodyReader:
-    """Reads bodies and counts what was not sound; `placeholders` are the kinds that get a fragment too."""
+    """Reads bodies and counts the damage in them; elements of the kinds `placeholders` get a fragment too."""
 
-    def __init__(self, placeholders=()):
+    def __init__(self, placeholders: Iterable[str] = ()):
         self.placeholders = {number: kind for number, kind in KINDS.items() if kind in placeholders}
         self.undecodable = 0  # bodies that protobuf refuses as a whole
         self.invalid_texts = 0  # texts that are not UTF-8
 
-    def read(self, body):
+    def read(self, body: bytes) -> Content:
         try:
             elements = Body.FromString(body).elements
         except DecodeError:
             self.undecodable += 1
             elements = whole_elements(body)
-        fragments, kinds, mentions, quote, decode = [], [], [], None, self.decode
+        fragments: list[str] = []
+        kinds: list[int] = []
+        mentions: list[str] = []
+        quote = None
         for element in elements:
             number = element.kind
             if number == TEXT:
-                fragments.append(decode(element.text))
+                fragments.append(self.decode(element.text))
                 if element.at_kind or element.at_uid:
-                    number = AT
+                    number = MENTION
                     mentions.append(mentioned(element))
             elif number == REPLY:
                 quote = quote or element
             elif number in self.placeholders:
-                fragments.append(decode(placeholder(self.placeholders[number], element)))
+                fragments.append(self.decode(placeholder(self.placeholders[number], element)))
             kinds.append(number)
         return Content(fragments, kinds, mentions, quote)
 
-    def decode(self, text):
+    def decode(self, text: bytes) -> str:
         try:
             return text.decode()
         except UnicodeDecodeError:
@@ -82,40 +86,40 @@ class BodyReader:
             return text.decode("utf-8", "replace")
 
 
-def mentioned(element):
-    if element.at_kind == AT_EVERYBODY:
+def mentioned(element: Element) -> str:
+    if element.at_kind == MENTIONS_EVERYBODY:
         return EVERYBODY
     return str(element.at_qq) if element.at_qq else element.at_uid.decode("utf-8", "replace")
 
 
-def whole_elements(body):
+def whole_elements(body: bytes) -> Iterator[Element]:
     """Yield the elements of a damaged body up to the first that is not whole."""
-    place = 0
-    while body.startswith(ELEMENT_TAG, place):
-        length, place = read_varint(body, place + len(ELEMENT_TAG))
-        if length is None or place + length > len(body):
+    offset = 0
+    while body.startswith(ELEMENT_TAG, offset):
+        length, offset = read_varint(body, offset + len(ELEMENT_TAG))
+        if length is None or offset + length > len(body):
             return
         try:
-            yield Element.FromString(body[place : place + length])
+            yield Element.FromString(body[offset : offset + length])
         except DecodeError:
             return
-        place += length
+        offset += length
 
 
-def read_varint(data, place):
-    """Return the number at `place` and where it ends; None for the number if it does not end."""
+def read_varint(data: bytes, offset: int) -> tuple[int | None, int]:
+    """Return the number at `offset` and the offset after it; None for a number without an end."""
     value = shift = 0
-    for byte in data[place : place + 10]:
-        place += 1
+    for byte in data[offset : offset + 10]:
+        offset += 1
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            return value, place
-    return None, place
+            return value, offset
+    return None, offset
 
 
-def placeholder(kind, element):
-    """Return the bytes that stand for an element that is no text."""
+def placeholder(kind: str, element: Element) -> bytes:
+    """Return the text, in UTF-8, for an element that is no text."""
     match kind:
         case "image":
             return b"".join(element.picture_label) or "[图片]".encode()
@@ -139,9 +143,10 @@ def placeholder(kind, element):
             return "[聊天记录]".encode()
         case "call":
             return element.call_text or element.call_summary or "[通话]".encode()
+    raise ValueError(f"no placeholder for the kind {kind}")
 
 
-def ark_prompt(card):
+def ark_prompt(card: bytes) -> str:
     try:
         prompt = json.loads(card)["prompt"]
     except (ValueError, RecursionError, TypeError, KeyError):

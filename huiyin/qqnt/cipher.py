@@ -1,13 +1,14 @@
 """How QQNT encrypts a database file: a 1024-byte header of its own, then SQLCipher 4 with other parameters.
 
-Nothing here needs SQLCipher: the authentication code of page 1 tells in milliseconds, with hashlib alone, whether
-a key is right and which parameters apply. SQLCipher itself only ever says "file is not a database".
+Nothing here needs SQLCipher: the HMAC of page 1 shows in milliseconds, with hashlib alone, whether a key is right and
+which parameters apply. SQLCipher itself only reports "file is not a database". Format: SQLCipher's "Security Design".
 """
 
 import hashlib
 import hmac
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -20,7 +21,7 @@ PAGES_TO_TRY = 4  # to tell a damaged page 1 from a wrong key
 SALT_SIZE = 16  # first bytes of page 1
 IV_SIZE = 16
 KDF_ITERATIONS = 4000
-RESERVED = {"SHA1": 48, "SHA256": 48, "SHA512": 80}  # bytes at the end of a page: IV, authentication code, padding
+RESERVED = {"SHA1": 48, "SHA256": 48, "SHA512": 80}  # bytes at the end of a page: IV, HMAC, padding
 
 PLAIN_MAGIC = b"SQLite format 3\0"
 HEADER_MAGIC = b"SQLite header 3\0"  # "header", not "format"
@@ -30,13 +31,13 @@ HEADER_START = HEADER_MAGIC + bytes.fromhex("04001000") + bytes(12) + HEADER_MAR
 
 @dataclass(frozen=True)
 class Cipher:
-    """What it takes to open a file: where its SQLite pages begin and, where they are encrypted, the HMAC in use."""
+    """The parameters of a file: the offset of its SQLite pages in bytes, and the HMAC if they are encrypted."""
 
     offset: int = 0
     hmac: str | None = None
 
-    def pragmas(self, key):
-        """Return the statements that open the pages with `key`; nothing may be read before the last of them."""
+    def pragmas(self, key: str) -> list[str]:
+        """Return the statements that open the pages with `key`; all must come before the first read."""
         if self.hmac is None:
             return []
         return [
@@ -49,16 +50,16 @@ class Cipher:
         ]
 
 
-def is_plain(start):
+def is_plain(start: bytes) -> bool:
     return start.startswith(PLAIN_MAGIC)
 
 
-def has_header(start):
+def has_header(start: bytes) -> bool:
     return start.startswith(HEADER_MAGIC) or start[32:40] == HEADER_MARK
 
 
-def read_header(start):
-    """Return the protobuf in the header, empty where it cannot be read."""
+def read_header(start: bytes) -> Header:
+    """Return the protobuf in the header, an empty one if it cannot be read."""
     length = int.from_bytes(start[40:44], "little")
     try:
         return Header.FromString(start[44 : min(44 + length, HEADER_SIZE)])
@@ -66,40 +67,40 @@ def read_header(start):
         return Header()
 
 
-def build_header(header):
+def build_header(header: Header) -> bytes:
     content = header.SerializeToString()
     return (HEADER_START + len(content).to_bytes(4, "little") + content).ljust(HEADER_SIZE, b"\0")
 
 
-def is_raw(key):
+def is_raw(key: str) -> bool:
     """Whether `key` is the derived key, alone or with its salt, rather than a passphrase."""
     return re.fullmatch(r"[0-9A-Fa-f]{64}([0-9A-Fa-f]{32})?", key) is not None
 
 
-def quoted(key):
-    """Return `key` as PRAGMA takes it (no bound parameters there); a raw key says so by its form."""
+def quoted(key: str) -> str:
+    """Return `key` as a literal for PRAGMA, which takes no bound parameters; a raw key is a blob literal."""
     return f"\"x'{key}'\"" if is_raw(key) else "'" + key.replace("'", "''") + "'"
 
 
-def encryption_key(key, salt):
+def encryption_key(key: str, salt: bytes) -> bytes:
     if is_raw(key):
         return bytes.fromhex(key[:64])
     return hashlib.pbkdf2_hmac("sha512", key.encode(), salt, KDF_ITERATIONS, 32)
 
 
-def mac_key(secret, salt):
+def mac_key(secret: bytes, salt: bytes) -> bytes:
     return hashlib.pbkdf2_hmac("sha512", secret, bytes(byte ^ 0x3A for byte in salt), 2, 32)
 
 
-def fits(page, number, key, name):
-    """Whether the HMAC `name` made with the MAC key `key` is that at the end of `page`, the `number`-th of its file."""
+def hmac_matches(page: bytes, number: int, key: bytes, name: str) -> bool:
+    """Whether `page`, whose number in the file is `number`, ends with its HMAC `name` under the MAC key `key`."""
     begin, end = SALT_SIZE if number == 1 else 0, PAGE_SIZE - RESERVED[name] + IV_SIZE
     mac = hmac.digest(key, page[begin:end] + number.to_bytes(4, "little"), name.lower())
     return hmac.compare_digest(mac, page[end : end + len(mac)])
 
 
-def detect(path, key):
-    """Return the `Cipher` of the database at `path`; `UserError` says why `key` does not open it."""
+def detect(path: Path, key: str | None) -> Cipher:
+    """Return the `Cipher` of the database at `path`; `UserError` if `key` does not open it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(HEADER_SIZE + PAGE_SIZE * PAGES_TO_TRY)
@@ -116,13 +117,13 @@ def detect(path, key):
 
     named = read_header(start).hmac.decode("ascii", "replace").removeprefix("HMAC_")
     for offset in (HEADER_SIZE, 0):
-        pages = [start[place : place + PAGE_SIZE] for place in range(offset, len(start) - PAGE_SIZE + 1, PAGE_SIZE)]
+        pages = [start[begin : begin + PAGE_SIZE] for begin in range(offset, len(start) - PAGE_SIZE + 1, PAGE_SIZE)]
         if not pages:
             continue
         salt = pages[0][:SALT_SIZE]
-        authentic = mac_key(encryption_key(key, salt), salt)
-        for name in sorted(RESERVED, key=lambda name: name != named):  # what the header names comes first
-            sound = [number for number, page in enumerate(pages, 1) if fits(page, number, authentic, name)]
+        secret = mac_key(encryption_key(key, salt), salt)
+        for name in sorted(RESERVED, key=lambda name: name != named):  # first the one that the header names
+            sound = [number for number, page in enumerate(pages, 1) if hmac_matches(page, number, secret, name)]
             if sound[:1] == [1]:
                 return Cipher(offset, name)
             if sound:

@@ -1,1 +1,1 @@
-"""One reader for each format of a chat history, and what is common to all of them."""
+"""One reader for each format of a chat history, and the functions that they share."""

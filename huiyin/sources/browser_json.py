@@ -1,14 +1,17 @@
-"""The JSON that DB Browser for SQLite makes of group_msg_table (File > Export > Table(s) to JSON), read as a stream.
+"""JSON that DB Browser for SQLite exports from group_msg_table (File > Export > Table(s) to JSON), read as a stream.
 
-An array of rows, {"40001": 7400000000000000101, "40800": "gvYT...", ...}: integers exact, blobs in base64 (or, from a
-query, `hex("40800")`). Older versions of the program lose what matters: 3.11 rounds ids, 3.10 destroys bodies.
+An array of rows, {"40001": 7400000000000000101, "40800": "gvYT...", ...}: exact integers, blobs in base64 (or, from a
+query, `hex("40800")`). Older versions of the program lose data: 3.11 rounds ids, 3.10 destroys bodies.
 """
 
 import base64
 import binascii
 import re
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
+from pathlib import Path
+from typing import IO, Any
 
 import ijson
 import polars as pl
@@ -27,27 +30,22 @@ MOST_KEYS = 12
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
-def read_export(path, file, placeholders):
-    """Return what `read_history` does, from the open `file` at `path`."""
-    nobody = pl.DataFrame(
-        schema=dict.fromkeys(("group_id", "uid", "number", "member_card", "member_name", "profile_name"), pl.String)
-    )
+def read_export(path: Path, file: Any, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do."""
+    columns = ["uid", "number", "group_id", "member_card", "member_name", "profile_name"]
+    nobody = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))  # no companion databases
+    companions = nobody[columns[:2]], nobody[columns[:5]], nobody[["uid", "number", "profile_name"]]
     with workers(tasks=cores()) as share_out:
         chunks = share_out(to_chunk, ((rows, placeholders) for rows in json_chunks(path, file)))
-        return to_history(
-            chunks,
-            nobody.select("uid", "number"),
-            nobody.drop("profile_name"),
-            nobody.select("uid", "number", "profile_name"),
-        )
+        return to_history(chunks, *companions)
 
 
-def json_chunks(path, file):
+def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
     """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
     try:
         with open(path, "rb") as beginning:
-            if found := odd_shape(beginning):
-                raise UserError(f"{path}: {found}; {AGAIN}")
+            if problem := wrong_shape(beginning):
+                raise UserError(f"{path}: {problem}; {AGAIN}")
         rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
         first = True
         while chunk := list(islice(rows, CHUNK)):
@@ -59,9 +57,10 @@ def json_chunks(path, file):
         raise UserError(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
 
 
-def odd_shape(file):
-    """Return what there is instead of an array of rows, or None. An empty table is written as `null`."""
-    keys, depth = [], 0
+def wrong_shape(file: IO[bytes]) -> str | None:
+    """Return what the file has instead of an array of rows, or None. An empty table is written as `null`."""
+    keys: list[str] = []
+    depth = 0
     for event, value in ijson.basic_parse(file):
         if depth == 0 and event in ("null", "start_array"):
             return None
@@ -75,7 +74,8 @@ def odd_shape(file):
     return f"not an export of group_msg_table but an object with the keys {', '.join(map(repr, keys))}"
 
 
-def to_row(path, number, row):
+def to_row(path: Path, number: int, row: Any) -> tuple:
+    """Return the values of COLUMNS of the row `number`, counted from 1."""
     if not isinstance(row, dict):
         raise UserError(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
     row = {re.sub(r'hex\(["\[]?(\d+)["\]]?\)', r"\1", name): value for name, value in row.items()}
@@ -94,8 +94,8 @@ def to_row(path, number, row):
     )
 
 
-def to_integer(path, number, name, value):
-    """Return an integer, however it was written; None for NULL, which 3.10 writes as ""."""
+def to_integer(path: Path, number: int, name: str, value: Any) -> int | None:
+    """Return an integer that was written as a number or as text; None for NULL, which 3.10 writes as ""."""
     if value is None or value == "":
         return None
     if isinstance(value, Decimal):
@@ -107,12 +107,12 @@ def to_integer(path, number, name, value):
     return value
 
 
-def to_bytes(value):
+def to_bytes(value: Any) -> bytes | None:
     return None if value is None else str(value).encode("utf-8", "replace")
 
 
-def to_body(value):
-    """Return the bytes of a blob; what is neither base64 nor hex stays as it is, to be counted as undecodable."""
+def to_body(value: Any) -> bytes | None:
+    """Return the bytes of a blob; a text that is neither base64 nor hex is returned as it is: it will not decode."""
     if not value:
         return None
     text = str(value)
@@ -127,8 +127,8 @@ def to_body(value):
         return text.encode("utf-8", "replace")
 
 
-def check_versions(path, rows):
-    """Refuse what older versions of DB Browser wrote, by the rows of the first chunk."""
+def check_versions(path: Path, rows: list[tuple]) -> None:
+    """Raise `UserError` if the rows, those of the first chunk, are from an older version of DB Browser."""
     ids = [row[0] for row in rows if row[0] and row[0] > EXACT_IN_A_DOUBLE]
     if len(ids) > 4 and all(number == int(float(number)) for number in ids):
         raise UserError(f"{path}: all ids are rounded, as DB Browser 3.11 does; {AGAIN}")

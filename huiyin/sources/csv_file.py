@@ -1,11 +1,14 @@
-"""The five-column CSV: group id, time, nickname, user id, fragments as a Python list. No header, UTF-8."""
+"""The CSV with five columns: group id, time, nickname, user id, fragments as a Python list. No header, UTF-8."""
 
 import ast
 import csv
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -15,28 +18,27 @@ from huiyin.common.workers import cores
 from huiyin.sources.frames import CHUNK, list_column
 
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
-PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text, just as it reads
-PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # what repr leaves as it is
-MOST_LINES = 1000  # of one record of a CSV; more is a quote that nobody closed
+PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text without escapes
+PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # texts that repr does not change
+MOST_LINES = 1000  # of one record; with more, a closing quote is missing
 
 
-def write_csv(messages, path):
+def write_csv(messages: pl.DataFrame, path: Path) -> None:
     with open(path, "wb") as file, ThreadPoolExecutor(cores()) as pool:
         if messages["group_id"].head(1).str.starts_with("\ufeff").any():
-            file.write("\ufeff".encode())  # the first of a file is taken away in reading
+            file.write("\ufeff".encode())  # a reader removes the first one of a file
         for lines in pool.map(csv_lines, messages.iter_slices(CHUNK)):
             file.write(lines)
 
 
-def csv_lines(messages):
-    """Return the lines of some messages, in bytes."""
+def csv_lines(messages: pl.DataFrame) -> bytes:
     time = pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     columns = messages.select("group_id", time, "nickname", "user_id", literals(messages["fragments"]))
     return columns.write_csv(include_header=False).encode()
 
 
-def literals(fragments):
-    """Return the `repr` of each list. Most texts are plain, and need nothing but quotes around them."""
+def literals(fragments: pl.Series) -> pl.Series:
+    """Return the `repr` of each list. Most texts are plain and only need quotes, which polars adds faster."""
     plain = fragments.list.join("").str.contains(PLAIN_TEXT)
     written = (
         pl.when(fragments.list.len() == 0)
@@ -45,27 +47,25 @@ def literals(fragments):
         .then(pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']")))
     )
     frame = pl.select(written.alias("fragments"))
-    odd = frame["fragments"].is_null().arg_true()
-    texts = pl.Series([repr(texts) for texts in fragments[odd].to_list()], dtype=pl.String)
-    return frame["fragments"].scatter(odd, texts)
+    others = frame["fragments"].is_null().arg_true()
+    texts = pl.Series([repr(texts) for texts in fragments[others].to_list()], dtype=pl.String)
+    return frame["fragments"].scatter(others, texts)
 
 
-def read_csv(path, lines, skip_bad_lines):
-    """Return the rows of the CSV at `path` as a frame, like `read_history`, what was found, and how many lines did not
-    fit."""
-    bad = []
+def read_csv(path: Path, lines: Iterable[bytes], skip_bad_lines: bool) -> tuple[pl.DataFrame, dict[str, Any], int]:
+    """Return the rows of the CSV at `path`, like `read_history`, what the receipt says of them, and the number of bad
+    lines."""
+    bad: list[int] = []
     rows = pl.concat(list(csv_chunks(path, lines, bad if skip_bad_lines else None)))
     no_time = pl.when(pl.col("time") <= 0).then(pl.lit("no_time"))
-    texts = int(rows["fragments"].list.len().sum())
-    found = {"elements_by_kind": {"text": texts}}
-    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), found, len(bad)
+    report = {"elements_by_kind": {"text": int(rows["fragments"].list.len().sum())}}
+    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), report, len(bad)
 
 
-def csv_chunks(path, lines, bad):
-    """Yield frames of the records of a CSV, given the bytes of its `lines`. A record that does not fit is named by its
-    line and refused or, where `bad` is a list, noted there."""
+def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Iterator[pl.DataFrame]:
+    """Yield frames of the records of a CSV. Numbers of bad lines are added to `bad`; if it is None, `UserError`."""
     csv.field_size_limit(sys.maxsize)
-    source, rows = Lines(path, lines), []
+    source, rows = Lines(lines), []
     reader, number = csv.reader(source, strict=True), 0
     while True:
         source.begin()
@@ -91,24 +91,25 @@ def csv_chunks(path, lines, bad):
 
 
 class Lines:
-    """The lines of a UTF-8 file without its BOM. A line ends with a line feed, whatever else is in it. Those of the
-    present record are kept, so that one can go on with the second after a quote that nobody closed."""
+    """The lines of a UTF-8 file without its BOM; only a line feed ends a line. Those of the current record are kept:
+    if a closing quote is missing, reading continues with the second of them."""
 
-    def __init__(self, path, lines):
-        self.path, self.lines, self.number = path, iter(lines), 0
-        self.record, self.waiting = [], []
+    def __init__(self, lines: Iterable[bytes]):
+        self.lines, self.number = iter(lines), 0
+        self.record: list[bytes] = []
+        self.waiting: list[bytes] = []
 
-    def begin(self):
+    def begin(self) -> None:
         self.record = []
 
-    def back_to_second(self):
+    def back_to_second(self) -> None:
         self.waiting = self.record[1:] + self.waiting
         self.number -= len(self.record) - 1
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return self
 
-    def __next__(self):
+    def __next__(self) -> str:
         if len(self.record) == MOST_LINES:
             raise csv.Error(f"more than {MOST_LINES} lines; is a quote missing?")
         line = self.waiting.pop(0) if self.waiting else next(self.lines)
@@ -121,8 +122,8 @@ class Lines:
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
 
-def csv_row(record):
-    """Return the five values of a line as a row has them; a ValueError says what does not fit."""
+def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
+    """Return the five values of a record, the time in seconds; `ValueError` for one that is invalid."""
     if len(record) != 5:
         raise ValueError(f"{len(record)} columns instead of 5")
     group_id, time, nickname, user_id, fragments = record
@@ -134,7 +135,7 @@ def csv_row(record):
     return group_id, seconds, nickname or user_id or "unknown", user_id, read_fragments(fragments)
 
 
-def read_fragments(literal):
+def read_fragments(literal: str) -> list[str]:
     if PLAIN_LITERAL.fullmatch(literal):
         return [literal[2:-2]]
     try:
@@ -143,13 +144,13 @@ def read_fragments(literal):
         fragments = None
     if not isinstance(fragments, list) or not all(isinstance(fragment, str) for fragment in fragments):
         raise ValueError("the fifth column is no list of texts")
-    if "\\" in literal:  # an escape may stand for half a character; the other half may follow
+    if "\\" in literal:  # an escape can be one half of a surrogate pair
         return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in fragments]
     return fragments
 
 
-def csv_frame(rows):
-    """Return a frame of the lines `rows`: number and the five values."""
+def csv_frame(rows: Sequence[tuple]) -> pl.DataFrame:
+    """Return a frame of `rows`: the number of the record and its five values."""
     types = schema(MESSAGES)
     columns = ["message_id", "group_id", "time", "nickname", "user_id"]
     *values, fragments = zip(*rows, strict=True) if rows else ([] for _ in range(6))

@@ -1,7 +1,10 @@
 """A decrypted database of QQNT, read in chunks of rows on all cores."""
 
 import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -10,60 +13,58 @@ from huiyin.common.progress import Progress
 from huiyin.common.tables import GROUP_MESSAGES
 from huiyin.common.workers import workers
 from huiyin.sources.frames import CHUNK
-from huiyin.sources.history import COLUMNS, MAX_INT, NUMBERS, TEXTS, to_chunk, to_history, to_text
+from huiyin.sources.history import COLUMNS, MAX_INT, NUMBERS, TEXTS, Chunk, to_chunk, to_history, to_text
 
-BYTES_A_TASK = 8 << 20  # of a database; less is not worth another process
-NEEDED = {40001, 40003, 40021, 40027, 40033, 40050, 40800}  # the other columns come and go with QQ's versions
+BYTES_A_TASK = 8 << 20  # of a database; for less, another process costs more time than it saves
+NEEDED = {40001, 40003, 40021, 40027, 40033, 40050, 40800}  # the other columns depend on QQ's version
 
 
-def read_history(path, placeholders):
-    """Return all rows of the database at `path` as a frame with the columns of messages.parquet, and besides
-    `dropped` (the reason, null if there is none) and `copy_of` (the message it repeats); and what the receipt says."""
+def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return all rows of the database at `path`, and what the receipt says of them.
+
+    The rows have the columns of messages.parquet, `time` in seconds, and also `dropped` (the reason, null if there is
+    none) and `copy_of` (the id of the message that this one repeats, or null).
+    """
     try:
         with closing(open_database(path)) as connection:
-            known = columns_of(connection, GROUP_MESSAGES)
-            if not known:
+            existing = columns_of(connection, GROUP_MESSAGES)
+            if not existing:
                 raise UserError(f"{path}: no {GROUP_MESSAGES} in it; give a decrypted nt_msg.db")
-            if missing := sorted(NEEDED - known):
+            if missing := sorted(NEEDED - existing):
                 raise UserError(f"{path}: {GROUP_MESSAGES} has no column {', '.join(map(str, missing))}; is it QQNT's?")
+            member = {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002}
             tables = [
                 read_table(connection, "nt_uid_mapping_table", {"uid": 48902, "number": 1002}),
-                read_table(
-                    connection,
-                    "group_member3",
-                    {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002},
-                ),
+                read_table(connection, "group_member3", member),
                 read_table(connection, "profile_info_v6", {"uid": 1000, "number": 1002, "profile_name": 20002}),
             ]
-            tasks = path.stat().st_size // BYTES_A_TASK
-            with workers(tasks=tasks) as share_out:
+            with workers(tasks=path.stat().st_size // BYTES_A_TASK) as share_out:
                 ranges = list(ranges_of(connection))  # while the workers start
                 with Progress("parse", sum(count for *_, count in ranges), "rows") as progress:
-                    query = select(known)
+                    query = select(existing)
                     arguments = [(path, query, placeholders, low, high) for low, high, _ in ranges]
-                    chunks = watched(share_out(read_range, arguments), progress)
-                    return to_history(chunks, *tables)
+                    return to_history(counted(share_out(read_range, arguments), progress), *tables)
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path}: cannot be read ({error}); if it is encrypted, decrypt it first") from None
 
 
-def watched(chunks, progress):
+def counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
     for chunk in chunks:
         progress.add(chunk.rows.height)
         yield chunk
 
 
-def open_database(path):
+def open_database(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     connection.text_factory = bytes
     return connection
 
 
-def columns_of(connection, table):
+def columns_of(connection: sqlite3.Connection, table: str) -> set[int]:
     return {int(row[1]) for row in connection.execute(f"PRAGMA table_info([{table}])") if row[1].isdigit()}
 
 
-def read_table(connection, table, columns):
+def read_table(connection: sqlite3.Connection, table: str, columns: dict[str, int]) -> pl.DataFrame:
     """Return columns of a table as text, "" for NULL and 0; no rows if the table or one of its columns is missing."""
     schema = dict.fromkeys(columns, pl.String)
     if not columns_of(connection, table) >= set(columns.values()):
@@ -73,28 +74,28 @@ def read_table(connection, table, columns):
     return pl.DataFrame(list(rows), schema=schema, orient="row")
 
 
-def ranges_of(connection):
-    """Yield (the row number before the first, the last one, how many) for each CHUNK of rows."""
+def ranges_of(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int]]:
+    """Yield (low, high, count) for each CHUNK of rows: low < rowid <= high."""
     low = -MAX_INT - 1
     query = f"SELECT rowid FROM {GROUP_MESSAGES} WHERE rowid > ? ORDER BY rowid LIMIT 1 OFFSET ?"
-    while found := connection.execute(query, (low, CHUNK - 1)).fetchone():
-        yield low, found[0], CHUNK
-        low = found[0]
+    while last := connection.execute(query, (low, CHUNK - 1)).fetchone():
+        yield low, last[0], CHUNK
+        low = last[0]
     if rest := connection.execute(f"SELECT count(*) FROM {GROUP_MESSAGES} WHERE rowid > ?", (low,)).fetchone()[0]:
         yield low, MAX_INT, rest
 
 
-def select(known):
-    """Return the query for the rows of a range. The casts see to it that exported copies, where types went astray, read
-    the same."""
+def select(existing: set[int]) -> str:
+    """Return the query for the rows of a range, NULL for columns that do not exist. Because of the casts, exported
+    copies that have lost the types give the same values."""
     kinds = ["INTEGER"] * len(NUMBERS) + ["TEXT"] * len(TEXTS) + ["BLOB"]
     values = ", ".join(
-        f"CAST([{name}] AS {kind})" if name in known else "NULL" for name, kind in zip(COLUMNS, kinds, strict=True)
+        f"CAST([{name}] AS {kind})" if name in existing else "NULL" for name, kind in zip(COLUMNS, kinds, strict=True)
     )
     return f"SELECT {values} FROM {GROUP_MESSAGES} WHERE rowid > ? AND rowid <= ?"
 
 
-def read_range(path, query, placeholders, low, high):
-    """Return the `Chunk` of the rows above `low` and up to `high`; called in a process of its own."""
+def read_range(path: Path, query: str, placeholders: Iterable[str], low: int, high: int) -> Chunk:
+    """Return the `Chunk` of the rows with low < rowid <= high; runs in a worker process."""
     with closing(open_database(path)) as connection:
         return to_chunk(connection.execute(query, (low, high)).fetchall(), placeholders)

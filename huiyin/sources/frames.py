@@ -1,15 +1,16 @@
-"""Columns of lists, as every reader makes them."""
+"""Columns of lists, which every reader makes."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 import polars as pl
 
-CHUNK = 25_000  # rows that are worked on at a time
+CHUNK = 25_000  # rows that a worker processes at a time
 
 
-def list_column(name, values):
-    """Return a series of lists of text. Of such polars makes a series each, which takes six times as long as one of
-    all their items, grouped afterwards."""
+def list_column(name: str, values: Sequence[Sequence[str]]) -> pl.Series:
+    """Return a series of lists of text. polars makes a series of each list, which takes six times as long as one series
+    of all items, grouped afterwards."""
     items = pl.DataFrame(
         {"row": [row for row, items in enumerate(values) for _ in items], name: list(chain.from_iterable(values))},
         schema={"row": pl.Int64, name: pl.String},
@@ -17,8 +18,8 @@ def list_column(name, values):
     return lists_of(items, len(values))
 
 
-def lists_of(items, height):
-    """Return the second column of `items` (the first is `row`, rising) as a series of lists, one for each row."""
+def lists_of(items: pl.DataFrame, height: int) -> pl.Series:
+    """Return the second column of `items` as a series of `height` lists; the first column is the sorted `row`."""
     name = items.columns[1]
     lists = items.group_by("row", maintain_order=True).agg(name)
     rows = pl.DataFrame({"row": pl.int_range(height, eager=True)})

@@ -1,16 +1,19 @@
-"""Rows of QQNT's group_msg_table as a frame of messages: ids, names, replies and copies worked out over all rows at once.
+"""Rows of QQNT's group_msg_table as a frame of messages: ids, names, replies and copies, over all rows at once.
 
-What repeats (groups, people, names, orders of kinds) is kept once, in small tables beside the rows, which hold its number
-there; so seven million rows fit, and what is worked out for a person or a name is worked out once.
+Values that repeat (chats, senders, names, patterns of kinds) are stored once, in small tables next to the rows, and a
+row has only their index. So seven million rows fit into memory, and what depends on a sender or a name is computed
+once for it.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import adler32, crc32
 
 import polars as pl
 
-from huiyin.qqnt.body import BodyReader, kind_name
+from huiyin.qqnt.body import BodyReader, Content, Element, kind_name
 from huiyin.sources.frames import list_column, lists_of
 
 NUMBERS = {
@@ -29,13 +32,14 @@ NUMBERS = {
 TEXTS = {"peer": 40021, "uid": 40020, "card": 40090, "name": 40093}
 BODY = 40800
 COLUMNS = [*NUMBERS.values(), *TEXTS.values(), BODY]
-SHARED = {  # the tables beside the rows: {name: columns}
-    "place": {"conversation": pl.Int64, "group_number": pl.Int64, "peer": pl.String},
-    "who": {"uid": pl.String, "number": pl.Int64},
-    "label": {"card": pl.String, "name": pl.String, "old": pl.Boolean, "number": pl.Int64},
+FIELDS = [*NUMBERS, *TEXTS, "body"]  # the names of COLUMNS
+SHARED: dict[str, dict[str, Any]] = {  # the tables next to the rows: {name: columns}
+    "chat": {"conversation": pl.Int64, "group_number": pl.Int64, "peer": pl.String},
+    "sender": {"uid": pl.String, "number": pl.Int64},
+    "names": {"card": pl.String, "name": pl.String, "old": pl.Boolean, "number": pl.Int64},
     "kinds": {"kinds": pl.List(pl.String)},
 }
-ROW = {
+ROW: dict[str, Any] = {
     "message_id": pl.Int64,
     "seq": pl.Int64,
     "time": pl.Int64,
@@ -44,138 +48,114 @@ ROW = {
     "dropped": pl.Enum(["system", "no_time", "no_body", "filtered", "duplicate"]),
     "fragments": pl.List(pl.String),
 }
-QUOTE = {
+QUOTE: dict[str, Any] = {
     "row": pl.Int64,
-    "sought": pl.Int64,
+    "quoted_seq": pl.Int64,
     "quoted_time": pl.Int64,
     "quoted_number": pl.Int64,
     "quoted_uid": pl.String,
 }
-MENTION = {"row": pl.Int64, "mentions": pl.String}
+MENTION: dict[str, Any] = {"row": pl.Int64, "mentions": pl.String}
 
 UNKNOWN = "unknown:"
-SAMPLES = 3
-SYSTEM = 3
-TIPS = {8, 26}
+SAMPLES = 3  # messages in the report for each unknown kind
+SYSTEM_ORIGIN = 3  # column 40013
+TIP_KINDS = {8, 26}  # notices in grey: recalled, joined, poked
+RECALLED_TYPE = (1, 0)  # columns 40011 and 40012 of some recalled messages, which have no body
 MAX_INT = (1 << 63) - 1
-HOLLOW = (1, 0)  # what is left of some recalled messages
-LAST_SECOND = 253_402_300_799  # of the year 9999; what lies beyond is no time
+LAST_SECOND = 253_402_300_799  # of the year 9999; a later time is invalid
+NO_CONTENT = Content([], [], [], None)
 
 
 @dataclass
 class Chunk:
-    """Some rows, as a worker hands them over. Of `shared` each row has a number in this chunk's own tables."""
+    """Some rows, or all of them. For each of `shared`, a row has an index into the list with that name."""
 
     rows: pl.DataFrame
     quotes: pl.DataFrame
     mentions: pl.DataFrame
-    shared: dict[str, list]
-    counts: Counter
+    shared: dict[str, list[tuple]]
+    counts: Counter[tuple[str, Any]]
+
+
+class Numbered(dict[tuple, int]):
+    """Gives each new key the next number."""
+
+    def __missing__(self, key: tuple) -> int:
+        number = self[key] = len(self)
+        return number
 
 
 # ---- a chunk of rows
 
 
-def to_chunk(rows, placeholders):
+def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     """Return the `Chunk` of rows with the values of COLUMNS, texts as bytes."""
-    (
-        ids,
-        seqs,
-        outers,
-        subtypes,
-        origins,
-        times,
-        replied,
-        conversations,
-        groups,
-        numbers,
-        old,
-        peers,
-        uids,
-        cards,
-        names,
-        bodies,
-    ) = zip(*rows, strict=True)
-    places, people, labels, patterns = Numbered(), Numbered(), Numbered(), Numbered()
-    reader, fragments, quotes, mentions = BodyReader(placeholders), [], [], []
-    kinds, read = [], reader.read
-    for row, body in enumerate(bodies):
-        content = read(body) if body else NOTHING
-        fragments.append(content[0])
-        kinds.append(patterns[tuple(content[1])])
-        if content[2]:
-            mentions += [(row, mention) for mention in content[2]]
-        if content[3] is not None or replied[row]:
-            quotes.append(quote_row(row, content[3], replied[row]))
-    frame = pl.DataFrame(
-        {
-            "message_id": pl.Series(ids, dtype=pl.Int64),
-            "seq": pl.Series(seqs, dtype=pl.Int64),
-            "time": pl.Series(times, dtype=pl.Int64),
-            "place": pl.Series(
-                [places[key] for key in zip(conversations, groups, peers, strict=True)], dtype=pl.UInt32
-            ),
-            "who": pl.Series([people[key] for key in zip(uids, numbers, strict=True)], dtype=pl.UInt32),
-            "label": pl.Series([labels[key] for key in zip(cards, names, old, numbers, strict=True)], dtype=pl.UInt32),
-            "kinds": pl.Series(kinds, dtype=pl.UInt32),
-            "body": pl.Series([crc32(body) << 32 | adler32(body) if body else 0 for body in bodies], dtype=pl.UInt64),
-        }
-    )
-    empty, tips = (
-        pl.Series([test(pattern) for pattern in patterns], dtype=pl.Boolean).gather(frame["kinds"])
-        for test in (lambda pattern: not pattern, lambda pattern: bool(pattern) and set(pattern) <= TIPS)
-    )
-    hollow = (
-        (pl.Series(outers, dtype=pl.Int64) == HOLLOW[0])
-        & (pl.Series(subtypes, dtype=pl.Int64) == HOLLOW[1])
-        & pl.Series([not body for body in bodies], dtype=pl.Boolean)
-    ).fill_null(False)
-    system = (pl.Series(origins, dtype=pl.Int64) == SYSTEM).fill_null(False) | hollow | tips
-    timeless = ~pl.col("time").is_between(1, LAST_SECOND).fill_null(False)
-    dropped = (
-        pl.when(system)
-        .then(pl.lit("system"))
-        .when(timeless)
-        .then(pl.lit("no_time"))
-        .when(empty)
-        .then(pl.lit("no_body"))
-    )
+    values: dict[str, tuple] = dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
+    reader = BodyReader(placeholders)
+    contents = [reader.read(body) if body else NO_CONTENT for body in values["body"]]
+    tables = {name: Numbered() for name in SHARED}
+    columns = {name: pl.Series(values[name], dtype=ROW[name]) for name in ("message_id", "seq", "time")}
+    for name, table in tables.items():
+        if name == "kinds":
+            keys: Iterable[tuple] = (tuple(content.kinds) for content in contents)
+        else:
+            keys = zip(*(values[column] for column in SHARED[name]), strict=True)
+        columns[name] = pl.Series([table[key] for key in keys], dtype=pl.UInt32)
+    hashes = [crc32(body) << 32 | adler32(body) if body else 0 for body in values["body"]]
+    frame = pl.DataFrame({**columns, "body": pl.Series(hashes, dtype=pl.UInt64)})
+    quotes = [
+        quote_row(row, content.quote, replied)
+        for row, (content, replied) in enumerate(zip(contents, values["replied_seq"], strict=True))
+        if content.quote is not None or replied
+    ]
+    mentions = [(row, mention) for row, content in enumerate(contents) for mention in content.mentions]
+    counts = Counter({("outer", value): count for value, count in Counter(values["outer"]).items()})
+    counts["count", "undecodable_bodies"] = reader.undecodable
+    counts["count", "invalid_utf8_texts"] = reader.invalid_texts
     return Chunk(
-        frame.with_columns(dropped.cast(ROW["dropped"]).alias("dropped"), list_column("fragments", fragments)),
+        frame.with_columns(
+            dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
+            fragments=list_column("fragments", [content.fragments for content in contents]),
+        ),
         pl.DataFrame(quotes, QUOTE, orient="row"),
         pl.DataFrame(mentions, MENTION, orient="row"),
-        {
-            "place": [(conversation, group, to_text(peer)) for conversation, group, peer in places],
-            "who": [(to_text(uid), number) for uid, number in people],
-            "label": [(to_text(card), to_text(name), bool(was_old), number) for card, name, was_old, number in labels],
-            "kinds": list(patterns),
-        },
-        Counter(
-            {("outer", value): count for value, count in Counter(outers).items()}
-            | {
-                ("count", "undecodable_bodies"): reader.undecodable,
-                ("count", "invalid_utf8_texts"): reader.invalid_texts,
-            }
-        ),
+        {name: list(decoded(table, SHARED[name])) for name, table in tables.items()},
+        counts,
     )
 
 
-NOTHING = ([], (), (), None)
+def drop_reasons(values: dict[str, tuple], kinds: pl.Series, patterns: list[tuple]) -> pl.Expr:
+    """Return an expression over the rows: why a row is no message, null if it is one. `kinds` are indices in
+    `patterns`."""
+    empty = pl.Series([not pattern for pattern in patterns], dtype=pl.Boolean).gather(kinds)
+    tips = pl.Series([bool(pattern) and set(pattern) <= TIP_KINDS for pattern in patterns], dtype=pl.Boolean)
+    outer, subtype, origin = (pl.Series(values[name], dtype=pl.Int64) for name in ("outer", "outer_subtype", "origin"))
+    bodiless = pl.Series([not body for body in values["body"]], dtype=pl.Boolean)
+    recalled = ((outer == RECALLED_TYPE[0]) & (subtype == RECALLED_TYPE[1]) & bodiless).fill_null(False)
+    system = (origin == SYSTEM_ORIGIN).fill_null(False) | recalled | tips.gather(kinds)
+    has_time = pl.col("time").is_between(1, LAST_SECOND).fill_null(False)
+    reason = pl.when(system).then(pl.lit("system")).when(~has_time).then(pl.lit("no_time"))
+    return reason.when(empty).then(pl.lit("no_body")).cast(ROW["dropped"])
 
 
-class Numbered(dict):
-    """Gives each new key the next number."""
+def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> Iterator[tuple]:
+    """Yield each of `keys` with bytes as text and numbers as truth values, where `columns` has such types."""
+    converters: dict[Any, Callable[[Any], Any]] = {pl.String: to_text, pl.Boolean: bool}
+    convert = [converters.get(kind) for kind in columns.values()]
+    if not any(convert):
+        yield from keys
+        return
+    for key in keys:
+        yield tuple(change(value) if change else value for change, value in zip(convert, key, strict=True))
 
-    def __missing__(self, key):
-        number = self[key] = len(self)
-        return number
 
-
-def to_text(value):
+def to_text(value: bytes | None) -> str:
     return "" if value is None else value.decode("utf-8", "replace")
 
 
-def quote_row(row, quote, replied):
+def quote_row(row: int, quote: Element | None, replied: int | None) -> tuple:
+    """Return the values of QUOTE; `replied` is column 40850, for a reply without an element."""
     if quote is None:
         return row, replied, 0, 0, ""
     return (
@@ -187,76 +167,85 @@ def quote_row(row, quote, replied):
     )
 
 
-# ---- all of them
+# ---- all rows
 
 
-def to_history(chunks, mapping, members, profiles):
-    """Return the frame that `read_history` does, made of all `chunks`, and the counts."""
-    shared = {name: Numbered() for name in SHARED}
-    parts, counts, height = {"rows": [], "quotes": [], "mentions": []}, Counter(), 0
-    for chunk in chunks:
-        numbers = [
-            pl.Series([table[key] for key in chunk.shared[name]], dtype=pl.UInt32).gather(chunk.rows[name]).alias(name)
-            for name, table in shared.items()
-        ]
-        parts["rows"].append(chunk.rows.with_columns(numbers))
-        for name in ("quotes", "mentions"):
-            parts[name].append(getattr(chunk, name).with_columns(pl.col("row") + height))
-        counts += chunk.counts
-        height += chunk.rows.height
-    schemas = {"rows": ROW, "quotes": QUOTE, "mentions": MENTION}
-    rows, quotes, mentions = (
-        pl.concat([pl.DataFrame(schema=schemas[name]), *frames]) for name, frames in parts.items()
+def to_history(
+    chunks: Iterable[Chunk], mapping: pl.DataFrame, members: pl.DataFrame, profiles: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return what `read_history` does, made of all `chunks`.
+
+    mapping: `uid`, `number`; members: also `group_id`, `member_card`, `member_name`; profiles: also `profile_name`.
+    """
+    whole = merge(chunks)
+    rows, quotes = whole.rows, whole.quotes
+    patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
+    for_receipt = report(rows, patterns, whole.counts)
+    chat, sender, names = (pl.DataFrame(keys, SHARED[name], orient="row") for name, keys in whole.shared.items())
+
+    chat = chat.with_columns(group_id())
+    sender, number_of = with_people(
+        sender, pl.concat(table.select("uid", "number") for table in (mapping, members, profiles))
     )
-    parts.clear()
-    named = [[kind_name(number) for number in pattern] for pattern in shared.pop("kinds")]
-    patterns = pl.Series(named, dtype=SHARED["kinds"]["kinds"])
-    found = report(rows, named, counts)
-    place, who, label = (pl.DataFrame(list(shared[name]), SHARED[name], orient="row") for name in shared)
-
-    place = place.with_columns(group_id())
-    known = pl.concat([table.select("uid", "number") for table in (mapping, members, profiles)])
-    who, number_of = with_people(who, known)
     rows = rows.with_columns(
-        codes(place["group_id"]).gather(rows["place"]).alias("group"),
-        codes(who["person"]).gather(rows["who"]).alias("person"),
+        codes(chat["group_id"]).gather(rows["chat"]).alias("group"),
+        codes(sender["person"]).gather(rows["sender"]).alias("person"),
         copy_of=pl.lit(None, pl.Int64),
     )
-    nickname = nicknames(rows, place, who, label, members, profiles)
+    nickname = nicknames(rows, chat, sender, names, members, profiles)
     rows = rows.with_columns(copies(rows))
-    replies = reply_targets(rows, quotes, place, who)
+    replies = reply_targets(rows, quotes, chat, sender)
+    mentions = whole.mentions.with_columns(pl.col("mentions").replace(number_of["uid"], number_of["number"]))
     return rows.select(
         "message_id",
-        place["group_id"].gather(rows["place"]),
+        chat["group_id"].gather(rows["chat"]),
         "time",
         "seq",
-        who["user_id"].gather(rows["who"]),
+        sender["user_id"].gather(rows["sender"]),
         nickname,
         "fragments",
-        patterns.gather(rows["kinds"]).alias("kinds"),
-        lists_of(
-            mentions.with_columns(pl.col("mentions").replace(number_of["uid"], number_of["number"])).filter(
-                ~pl.col("mentions").str.starts_with("u_")
-            ),
-            height,
-        ),
+        pl.Series(patterns, dtype=SHARED["kinds"]["kinds"]).gather(rows["kinds"]).alias("kinds"),
+        lists_of(mentions.filter(~pl.col("mentions").str.starts_with("u_")), rows.height),
         *replies,
         "dropped",
         "copy_of",
-    ), found
+    ), for_receipt
 
 
-def report(rows, patterns, counts):
-    """Return what a receipt tells about the rows; of kinds that are not known also some messages that have them."""
-    kinds, unknown = Counter(), {}
-    for pattern, times in rows["kinds"].value_counts().sort("kinds").iter_rows():
+def merge(chunks: Iterable[Chunk]) -> Chunk:
+    """Return one `Chunk` of all rows in the order of `chunks`."""
+    tables = {name: Numbered() for name in SHARED}
+    frames = {
+        name: [pl.DataFrame(schema=types)] for name, types in (("rows", ROW), ("quotes", QUOTE), ("mentions", MENTION))
+    }
+    counts: Counter[tuple[str, Any]] = Counter()
+    height = 0
+    for chunk in chunks:
+        indices = [
+            pl.Series([table[key] for key in chunk.shared[name]], dtype=pl.UInt32).gather(chunk.rows[name]).alias(name)
+            for name, table in tables.items()
+        ]
+        frames["rows"].append(chunk.rows.with_columns(indices))
+        frames["quotes"].append(chunk.quotes.with_columns(pl.col("row") + height))
+        frames["mentions"].append(chunk.mentions.with_columns(pl.col("row") + height))
+        counts += chunk.counts
+        height += chunk.rows.height
+    rows, quotes, mentions = (pl.concat(frames.pop(name)) for name in list(frames))  # the parts are freed at once
+    return Chunk(rows, quotes, mentions, {name: list(table) for name, table in tables.items()}, counts)
+
+
+def report(rows: pl.DataFrame, patterns: list[list[str]], counts: Counter[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the receipt's counts of the rows, and for unknown kinds the ids of some messages that have them."""
+    kinds: Counter[str] = Counter()
+    unknown: dict[str, list[int]] = {}
+    for pattern, count in rows["kinds"].value_counts().sort("kinds").iter_rows():
         for name in patterns[pattern]:
-            kinds[name] += times
+            kinds[name] += count
             if name.startswith(UNKNOWN):
-                some = rows.filter(pl.col("kinds") == pattern)["message_id"].head(SAMPLES).to_list()
-                unknown.setdefault(name, []).extend(some)
+                samples = rows.filter(pl.col("kinds") == pattern)["message_id"].head(SAMPLES).to_list()
+                unknown.setdefault(name, []).extend(samples)
     return {
-        "rows_by_outer_type": {str(key): times for (of, key), times in counts.most_common() if of == "outer"},
+        "rows_by_outer_type": {str(key): count for (of, key), count in counts.most_common() if of == "outer"},
         "elements_by_kind": dict(kinds.most_common()),
         "unknown_kinds": {
             name.removeprefix(UNKNOWN): {"elements": kinds[name], "messages": sorted(set(ids))[:SAMPLES]}
@@ -266,12 +255,13 @@ def report(rows, patterns, counts):
     }
 
 
-def codes(values):
-    """Return a number for each of `values`, the same for the same."""
+def codes(values: pl.Series) -> pl.Series:
+    """Return a number for each of `values`; equal values have the same number."""
     return values.rank("dense").cast(pl.UInt32)
 
 
-def group_id():
+def group_id() -> pl.Expr:
+    """The QQ number of the group if the row has one, else the number of the conversation on this client."""
     peer, number = pl.col("peer"), pl.col("group_number")
     return (
         pl.when(peer.str.contains(r"^[0-9]+$"))
@@ -284,14 +274,14 @@ def group_id():
     )
 
 
-def with_people(who, known):
-    """Add `user_id` and `person` (the uid where there is one), each made good from the other: uid and number are one
-    to one. Also return the numbers found, by uid."""
-    pairs = pl.concat([known, who.select("uid", pl.col("number").cast(pl.String))])
+def with_people(sender: pl.DataFrame, companions: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Add `user_id` and `person` (the uid, if any); one follows from the other, since uid and QQ number are one to one.
+    Also return the numbers by uid. `companions`: pairs of `uid` and `number` from the companion databases."""
+    pairs = pl.concat([companions, sender.select("uid", pl.col("number").cast(pl.String))])
     pairs = pairs.filter((pl.col("uid") != "") & ~pl.col("number").is_in(["", "0"]))
     number_of = pairs.unique("uid", keep="first", maintain_order=True)
     uid_of = pairs.unique("number", keep="first", maintain_order=True)
-    who = who.with_columns(
+    sender = sender.with_columns(
         user_id=pl.when(pl.col("number") > 0)
         .then(pl.col("number").cast(pl.String))
         .otherwise(
@@ -301,16 +291,23 @@ def with_people(who, known):
     uid = pl.col("user_id").replace_strict(
         uid_of["number"], uid_of["uid"], default=pl.col("user_id"), return_dtype=pl.String
     )
-    return who.with_columns(person=pl.when(pl.col("uid") != "").then("uid").otherwise(uid)), number_of
+    return sender.with_columns(person=pl.when(pl.col("uid") != "").then("uid").otherwise(uid)), number_of
 
 
-def nicknames(rows, place, who, label, members, profiles):
-    """Return each row's `nickname`: the name at send time, else one the sender has elsewhere, never empty."""
-    own = label.select(own_name().alias("own"))["own"].gather(rows["label"]).alias("nickname")
+def nicknames(
+    rows: pl.DataFrame,
+    chat: pl.DataFrame,
+    sender: pl.DataFrame,
+    names: pl.DataFrame,
+    members: pl.DataFrame,
+    profiles: pl.DataFrame,
+) -> pl.Series:
+    """Return each row's `nickname`: the name when it was sent, else another name of the sender, never empty."""
+    own = names.select(own_name().alias("own"))["own"].gather(rows["names"]).alias("nickname")
     if not own.null_count():
         return own
     keys = ["group_id", "person"]
-    nameless = rows.filter(own.is_null()).select("group", "person", "place", "who").unique(["group", "person"])
+    nameless = rows.filter(own.is_null()).select("group", "person", "chat", "sender").unique(["group", "person"])
     latest = (
         rows.select("group", "person", "time", "seq", "message_id", latest=own)
         .drop_nulls("latest")
@@ -322,30 +319,30 @@ def nicknames(rows, place, who, label, members, profiles):
     members = members.rename({"uid": "person"}).unique(keys, keep="last", maintain_order=True)
     profiles = profiles.rename({"uid": "person"}).unique("person", keep="last", maintain_order=True)
     sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "person"]
-    found = (
+    other_names = (
         nameless.join(latest, on=["group", "person"], how="left")
         .select(
             "group",
             pl.col("person").alias("code"),
             "latest",
-            place["group_id"].gather(nameless["place"]),
-            who["user_id"].gather(nameless["who"]),
-            who["person"].gather(nameless["who"]),
+            chat["group_id"].gather(nameless["chat"]),
+            sender["user_id"].gather(nameless["sender"]),
+            sender["person"].gather(nameless["sender"]),
         )
         .join(members, on=keys, how="left")
         .join(profiles, on="person", how="left")
         .select(
             "group",
             pl.col("code").alias("person"),
-            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("found"),
+            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"),
         )
     )
-    every = rows.select("group", "person").join(found, on=["group", "person"], how="left", maintain_order="left")
-    return every.select(pl.coalesce(own, "found").alias("nickname"))["nickname"]
+    every = rows.select("group", "person").join(other_names, on=["group", "person"], how="left", maintain_order="left")
+    return every.select(pl.coalesce(own, "other").alias("nickname"))["nickname"]
 
 
-def own_name():
-    """The group card, else the nickname in the row. Rows moved from old QQ have `card(number)` or `card<mail>`."""
+def own_name() -> pl.Expr:
+    """The group card, else the nickname in the row. Rows imported from old QQ have `card(number)` or `card<mail>`."""
     card, old = pl.col("card"), pl.col("old").fill_null(0) != 0
     number = card.str.extract(r"\(([0-9]+)\)$")
     cleaned = (
@@ -358,50 +355,54 @@ def own_name():
     return pl.coalesce(filled(cleaned), filled(pl.col("name")))
 
 
-def filled(text):
+def filled(text: pl.Expr) -> pl.Expr:
     return pl.when(text != "").then(text)
 
 
-def copies(rows):
+def copies(rows: pl.DataFrame) -> pl.Series:
     """Return `copy_of`: the smallest id among rows with the same group, number, sender, time and body."""
     same = ["group", "seq", "person", "time", "body"]
-    found = (
+    repeated = (
         rows.select("message_id", *same)
         .with_row_index("row")
-        .filter((pl.col("seq") * 1_000_003 + pl.col("group")).is_duplicated())  # few are left for the exact test
+        .filter((pl.col("seq") * 1_000_003 + pl.col("group")).is_duplicated())  # leaves few rows for the exact test
         .with_columns(copy_of=pl.col("message_id").min().over(same))
         .filter(pl.col("copy_of") != pl.col("message_id"))
     )
-    return spread(found, "copy_of", rows.height)
+    return spread(repeated, "copy_of", rows.height)
 
 
-def spread(found, name, height):
-    """Return a column of `found` as a series for all rows, null where `row` is not among them."""
-    return pl.repeat(None, height, dtype=found.schema[name], eager=True).scatter(found["row"], found[name]).alias(name)
+def spread(some: pl.DataFrame, name: str, height: int) -> pl.Series:
+    """Return a column of `some` as a series for all `height` rows, null for a row that is not in `row`."""
+    return pl.repeat(None, height, dtype=some.schema[name], eager=True).scatter(some["row"], some[name]).alias(name)
 
 
-def reply_targets(rows, quotes, place, who):
-    """Return `reply_to` and `reply_dangling`. Numbers are reused across groups and, rarely, within one: time, then
-    sender, then the smallest id decide."""
-    conversation = codes(place["conversation"])
-    there = rows.select(
-        conversation.gather(rows["place"]).alias("room"),
-        pl.col("seq").alias("sought"),
+def reply_targets(
+    rows: pl.DataFrame, quotes: pl.DataFrame, chat: pl.DataFrame, sender: pl.DataFrame
+) -> tuple[pl.Series, pl.Series]:
+    """Return `reply_to` and `reply_dangling`. Sequence numbers repeat across groups and, rarely, within one: of several
+    messages the one with the right time counts, then the right sender, then the smallest id."""
+    conversation = codes(chat["conversation"])
+    candidates = rows.select(
+        conversation.gather(rows["chat"]).alias("conversation"),
+        pl.col("seq").alias("quoted_seq"),
         pl.col("message_id").alias("target"),
         "copy_of",
         pl.col("time").alias("target_time"),
-        "who",
+        "sender",
     )
-    asking = rows.select("message_id", "time", "place")[quotes["row"]]
-    quotes = quotes.with_columns(asking.select("message_id", "time", room=conversation.gather(asking["place"])))
+    replies = rows.select("message_id", "time", "chat")[quotes["row"]]
+    quotes = quotes.with_columns(
+        replies.select("message_id", "time", conversation=conversation.gather(replies["chat"]))
+    )
     same_sender = ((pl.col("number") == pl.col("quoted_number")) & (pl.col("number") != 0)) | (
         (pl.col("uid") == pl.col("quoted_uid")) & (pl.col("uid") != "")
     )
     targets = (
-        quotes.filter(pl.col("sought") != 0)
-        .join(there, on=["room", "sought"])
+        quotes.filter(pl.col("quoted_seq") != 0)
+        .join(candidates, on=["conversation", "quoted_seq"])
         .filter(pl.col("target") != pl.col("message_id"), pl.col("target_time") <= pl.col("time"))
-        .join(who.select("uid", "number").with_row_index("who"), on="who")
+        .join(sender.select("uid", "number").with_row_index("sender"), on="sender")
         .with_columns(
             other_time=pl.col("target_time") != pl.col("quoted_time"), other_sender=~same_sender.fill_null(False)
         )

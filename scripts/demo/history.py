@@ -1,21 +1,24 @@
-"""Write an invented group history as QQNT keeps it: encrypted, with the oddities that real ones have.
+"""Write an invented group history as QQNT stores it: encrypted, with the special cases that real ones have.
 
     python scripts/demo/history.py --seed 1 --messages 1500 --out data/demo/sample
 
 Two groups, eight members; none of them exists. The same seed gives the same messages (only the random salts of the
-encryption differ). Messages are made one by one and none is kept, so millions of them need no more memory.
+encryption differ). Messages are generated one at a time, so millions of them need no more memory.
 """
+
+from __future__ import annotations
 
 import argparse
 import heapq
 import json
 import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
-
-import sqlcipher3
+from typing import Any
 
 from huiyin.common.errors import run
 from huiyin.common.progress import Progress
@@ -23,12 +26,13 @@ from huiyin.common.stage import Stage
 from huiyin.qqnt.body import ELEMENT_TAG
 from huiyin.qqnt.cipher import Cipher, build_header
 from huiyin.qqnt.qqnt_pb2 import Element, Header
-from scripts.demo.talk import EXCHANGES, NASTY, OPENERS, REMARKS, SLOTS, TARGET_REMARKS, THANKS
+from scripts.demo.talk import EXCHANGES, OPENERS, REMARKS, SLOTS, TARGET_REMARKS, THANKS, TRICKY_TEXTS
 
-KEY = "h8#K'q2\"x;Z%7\\mP"  # 16 printable characters, the awkward ones among them
+KEY = "h8#K'q2\"x;Z%7\\mP"  # 16 printable characters, with those that need quoting
 START = 1_660_471_938  # 2022-08-14T10:12:18Z
-LIVELY = START + 3 * 365 * 86_400  # from then on little silence, or seven million messages would end after 2038
-ODD_EVERY = 20  # in each group every so often comes one of ODDITIES, in turn
+DAY, UTC_8 = 86_400, 8 * 3600
+BUSY = START + 3 * 365 * DAY  # then pauses are short, or seven million messages would end after 2038
+SPECIAL_EVERY = 20  # messages of a group between two SPECIAL_CASES, which take turns
 BATCH = 5_000
 
 
@@ -44,32 +48,32 @@ class Member:
     qq: int
     nickname: str
     cards: tuple[str, str] = ("", "")  # one for each group
-    silent: bool = False  # its rows carry no name: that is in the companion databases
-    talks: int = 2  # how much, beside the others
+    silent: bool = False  # rows have no name of this member; the companion databases have it
+    talks: int = 2  # a weight: members with more answer more often
 
     @property
-    def uid(self):
+    def uid(self) -> str:
         return "u_" + f"{self.qq}-sample-sample-sample"[:22]
 
-    def card_in(self, group):
+    def card_in(self, group: Group) -> str:
         return self.cards[GROUPS.index(group)]
 
-    def name_in(self, group):
+    def name_in(self, group: Group) -> str:
         return self.card_in(group) or self.nickname
 
 
 @dataclass(frozen=True)
 class Part:
-    """One element: its kind in parse's words, its text and, of a mention, the id."""
+    """One element: its kind, as parse names it, its text, and for a mention the user id."""
 
     kind: str
     text: str = ""
-    who: str = ""
+    user_id: str = ""
 
 
 @dataclass(frozen=True)
 class Quote:
-    """What a reply says of the message it quotes; `message_id` is None if that one is not in the history."""
+    """The quoted message as a reply describes it; `message_id` is None if it is not in the history."""
 
     message_id: int | None
     seq: int
@@ -80,7 +84,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Message:
-    """One row and what parse has to make of it: kept, or `dropped` for a reason."""
+    """One row, and what parse must do with it: keep it, or drop it for the reason `dropped`."""
 
     message_id: int
     group: Group
@@ -91,9 +95,10 @@ class Message:
     quote: Quote | None = None
     dropped: str = ""
     outer: tuple[int, int] = (2, 1)  # columns 40011 and 40012
-    numberless: bool = False  # 40033 is 0: the uid says who it is
+    numberless: bool = False  # 40033 is 0: only the uid identifies the sender
 
-    def as_quote(self):
+    def as_quote(self) -> Quote:
+        assert self.parts is not None and self.sender is not None
         text = "".join(part.text for part in self.parts) or "[图片]"
         return Quote(self.message_id, self.seq, self.sender.qq, self.time, text)
 
@@ -112,35 +117,36 @@ MEMBERS = (
 )
 
 
-# ---- who says what, and when
+# ---- the conversations
 
 
-def history(seed, messages):
+def history(seed: int, messages: int) -> Iterator[Message]:
     """Yield `messages` Messages in the order of their time, both groups mixed."""
-    rooms = (Room(random.Random(f"{seed}/{group.number}"), group).talk() for group in GROUPS)
-    return islice(heapq.merge(*rooms, key=lambda message: message.message_id >> 32), messages)
+    conversations = (Conversation(random.Random(f"{seed}/{group.number}"), group).talk() for group in GROUPS)
+    return islice(heapq.merge(*conversations, key=lambda message: message.message_id >> 32), messages)
 
 
-class Room:
-    """One group: its clock and its numbers."""
+class Conversation:
+    """The messages of one group: the next time and the next sequence number."""
 
-    def __init__(self, rng, group):
+    def __init__(self, rng: random.Random, group: Group):
         self.rng, self.group, self.clock, self.seq = rng, group, START, 1000
 
-    def say(self, sender, parts, wait=15, **more):
-        """Return the next message of the group."""
+    def say(self, sender: Member | None, parts: list[Part] | None, wait: int = 15, **fields: Any) -> Message:
+        """Return the next message of the group, `wait` seconds after the last one on average."""
         self.clock += self.rng.randint(0, 2 * wait)
         self.seq += 1
-        # Ids rise with time, as QQ's do, and exceed 2^53; bit 1 is free for the second copy of a message.
+        # Ids rise with time, like QQ's, and exceed 2^53; bit 1 is free for the second copy of a message.
         message_id = self.clock << 32 | self.seq << 2 & 0xFFFFFFFF | GROUPS.index(self.group)
-        return Message(message_id, self.group, self.seq, self.clock, sender, parts, **more)
+        return Message(message_id, self.group, self.seq, self.clock, sender, parts, **fields)
 
-    def talk(self):
-        """Yield messages without end: threads, at times two or three at once, and an oddity now and then."""
-        threads, oddities, until_odd = [], cycle(ODDITIES), ODD_EVERY
+    def talk(self) -> Iterator[Message]:
+        """Yield messages without end: threads, sometimes two or three at once, and now and then a special case."""
+        threads: list[Iterator[Message]] = []
+        special_cases, until_special = cycle(SPECIAL_CASES), SPECIAL_EVERY
         while True:
             if not threads:
-                idle = 2400 if self.clock < LIVELY else 60
+                idle = 2400 if self.clock < BUSY else 60
                 self.clock += 120 + int(self.rng.expovariate(1 / idle))
             if not threads or (len(threads) < 3 and self.rng.random() < 0.08):
                 threads.append(self.thread())
@@ -150,13 +156,13 @@ class Room:
                 threads.remove(thread)
                 continue
             yield message
-            until_odd -= 1
-            if until_odd == 0:
-                until_odd = ODD_EVERY
-                yield from next(oddities)(self)
+            until_special -= 1
+            if until_special == 0:
+                until_special = SPECIAL_EVERY
+                yield from next(special_cases)(self)
 
-    def thread(self):
-        """Yield a question, some answers to it, remarks on these and thanks."""
+    def thread(self) -> Iterator[Message]:
+        """Yield a question, some answers to it, remarks on these, and thanks."""
         rng = self.rng
         members = rng.sample(MEMBERS, len(MEMBERS))
         asker = members.pop()
@@ -165,7 +171,7 @@ class Room:
         question, answers, target_answers = rng.choice(EXCHANGES)
         if rng.random() < 0.25:
             yield self.say(asker, [Part("text", rng.choice(OPENERS))])
-        asked = self.say(asker, [Part("text", question.format(**words)), *self.flourish()], 5)
+        asked = self.say(asker, [Part("text", question.format(**words)), *self.extra()], 5)
         yield asked
         for member, plain in zip(answering, rng.sample(answers, len(answers)), strict=False):
             text = rng.choice(target_answers) if member is TARGET else plain
@@ -180,113 +186,114 @@ class Room:
         if rng.random() < 0.5:
             yield self.answer(asker, answer, rng.choice(THANKS))
 
-    def answer(self, sender, message, text):
-        """Return an answer to `message`: it quotes it, mentions its sender, or just stands there."""
-        parts, dice = [Part("text", text), *self.flourish()], self.rng.random()
+    def answer(self, sender: Member, message: Message, text: str) -> Message:
+        """Return an answer to `message`: with a quote, with a mention of its sender, or with neither."""
+        parts, dice = [Part("text", text), *self.extra()], self.rng.random()
         if dice < 0.18:
             return self.quote(sender, message.as_quote(), parts)
         if dice < 0.30:
-            parts[:1] = [mention(message), Part("text", " " + text)]
+            assert message.sender is not None
+            parts[:1] = [mention(message.sender, self.group), Part("text", " " + text)]
         return self.say(sender, parts, 20)
 
-    def quote(self, sender, quote, parts):
+    def quote(self, sender: Member, quote: Quote, parts: list[Part]) -> Message:
         return self.say(sender, [Part("reply"), *parts], 20, quote=quote, outer=(9, 33))
 
-    def flourish(self):
+    def extra(self) -> list[Part]:
         dice = self.rng.random()
         return [Part("face", "/捂脸")] if dice < 0.06 else [Part("image")] if dice < 0.1 else []
 
-    def remark(self, member):
+    def remark(self, member: Member) -> str:
         return self.rng.choice(TARGET_REMARKS if member is TARGET else REMARKS)
 
-    def anybody(self):
+    def anybody(self) -> Member:
         return self.rng.choice(MEMBERS)
 
 
-def mention(message):
-    return Part("at", "@" + message.sender.name_in(message.group), str(message.sender.qq))
+def mention(member: Member, group: Group) -> Part:
+    return Part("at", "@" + member.name_in(group), str(member.qq))
 
 
-# ---- what readers stumble over
+# ---- special cases, which readers must handle
 
 
-def nasty(room):
-    yield room.say(room.anybody(), [Part("text", room.rng.choice(NASTY))])
+def tricky_text(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), [Part("text", chat.rng.choice(TRICKY_TEXTS))])
 
 
-def images(room):
-    shown = room.say(room.anybody(), [Part("image")])
+def images(chat: Conversation) -> Iterator[Message]:
+    shown = chat.say(chat.anybody(), [Part("image")])
     yield shown
-    yield room.say(room.anybody(), [Part("image"), Part("text", "这张怎么样")])
-    yield room.quote(room.anybody(), shown.as_quote(), [Part("text", "这是哪里")])
+    yield chat.say(chat.anybody(), [Part("image"), Part("text", "这张怎么样")])
+    yield chat.quote(chat.anybody(), shown.as_quote(), [Part("text", "这是哪里")])
 
 
-def dangling(room):
-    lost = Quote(None, room.seq % 900 + 1, 20001, START - DAY, "以前说过的话")  # the room starts after 1000
-    yield room.quote(room.anybody(), lost, [Part("text", "考古")])
+def dangling(chat: Conversation) -> Iterator[Message]:
+    lost = Quote(None, chat.seq % 900 + 1, 20001, START - DAY, "以前说过的话")  # numbers of the group start after 1000
+    yield chat.quote(chat.anybody(), lost, [Part("text", "考古")])
 
 
-def stickers(room):
-    yield room.say(room.anybody(), [Part("market_face", "[贴贴]")], outer=(17, 8))
-    yield room.say(room.anybody(), [Part("face", "/斜眼笑"), Part("face", "/斜眼笑")], outer=(2, 16))
+def stickers(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), [Part("market_face", "[贴贴]")], outer=(17, 8))
+    yield chat.say(chat.anybody(), [Part("face", "/斜眼笑"), Part("face", "/斜眼笑")], outer=(2, 16))
 
 
-def everybody(room):
-    yield room.say(room.anybody(), [Part("at", "@全体成员", "all"), Part("text", " 明天交表")])
+def everybody(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), [Part("at", "@全体成员", "all"), Part("text", " 明天交表")])
 
 
-def two_mentions(room):
-    first = room.say(room.anybody(), [Part("text", "谁去")])
-    yield first
-    second = mention(replace(first, sender=MEMBERS[4]))
-    yield room.say(room.anybody(), [mention(first), Part("text", " "), second, Part("text", " 你们去吧")])
+def two_mentions(chat: Conversation) -> Iterator[Message]:
+    asker = chat.anybody()
+    yield chat.say(asker, [Part("text", "谁去")])
+    first, second = mention(asker, chat.group), mention(MEMBERS[4], chat.group)
+    yield chat.say(chat.anybody(), [first, Part("text", " "), second, Part("text", " 你们去吧")])
 
 
-def recalled(room):
-    yield room.say(room.anybody(), None, outer=(1, 0), dropped="system")
-    yield room.say(room.anybody(), [Part("tip", "recall")], outer=(5, 4), dropped="system")
+def recalled(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), None, outer=(1, 0), dropped="system")
+    yield chat.say(chat.anybody(), [Part("tip", "recall")], outer=(5, 4), dropped="system")
 
 
-def tips(room):
-    yield room.say(None, [Part("tip", "加入了群聊")], outer=(5, 8), dropped="system")
-    yield room.say(room.anybody(), [Part("tip", "戳了戳")], outer=(5, 12), dropped="system")
+def tips(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(None, [Part("tip", "加入了群聊")], outer=(5, 8), dropped="system")
+    yield chat.say(chat.anybody(), [Part("tip", "戳了戳")], outer=(5, 12), dropped="system")
 
 
-def bodiless(room):
-    yield room.say(room.anybody(), None, dropped="no_body")
-    yield room.say(room.anybody(), [], dropped="no_body")
+def bodiless(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), None, dropped="no_body")
+    yield chat.say(chat.anybody(), [], dropped="no_body")
 
 
-def timeless(room):
-    yield replace(room.say(room.anybody(), [Part("text", "时间丢了")]), time=-room.rng.randint(0, 1), dropped="no_time")
+def timeless(chat: Conversation) -> Iterator[Message]:
+    yield replace(chat.say(chat.anybody(), [Part("text", "时间丢了")]), time=-chat.rng.randint(0, 1), dropped="no_time")
 
 
-def doubled(room):
-    said = room.say(room.anybody(), [Part("text", "说了一遍")])
-    yield said
-    yield replace(said, message_id=said.message_id | 2, dropped="duplicate")
-    yield room.say(said.sender, said.parts, 0)  # the same words once more are no duplicate
-    yield room.quote(room.anybody(), said.as_quote(), [Part("text", "听到了")])
+def doubled(chat: Conversation) -> Iterator[Message]:
+    message = chat.say(chat.anybody(), [Part("text", "说了一遍")])
+    yield message
+    yield replace(message, message_id=message.message_id | 2, dropped="duplicate")
+    yield chat.say(message.sender, message.parts, 0)  # the same words sent again are no duplicate
+    yield chat.quote(chat.anybody(), message.as_quote(), [Part("text", "听到了")])
 
 
-def numberless(room):
-    yield room.say(room.anybody(), [Part("text", "我的号码呢")], numberless=True)
+def numberless(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), [Part("text", "我的号码呢")], numberless=True)
 
 
-def other_kinds(room):
-    yield room.say(room.anybody(), [Part("unknown:99")], outer=(99, 0))
-    yield room.say(room.anybody(), [Part("ark", "[分享]一首歌")], outer=(11, 0))
-    yield room.say(room.anybody(), [Part("file", "作业.docx")], outer=(3, 16))
-    yield room.say(room.anybody(), [Part("voice")], outer=(6, 0))
+def other_kinds(chat: Conversation) -> Iterator[Message]:
+    yield chat.say(chat.anybody(), [Part("unknown:99")], outer=(99, 0))
+    yield chat.say(chat.anybody(), [Part("ark", "[分享]一首歌")], outer=(11, 0))
+    yield chat.say(chat.anybody(), [Part("file", "作业.docx")], outer=(3, 16))
+    yield chat.say(chat.anybody(), [Part("voice")], outer=(6, 0))
 
 
-ODDITIES = (
-    nasty,
+SPECIAL_CASES: tuple[Callable[[Conversation], Iterator[Message]], ...] = (
+    tricky_text,
     images,
     recalled,
     dangling,
     doubled,
-    nasty,
+    tricky_text,
     stickers,
     everybody,
     tips,
@@ -298,10 +305,10 @@ ODDITIES = (
 )
 
 
-# ---- as QQNT writes it
+# ---- the format of QQNT
 
 
-def to_varint(value):
+def to_varint(value: int) -> bytes:
     """Return `value` as protobuf writes numbers."""
     digits = [value & 0x7F]
     while value := value >> 7:
@@ -310,247 +317,192 @@ def to_varint(value):
     return bytes(digits)
 
 
-INTEGERS, TEXTS, BLOBS = "INTEGER", "TEXT", "BLOB"
-COLUMNS = {
-    40001: "INTEGER PRIMARY KEY",
-    40002: INTEGERS,
-    40003: INTEGERS,
-    40005: INTEGERS,
-    40006: INTEGERS,
-    40010: INTEGERS,
-    40011: INTEGERS,
-    40012: INTEGERS,
-    40013: INTEGERS,
-    40020: TEXTS,
-    40021: TEXTS,
-    40026: INTEGERS,
-    40027: INTEGERS,
-    40030: INTEGERS,
-    40033: INTEGERS,
-    40040: INTEGERS,
-    40041: INTEGERS,
-    40050: INTEGERS,
-    40052: INTEGERS,
-    40058: INTEGERS,
-    40060: INTEGERS,
-    40090: TEXTS,
-    40093: TEXTS,
-    40100: INTEGERS,
-    40105: INTEGERS,
-    40600: BLOBS,
-    40601: BLOBS,
-    40605: BLOBS,
-    40800: BLOBS,
-    40801: BLOBS,
-    40850: INTEGERS,
-    40851: INTEGERS,
-    40900: BLOBS,
+TEXTS, BLOBS = {40020, 40021, 40090, 40093}, {40600, 40601, 40605, 40800, 40801, 40900}
+COLUMN_NUMBERS = (
+    "40001 40002 40003 40005 40006 40010 40011 40012 40013 40020 40021 40026 40027 40030 40033 40040 40041 "
+    "40050 40052 40058 40060 40090 40093 40100 40105 40600 40601 40605 40800 40801 40850 40851 40900"
+)
+COLUMNS = {  # of group_msg_table: {number: type}
+    number: "TEXT" if number in TEXTS else "BLOB" if number in BLOBS else "INTEGER"
+    for number in map(int, COLUMN_NUMBERS.split())
 }
+COLUMNS[40001] += " PRIMARY KEY"
+NO_VALUES: dict[int, Any] = {number: None if number in BLOBS else 0 for number in COLUMNS}
 INDEXES = ("[40027], [40003]", "[40027], [40003], [40002]", "[40027], [40058]", "[40011], [40012], [40027]")
 CONSTANT_40600 = bytes.fromhex("C2E91304A8D11400")
-SNAPSHOT_40801 = bytes.fromhex("FAF41308E8A11402F0A11400") * 5  # nobody knows what it is for
-# QQ writes what is zero or empty too; it stands before the values, since in protobuf the last one counts.
+SNAPSHOT_40801 = bytes.fromhex("FAF41308E8A11402F0A11400") * 5  # its purpose is unknown
+# QQ writes zeros and empty values too. They come before the values here, since in protobuf the last one counts.
 ZEROS = b"".join(
     to_varint(field << 3) + b"\0"
     for field in (45003, 45102, 45103, 45104, 45106, 45107, 45108, 45109, 45110, 45112, 47401, 49156)
 )
 ZEROS += b"".join(to_varint(field << 3 | 2) + b"\0" for field in (45105, 45111, 49157))
 ZEROS += to_varint(49154 << 3 | 2) + b"\x04nt_1"
-DAY, UTC_8 = 86_400, 8 * 3600
 TIP_XML = '<gtip><qq uin="u_x" nm="豆豆"/><nor txt="{}"/></gtip>'
-
-
-def to_element(part, message, place):
-    """Return the protobuf element for `part`, the `place`-th of `message`."""
-    common = {"element_id": message.seq << 32 | message.time & 0xFFFFFFF0 | place & 0xF}
-    text = part.text.encode()
-    match part.kind:
-        case "text":
-            return Element(kind=1, text=text, **common)
-        case "at":
-            if part.who == "all":
-                return Element(kind=1, text=text, at_kind=1, **common)
-            return Element(kind=1, text=text, at_kind=2, at_qq=int(part.who), at_uid=UID_OF[part.who], **common)
-        case "image":
-            return Element(
-                kind=2,
-                file_name=b"0123456789ABCDEF.jpg",
-                file_size=20480,
-                file_md5=bytes(16),
-                width=640,
-                height=480,
-                picture_kind=1000,
-                **common,
-            )
-        case "file":
-            return Element(kind=3, file_name=text, file_size=3 << 31, **common)
-        case "voice":
-            return Element(kind=4, voice_seconds=3, **common)
-        case "face":
-            return Element(kind=6, face_id=264, face_label=text, **common)
-        case "reply":
-            quote = message.quote
-            inner = [Element(kind=1, text=quote.text.encode())]
-            return Element(
-                kind=7,
-                quoted_seq=quote.seq,
-                quoted_qq=quote.qq,
-                quoted_time=quote.time,
-                quoted_summary=quote.text.encode(),
-                quoted_uid=UID_OF[str(quote.qq)],
-                quoted_elements=inner,
-                **common,
-            )
-        case "tip":
-            if text == b"recall":
-                return Element(kind=8, subkind=1, recall_sender_uid=message.sender.uid.encode(), **common)
-            return Element(kind=8, subkind=12, tip_xml=TIP_XML.format(part.text).encode(), **common)
-        case "ark":
-            card = {"app": "com.tencent.structmsg", "prompt": part.text, "meta": {"title": "别人的话"}}
-            return Element(kind=10, ark_json=json.dumps(card, ensure_ascii=False).encode(), **common)
-        case "market_face":
-            return Element(kind=11, market_face_label=text, **common)
-    return Element(kind=int(part.kind.removeprefix("unknown:")), **common)
-
-
 UID_OF = {str(member.qq): member.uid.encode() for member in MEMBERS}
 
 
-def to_body(message):
+def to_element(part: Part, message: Message, index: int) -> Element:
+    """Return the protobuf element for `part`, which has this index in `message`."""
+    text, kind, fields = part.text.encode(), 0, dict[str, Any]()
+    match part.kind:
+        case "text":
+            kind, fields = 1, {"text": text}
+        case "at" if part.user_id == "all":
+            kind, fields = 1, {"text": text, "at_kind": 1}
+        case "at":
+            kind, fields = 1, {"text": text, "at_kind": 2, "at_qq": int(part.user_id), "at_uid": UID_OF[part.user_id]}
+        case "image":
+            size = {"file_size": 20480, "width": 640, "height": 480}
+            kind, fields = (
+                2,
+                {"file_name": b"0123456789ABCDEF.jpg", "file_md5": bytes(16), "picture_kind": 1000, **size},
+            )
+        case "file":
+            kind, fields = 3, {"file_name": text, "file_size": 3 << 31}
+        case "voice":
+            kind, fields = 4, {"voice_seconds": 3}
+        case "face":
+            kind, fields = 6, {"face_id": 264, "face_label": text}
+        case "reply":
+            assert message.quote is not None
+            kind, fields = 7, quote_fields(message.quote)
+        case "tip" if part.text == "recall":
+            assert message.sender is not None
+            kind, fields = 8, {"subkind": 1, "recall_sender_uid": message.sender.uid.encode()}
+        case "tip":
+            kind, fields = 8, {"subkind": 12, "tip_xml": TIP_XML.format(part.text).encode()}
+        case "ark":
+            card = {"app": "com.tencent.structmsg", "prompt": part.text, "meta": {"title": "别人的话"}}
+            kind, fields = 10, {"ark_json": json.dumps(card, ensure_ascii=False).encode()}
+        case "market_face":
+            kind, fields = 11, {"market_face_label": text}
+        case _:
+            kind = int(part.kind.removeprefix("unknown:"))
+    return Element(kind=kind, element_id=message.seq << 32 | message.time & 0xFFFFFFF0 | index & 0xF, **fields)
+
+
+def quote_fields(quote: Quote) -> dict[str, Any]:
+    text = quote.text.encode()
+    return {
+        "quoted_seq": quote.seq,
+        "quoted_qq": quote.qq,
+        "quoted_time": quote.time,
+        "quoted_summary": text,
+        "quoted_uid": UID_OF[str(quote.qq)],
+        "quoted_elements": [Element(kind=1, text=text)],
+    }
+
+
+def to_body(message: Message) -> bytes | None:
+    if message.parts is None:
+        return None
     body = b""
-    for place, part in enumerate(message.parts):
-        element = ZEROS + to_element(part, message, place).SerializeToString()
+    for index, part in enumerate(message.parts):
+        element = ZEROS + to_element(part, message, index).SerializeToString()
         body += ELEMENT_TAG + to_varint(len(element)) + element
     return body
 
 
-def to_row(message, chat_type=2):
+def to_row(message: Message, chat_type: int = 2) -> tuple:
     """Return the values of COLUMNS; `chat_type` is 2 for a group, 1 for a private chat."""
-    sender, group = message.sender, message.group
-    body = None
-    if message.parts is not None:
-        body = to_body(message)
+    sender, group, body = message.sender, message.group, to_body(message)
     card = name = ""
     if sender and not sender.silent:
         card = sender.card_in(group)
-        name = "" if card else sender.nickname  # QQ often leaves the nickname out where there is a card
-    by_number = sender and not message.numberless
-    day = message.time - (message.time + UTC_8) % DAY if message.time > 0 else 0
-    return (
-        message.message_id,
-        message.message_id * 2654435761 & 0x7FFFFFFF,
-        message.seq,
-        0,
-        0x0100000000000000 | message.message_id >> 8,
-        chat_type,
-        *message.outer,
-        0 if sender else 3,
-        sender.uid if sender else "",
-        str(group.number),
-        0,
-        group.key,
-        group.number if sender else 0,
-        sender.qq if by_number else 0,
-        0,
-        2,
-        message.time,
-        0,
-        day,
-        0,
-        card,
-        name,
-        0,
-        0,
-        CONSTANT_40600,
-        None,
-        None,
-        body,
-        body and SNAPSHOT_40801,
-        message.quote.seq if message.quote else 0,
-        0,
-        None,
-    )
+        name = "" if card else sender.nickname  # QQ often omits the nickname where there is a card
+    values = {
+        40001: message.message_id,
+        40002: message.message_id * 2654435761 & 0x7FFFFFFF,
+        40003: message.seq,
+        40006: 0x0100000000000000 | message.message_id >> 8,
+        40010: chat_type,
+        40011: message.outer[0],
+        40012: message.outer[1],
+        40013: 0 if sender else 3,
+        40020: sender.uid if sender else "",
+        40021: str(group.number),
+        40027: group.key,
+        40030: group.number if sender else 0,
+        40033: sender.qq if sender and not message.numberless else 0,
+        40041: 2,
+        40050: message.time,
+        40058: message.time - (message.time + UTC_8) % DAY if message.time > 0 else 0,  # midnight
+        40090: card,
+        40093: name,
+        40600: CONSTANT_40600,
+        40800: body,
+        40801: body and SNAPSHOT_40801,
+        40850: message.quote.seq if message.quote else 0,
+    }
+    return tuple((NO_VALUES | values).values())
 
 
-def write_messages(connection, messages, total):
+def write_messages(connection: Any, messages: Iterator[Message], total: int) -> int:
     columns = ", ".join(f"[{name}] {kind}" for name, kind in COLUMNS.items())
-    places = ", ".join("?" * len(COLUMNS))
+    insert = f"INSERT INTO {{}} VALUES ({', '.join('?' * len(COLUMNS))})"
     for table in ("group_msg_table", "c2c_msg_table"):
         connection.execute(f"CREATE TABLE {table} ({columns})")
     rows = 0
     with Progress("sample", total, "messages") as progress:
         while batch := [to_row(message) for message in islice(messages, BATCH)]:
-            connection.executemany(f"INSERT INTO group_msg_table VALUES ({places})", batch)
+            connection.executemany(insert.format("group_msg_table"), batch)
             rows += len(batch)
             progress.add(len(batch))
     for number, indexed in enumerate(INDEXES):
         unique = "UNIQUE" if "40002" in indexed else ""
         connection.execute(f"CREATE {unique} INDEX group_msg_{number} ON group_msg_table ({indexed})")
-    # Private words that must never be seen again, so that a test can look for them.
+    # A private message, which must not reach any result: a test looks for it.
     secret = Message(1, GROUPS[0], 1, START, TARGET, [Part("text", "私聊：谁也不许看")])
-    connection.execute(f"INSERT INTO c2c_msg_table VALUES ({places})", to_row(secret, chat_type=1))
-    fill(
-        connection,
-        "nt_uid_mapping_table",
-        "[48901] INTEGER PRIMARY KEY, [48902] TEXT, [48912] TEXT, [1002] INTEGER",
-        [(number, member.uid, None, member.qq) for number, member in enumerate(MEMBERS, 1)],
-    )
+    connection.execute(insert.format("c2c_msg_table"), to_row(secret, chat_type=1))
+    columns = "[48901] INTEGER PRIMARY KEY, [48902] TEXT, [48912] TEXT, [1002] INTEGER"
+    mapping = [(number, member.uid, None, member.qq) for number, member in enumerate(MEMBERS, 1)]
+    fill(connection, "nt_uid_mapping_table", columns, mapping)
     return rows
 
 
-def write_groups(connection):
-    fill(
-        connection,
-        "group_list",
-        "[60001] INTEGER PRIMARY KEY, [60007] TEXT, [60006] INTEGER",
-        [(group.number, group.name, len(MEMBERS)) for group in GROUPS],
-    )
-    fill(
-        connection,
-        "group_member3",
-        "[60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT, [64010] INTEGER",
-        [
-            (group.number, member.uid, member.qq, member.card_in(group), "" if member.silent else member.nickname, 0)
-            for group in GROUPS
-            for member in MEMBERS
-        ],
-    )
+def write_groups(connection: Any) -> None:
+    columns = "[60001] INTEGER PRIMARY KEY, [60007] TEXT, [60006] INTEGER"
+    fill(connection, "group_list", columns, [(group.number, group.name, len(MEMBERS)) for group in GROUPS])
+    columns = "[60001] INTEGER, [1000] TEXT, [1002] INTEGER, [64003] TEXT, [20002] TEXT, [64010] INTEGER"
+    members = [
+        (group.number, member.uid, member.qq, member.card_in(group), "" if member.silent else member.nickname, 0)
+        for group in GROUPS
+        for member in MEMBERS
+    ]
+    fill(connection, "group_member3", columns, members)
     fill(connection, "group_bulletin", "[60001] INTEGER, [1] TEXT", [(GROUPS[0].number, "公告：只给群里的人看")])
 
 
-def write_profiles(connection):
-    fill(
-        connection,
-        "profile_info_v6",
-        "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT",
-        [(member.uid, member.qq, member.nickname, "") for member in MEMBERS],
-    )
+def write_profiles(connection: Any) -> None:
+    columns = "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT"
+    fill(connection, "profile_info_v6", columns, [(member.uid, member.qq, member.nickname, "") for member in MEMBERS])
 
 
-def fill(connection, table, columns, rows):
+def fill(connection: Any, table: str, columns: str, rows: list[tuple]) -> None:
     connection.execute(f"CREATE TABLE {table} ({columns})")
     connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
 
-def write_database(path, write, *given):
-    """Create the encrypted database `path` with what `write(connection, *given)` puts in; return what that returns."""
+def write_database(path: Path, write: Callable[..., Any], *arguments: Any) -> Any:
+    """Create the encrypted database `path`; `write(connection, *arguments)` fills it. Return what that returns."""
+    import sqlcipher3
+
     bare = path.with_name(f".bare{path.name}")
-    cipher = Cipher(hmac="SHA1")
     with closing(sqlcipher3.connect(str(bare), isolation_level=None)) as connection:
-        for statement in [*cipher.pragmas(KEY), "PRAGMA journal_mode = OFF", "BEGIN"]:
+        for statement in [*Cipher(hmac="SHA1").pragmas(KEY), "PRAGMA journal_mode = OFF", "BEGIN"]:
             connection.execute(statement)
-        result = write(connection, *given)
+        result = write(connection, *arguments)
         connection.execute("COMMIT")
     header = Header(account=b"sample" + b"0" * 122, version=b"1.1.0.1", hmac=b"HMAC_SHA1", time=START)
     with open(bare, "rb") as pages, open(path, "wb") as whole:
         whole.write(build_header(header))
-        while block := pages.read(1 << 20):
-            whole.write(block)
+        shutil.copyfileobj(pages, whole)
     bare.unlink()
     return result
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--messages", type=int, default=1500)
