@@ -177,7 +177,7 @@ status:## which stages are done
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 
-# That stage and the later ones; the journal of answers stays.
+# That stage and the later ones; the answer cache stays.
 from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
 	rm -rf $(foreach stage,$(call from,$*,$(STAGES)),$(result.$(stage)))

@@ -2,8 +2,8 @@
 
     python bench/questions.py data/tiny/tiny.gguf data/demo/combined/turns.parquet TARGET
 
-pair does more for each: it builds and checks, reads log-probabilities, and writes every answer into the journal
-before it counts. The two take turns, with the server's cache warm; shown are the medians.
+pair does more for each: it builds and checks, reads log-probabilities, and writes every answer into the answer cache
+before it counts. The two take turns, with the server's cache warm; the medians are printed.
 """
 
 import json
@@ -33,7 +33,7 @@ def llama_server(gguf):
 
 
 def pair(url, turns, target, folder):
-    """Run pair with an empty journal; return what its receipt says of the model."""
+    """Run pair with an empty answer cache; return what its receipt says of the model."""
     (folder / "answers.db").unlink(missing_ok=True)
     (folder / "llm.yaml").write_text(
         f"backend: openai\nurl: {url}\nmodel: bench\nnum_ctx: 16384\nparallel: {PARALLEL}\nmax_failed_share: 1\n"

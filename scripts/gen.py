@@ -19,7 +19,7 @@ from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
-from huiyin.llm.client import Answered, Client, llm_arguments, read_llm_settings
+from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.filling import missing_halves
 from huiyin.questions.prompts import name_of, read_prompt
 from huiyin.questions.redaction import Redaction
@@ -79,7 +79,7 @@ def fill(lines, turns, name, prompt, settings, client, temperature):
                     "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml"
                 )
             for batch, answer in zip(batches, answers, strict=True):
-                good = answer.value if isinstance(answer, Answered) else {}
+                good = answer.value if isinstance(answer, Accepted) else {}
                 written |= {batch[place][0]["turn_id"]: text for place, text in good.items()}
             batches = [half for batch in too_long for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :])]
         missing = [item for item in missing if item[0]["turn_id"] not in written]

@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Refusal(Exception):
-    """An answer with an error status; `before_chat` may raise it as well."""
+    """An answer with an error status, or a redirect to `message`; `before_chat` may raise it as well."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -432,8 +432,9 @@ class Handler(BaseHTTPRequestHandler):
         elif digest != f"sha256:{digest_of(content)}":
             raise Refusal(400, "digest mismatch")
         else:
-            self.send(200 if digest in blobs else 201)
-            blobs[digest] = content
+            status = 200 if digest in blobs else 201
+            blobs[digest] = content  # before the answer, after which the client may name it at once
+            self.send(status)
 
     def send(self, status, answer=""):
         is_json = isinstance(answer, dict)
@@ -441,6 +442,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if is_json else "text/plain")
         self.send_header("Content-Length", str(len(content)))
+        if 300 <= status < 400:
+            self.send_header("Location", answer["error"])
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

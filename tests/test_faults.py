@@ -72,7 +72,7 @@ def test_after_one_fault_a_question_the_end_is_the_same(folder, undisturbed, fau
         ("not_done", "the answer was broken off: done_reason None"),
         ("cut_off", "the answer was broken off: done_reason length"),
         ("cut_json", "the answer is no whole JSON"),
-        ("thinking_aloud", "the model thinks aloud although it was told not to"),
+        ("thinking_aloud", "the model thinks although thinking is switched off"),
         ("dropped", "{url}/api/chat: ChunkedEncodingError"),
     ],
 )
@@ -143,7 +143,7 @@ def test_it_says_how_much_there_is_to_ask(folder):
     done = succeeded(folder.pair())
     assert done.stdout.splitlines()[1].startswith("pair: 3 questions to ask, about ")
     again = succeeded(folder.pair())
-    assert again.stdout.splitlines()[1] == "pair: 0 questions to ask and 3 answered in the journal, about 0 tokens"
+    assert again.stdout.splitlines()[1] == "pair: 0 questions to ask and 3 answered from the answer cache, about 0 tokens"
 
 
 # ---- Several servers

@@ -460,7 +460,7 @@ def test_quotes_of_all_members_are_asked_blind(folder):
         "found_by_llm": 2,
     }
     assert (
-        "pair: of 3 quotes asked blind, 3 within the candidates: the model found 2, the linker found 1, "
+        "pair: of 3 held-out quotes, 3 within the candidates: the model found 2, the linker found 1, "
         "the rule found 1"
     ) in done.stdout
     assert len(folder.chats()) == 3
