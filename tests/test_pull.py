@@ -9,7 +9,7 @@ from helpers import run_script
 from llm_folder import complaint
 from ollama_server import Handler, Raw, Refusal
 
-ADVICE = "is the name right, is the network there? HTTPS_PROXY names a proxy; what is there is kept"
+ADVICE = "is the name right, is the network there? HTTPS_PROXY names a proxy; start again, what is fetched is kept"
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_model_larger_than_the_disk_is_not_fetched(pull, answer):
 def test_a_fetch_that_ends_too_early_can_be_started_again(pull, answer):
     answer("POST", "/api/pull", lambda: iter([{"status": "verifying sha256 digest"}]))
     assert complaint(pull()) == (
-        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is there is kept"
+        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is fetched is kept"
     )
 
 

@@ -69,17 +69,17 @@ class Ollama:
 
     def pull(self) -> Iterator[tuple[str, int, int]]:
         """Let the server fetch the model; yield (digest of a file, bytes fetched, bytes in all) as it goes on."""
-        status = None
+        status, kept = None, "start again, what is fetched is kept"
         try:
             for event in self.stream("/api/pull", {"model": self.model}, PULL_SECONDS):
                 status = event.get("status")
                 if "total" in event:
                     yield event["digest"], event.get("completed", 0), event["total"]
         except BrokenStream as error:
-            advice = "is the name right, is the network there? HTTPS_PROXY names a proxy; what is there is kept"
-            raise UserError(f"{error}; {advice}") from None
+            advice = "is the name right, is the network there? HTTPS_PROXY names a proxy"
+            raise UserError(f"{error}; {advice}; {kept}") from None
         if status != "success":
-            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; start again, what is there is kept")
+            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; {kept}")
 
     def prepare(self) -> None:
         """Load the model; check that its context is as large as `num_ctx`, and warn unless all of it is on the GPU."""
