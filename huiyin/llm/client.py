@@ -190,7 +190,7 @@ class Client:
             key: answer for key, question in by_key.items() if (answer := self.cached(key, question))
         }
         to_ask = {key: question for key, question in by_key.items() if key not in results}
-        self.counts["from_journal"] += len(results)
+        self.counts["from_journal"] += len(results)  # the field of receipts for the answer cache
         tokens = TOKENS_PER_CHARACTER * sum(question.size() for question in to_ask.values())
         cached = f" and {len(results):,} answered from the answer cache" if results else ""
         print(f"{name}: {len(to_ask):,} questions to ask{cached}, about {tokens:,.0f} tokens", flush=True)
