@@ -2,8 +2,8 @@
 
     python bench/questions.py data/tiny/tiny.gguf data/demo/combined/turns.parquet TARGET
 
-pair does more for each: it builds and checks, reads log-probabilities, and writes every answer into the journal
-before it counts. The two take turns, with the server's cache warm; shown are the medians.
+pair does more for each: it builds and checks, reads log-probabilities, and writes every answer into the answer cache
+before it counts. The two take turns, with the server's cache warm; the medians are printed.
 """
 
 import json
@@ -33,40 +33,30 @@ def llama_server(gguf):
 
 
 def pair(url, turns, target, folder):
-    """Run pair with an empty journal; return what its receipt says of the model."""
+    """Run pair with an empty answer cache; return the part `llm` of its receipt."""
     (folder / "answers.db").unlink(missing_ok=True)
     (folder / "llm.yaml").write_text(
         f"backend: openai\nurl: {url}\nmodel: bench\nnum_ctx: 16384\nparallel: {PARALLEL}\nmax_failed_share: 1\n"
     )
     (folder / "pair.yaml").write_text("preset: default\n")
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts/pair.py",
-            turns,
-            "--target",
-            target,
-            "--config",
-            folder / "pair.yaml",
-            "--prompt",
-            ROOT / "config/prompts/pair.md",
-            "--merge-prompt",
-            ROOT / "config/prompts/merge.md",
-            "--llm",
-            folder / "llm.yaml",
-            "--answers",
-            folder / "answers.db",
-            "--out",
-            folder / "out",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    prompts = ROOT / "config/prompts"
+    options = {
+        "target": target,
+        "config": folder / "pair.yaml",
+        "prompt": prompts / "pair.md",
+        "merge-prompt": prompts / "merge.md",
+        "llm": folder / "llm.yaml",
+        "answers": folder / "answers.db",
+        "out": folder / "out",
+    }
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    command = [sys.executable, ROOT / "scripts/pair.py", turns, *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / "out/receipt.json").read_text(encoding="utf-8"))["llm"]
 
 
 class Recorder(BaseHTTPRequestHandler):
-    """Passes everything on to the server at `target`, and keeps the questions."""
+    """Forwards each request to the server at `target`, and keeps the questions."""
 
     target, questions = None, []
 
@@ -74,13 +64,8 @@ class Recorder(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if content:
             self.questions.append(content)
-        answer = requests.request(
-            self.command,
-            self.target + self.path,
-            data=content or None,
-            headers={"Content-Type": "application/json"},
-            timeout=60,
-        )
+        headers, url = {"Content-Type": "application/json"}, self.target + self.path
+        answer = requests.request(self.command, url, data=content or None, headers=headers, timeout=60)
         self.send_response(answer.status_code)
         self.send_header("Content-Length", str(len(answer.content)))
         self.end_headers()
@@ -93,7 +78,7 @@ class Recorder(BaseHTTPRequestHandler):
 
 
 def bare(url, questions):
-    """Send the questions, PARALLEL at a time; return the seconds it takes."""
+    """Send the questions, PARALLEL at a time; return the seconds that takes."""
     session = requests.Session()
     session.trust_env = False
 
@@ -115,16 +100,16 @@ def main(gguf, turns, target):
         threading.Thread(target=recorder.serve_forever, daemon=True).start()
         pair(f"http://127.0.0.1:{recorder.server_port}", turns, target, folder)
         recorder.shutdown()
-        of_pair, of_bare = [], []
+        pair_rates, bare_rates = [], []
         for _ in range(ROUNDS):
-            found = pair(server.listening_address, turns, target, folder)
-            of_pair.append(found["asked"] / found["seconds"])
-            of_bare.append(len(Recorder.questions) / bare(server.listening_address, Recorder.questions))
-    ratio = statistics.median(through / loop for through, loop in zip(of_pair, of_bare, strict=True))
+            llm = pair(server.listening_address, turns, target, folder)
+            pair_rates.append(llm["asked"] / llm["seconds"])
+            bare_rates.append(len(Recorder.questions) / bare(server.listening_address, Recorder.questions))
+    ratios = [through / loop for through, loop in zip(pair_rates, bare_rates, strict=True)]
     print(
         f"{len(Recorder.questions)} questions, {PARALLEL} at a time: through pair "
-        f"{statistics.median(of_pair):.1f}/s, bare loop {statistics.median(of_bare):.1f}/s, ratio {ratio:.2f} "
-        f"(rounds: {', '.join(f'{p / b:.2f}' for p, b in zip(of_pair, of_bare, strict=True))})"
+        f"{statistics.median(pair_rates):.1f}/s, bare loop {statistics.median(bare_rates):.1f}/s, "
+        f"ratio {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})"
     )
 
 

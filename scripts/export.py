@@ -21,7 +21,7 @@ import yaml
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
-from huiyin.llm.backend import Unavailable, Unusable
+from huiyin.llm.backend import ChatRequest, Unavailable, Unusable
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
 from huiyin.llm.ollama import tagged
 from huiyin.serving.ollama_limits import check_served, choose_quantize, flatten_rope
@@ -257,14 +257,9 @@ def main(argv=None):
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             asked = "the Ollama model"
             try:
-                reply = ollama.chat(
-                    [{"role": "user", "content": settings.question}],
-                    None,
-                    settings.temperature,
-                    0,
-                    QUESTION_TOKENS,
-                    may_be_cut=True,
-                ).text
+                question = [{"role": "user", "content": settings.question}]
+                request = ChatRequest(question, None, settings.temperature, 0, QUESTION_TOKENS)
+                reply = ollama.chat(request, may_be_cut=True).text
             except (Unavailable, Unusable) as error:
                 raise UserError(f"{args.name} is made but does not answer: {error}; export again") from None
         stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}

@@ -180,8 +180,8 @@ def stages_running():
 
 
 def asked(output):
-    """[(questions asked, answered in the journal)] of pair and gen, as they say."""
-    found = re.findall(r"([\d,]+) questions to ask(?: and ([\d,]+) answered in the journal)?, about", output)
+    """[(questions asked, answered from the answer cache)] of pair and gen, as they say."""
+    found = re.findall(r"([\d,]+) questions to ask(?: and ([\d,]+) answered from the answer cache)?, about", output)
     return [tuple(int(number.replace(",", "") or 0) for number in pair) for pair in found]
 
 
@@ -288,7 +288,7 @@ def test_stopped_in_the_middle_of_pair_it_goes_on_where_it_was(box, how):
     assert list((box.data / "10002/paired").glob(".*.part")) == [] or how == "killed container"
     status, output = box.make("gen")
     assert status == 0, output
-    assert asked(output)[0][1] >= 20  # from the journal
+    assert asked(output)[0][1] >= 20  # from the answer cache
     assert box.results() == expected
 
 

@@ -1,7 +1,7 @@
-"""A hub with one model: the three requests of the Hugging Face Hub API that a download makes.
+"""A Hugging Face hub with one model: the three requests of its API that a download makes.
 
 GET /api/models/NAME/revision/main (and /api/models/NAME with ?blobs=true) lists the files; HEAD and GET
-/NAME/resolve/COMMIT/FILE answer with its ETag, its size and X-Repo-Commit, as the API's documentation has it.
+/NAME/resolve/COMMIT/FILE answer with its ETag, its size and X-Repo-Commit, as the API's documentation says.
 """
 
 import hashlib
@@ -47,11 +47,8 @@ class Hub:
     def answer(self, request, body):
         path = urlsplit(request.path).path
         name = path.rsplit("/", 1)[-1]
-        if path in (
-            f"/api/models/{self.name}",
-            f"/api/models/{self.name}/revision/main",
-            f"/api/models/{self.name}/revision/{COMMIT}",
-        ):
+        model = f"/api/models/{self.name}"
+        if path in (model, f"{model}/revision/main", f"{model}/revision/{COMMIT}"):
             siblings = [{"rfilename": name, "size": file.stat().st_size} for name, file in self.files.items()]
             content, headers = json.dumps({"id": self.name, "sha": COMMIT, "siblings": siblings}).encode(), {}
         elif path == f"/{self.name}/resolve/{COMMIT}/{name}" and name in self.files:

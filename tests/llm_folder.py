@@ -1,4 +1,4 @@
-"""A folder in which pair and gen ask the test server: what the tests of the language model share."""
+"""A folder in which pair and gen ask the test server: shared by the tests of the language model."""
 
 import json
 
@@ -16,7 +16,7 @@ HISTORY = [
 
 
 class Folder:
-    """A folder with the files that pair and gen read, and ways to run the two."""
+    """A folder with the files that pair and gen read, in which the two can run."""
 
     def __init__(self, path, ollama):
         self.path, self.ollama = path, ollama
@@ -29,46 +29,21 @@ class Folder:
         (self.path / f"{name}.yaml").write_text(text, encoding="utf-8")
 
     def llm(self, more="", url=None):
-        """The settings of most tests: what fails is only counted."""
+        """Write the settings of most tests: failures are only counted."""
         self.settings("llm", f"url: {url or self.ollama.url}\nnum_ctx: 16384\nparallel: 2\nmax_failed_share: 1\n{more}")
 
-    def model(self):
-        return "--llm", self.path / "llm.yaml", "--answers", self.path / "answers.db"
-
     def pair(self, prompt="config/prompts/pair.md", **options):
-        return run_script(
-            "pair",
-            self.path / "turns.parquet",
-            "--target",
-            "me",
-            "--config",
-            self.path / "pair.yaml",
-            "--prompt",
-            prompt,
-            "--merge-prompt",
-            "config/prompts/merge.md",
-            *self.model(),
-            "--out",
-            self.path / "paired",
-            **options,
-        )
+        prompts = "--prompt", prompt, "--merge-prompt", "config/prompts/merge.md"
+        return self.run("pair", "turns.parquet", "paired", "--target", "me", *prompts, **options)
 
     def gen(self):
-        return run_script(
-            "gen",
-            self.path / "paired",
-            "--turns",
-            self.path / "turns.parquet",
-            "--config",
-            self.path / "gen.yaml",
-            "--prompt",
-            "config/prompts/gen.md",
-            "--persona",
-            "config/prompts/persona.md",
-            *self.model(),
-            "--out",
-            self.path / "generated",
-        )
+        prompts = "--prompt", "config/prompts/gen.md", "--persona", "config/prompts/persona.md"
+        return self.run("gen", "paired", "generated", "--turns", self.path / "turns.parquet", *prompts)
+
+    def run(self, stage, source, out, *arguments, **options):
+        config = "--config", self.path / f"{stage}.yaml", "--llm", self.path / "llm.yaml"
+        results = "--answers", self.path / "answers.db", "--out", self.path / out
+        return run_script(stage, self.path / source, *config, *arguments, *results, **options)
 
     def lines(self, name):
         return read_lines(self.path / "paired" / name)
@@ -76,10 +51,16 @@ class Folder:
     def json(self, name):
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
+    def ledger(self, name):
+        return self.json(f"{name}/receipt.json")["ledger"]
+
     def chats(self):
-        return [
-            request.body for request in self.ollama.requests if request.path == "/api/chat" and request.body["messages"]
-        ]
+        return chats(self.ollama)
+
+
+def chats(server):
+    """Return the bodies of the questions that a server was asked; a chat without messages only loads the model."""
+    return [request.body for request in server.requests if request.path == "/api/chat" and request.body["messages"]]
 
 
 def succeeded(done):

@@ -1,4 +1,4 @@
-"""A stand-in for Ollama: its documented HTTP API in front of a real llama-server with a tiny model (scripts/demo/tiny.py).
+"""A stand-in for Ollama: its HTTP API in front of a real llama-server with a tiny model (scripts/demo/tiny.py).
 
     with OllamaServer(gguf, ["qwen2.5:14b"]) as server:
         ...  # talk to server.url
@@ -6,7 +6,7 @@
 
     python tests/ollama_server.py --gguf data/tiny/tiny.gguf --port 11434 --model qwen2.5:14b
 
-Whatever the model is called, the tiny one answers: JSON schemas, limits, seeds and errors are real, the words are not.
+Under every name the tiny model answers: JSON schemas, limits, seeds and errors are real, the words are not.
 Not imitated: Ollama's truncation of long prompts (they are always refused), its queue, and conversion of a created
 model beyond the checks its converter makes first. Answers are streamed in pieces, but after they are complete.
 """
@@ -36,11 +36,11 @@ DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.0, "seed":
 class Request(NamedTuple):
     method: str
     path: str
-    body: dict | None  # None: no JSON was sent
+    body: dict | None  # None: the content was not JSON
 
 
 class Refusal(Exception):
-    """An answer with an error status; `before_chat` may raise it as well."""
+    """An answer with an error status, or a redirect to `message`; `before_chat` may raise it as well."""
 
     def __init__(self, status, message):
         super().__init__(message)
@@ -48,26 +48,17 @@ class Refusal(Exception):
 
 
 class Raw(NamedTuple):
-    """What goes out byte for byte as the body of a 200, be it an answer or not; a `length` beyond it is a lie."""
+    """The body of a response with status 200, whether it is an answer or not."""
 
     content: bytes
-    length: int
+    length: int  # as the Content-Length has it; if it is too large, the connection seems to drop
 
 
-def whole(text, **more):
-    """The bytes of a whole answer of /api/chat that says `text`; `more` replaces what makes it whole."""
-    return json.dumps(
-        {
-            "model": "any",
-            "created_at": now(),
-            "message": {"role": "assistant", "content": text},
-            "done": True,
-            "done_reason": "stop",
-            "prompt_eval_count": 1,
-            "eval_count": 1,
-            **more,
-        }
-    ).encode()
+def whole(text, **fields):
+    """Return the bytes of a whole answer of /api/chat with the content `text`; `fields` replace fields of it."""
+    end = {"done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1}
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"model": "any", "created_at": now(), "message": message, **end, **fields}).encode()
 
 
 # Faults for `before_chat` to raise or return; a hang is its own sleep or wait, a kill its own os.kill.
@@ -84,7 +75,7 @@ def busy():
 
 
 def not_done():
-    """What Ollama's guard against repetition leaves behind: 200, and no done_reason."""
+    """What is left when Ollama stops a repetition: status 200, and no done_reason."""
     return exactly(whole('{"answers": "1"}', done=False, done_reason=None))
 
 
@@ -116,28 +107,30 @@ def exactly(content):
 class OllamaServer:
     """Serves while used as a context manager.
 
-    `requests` holds what was asked, in order; `blobs` {digest: bytes}; `created` {model: body of /api/create, its
-    "config" (config.json) added}; `loaded` {model: num_ctx}; `loads` every (model, num_ctx) that Ollama would have
-    had to load anew. `before_chat(k, body)` is called before the k-th chat (from 1) is answered: to count, to wait,
-    to kill the client, to raise a `Refusal`. What it returns, if anything, is said in place of the model's words; a
-    `Raw` goes out as it is. `before_create(body)` is called when a model is being converted, to raise a `Refusal`.
+    `requests`: each Request, in order. `blobs`: {digest: bytes}. `created`: {model: body of /api/create, with
+    "config", the content of config.json}. `loaded`: {model: num_ctx}. `loads`: each (model, num_ctx) that Ollama would
+    have loaded. `before_chat(k, body)` is called before the k-th chat (from 1) is answered; it may count, wait, kill
+    the client or raise a Refusal. If it returns a text, that is the answer in place of the model's; a Raw is sent as it
+    is. `before_create(body)` is called while a model is converted; it may raise a Refusal.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0, parallel=1):
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_ctx, params.n_parallel = CONTEXT * parallel, parallel
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # tiny: more only wait for each other
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # a tiny model is not faster with more
         params.warmup, params.verbosity = False, -1
         self.llama = xllamacpp.Server(params)
         self.models = {tagged(name): digest_of(name.encode()) for name in models}
         self.requests, self.blobs, self.created, self.loaded, self.loads = [], {}, {}, {}, []
         self.before_chat = lambda k, body: None
         self.before_create = lambda body: None
-        self.on_gpu = 1.0  # share of a loaded model
+        self.on_gpu = 1.0  # part of a loaded model
         self.chats, self.lock = itertools.count(1), threading.Lock()
         self.http = ThreadingHTTPServer((host, port), Handler)
-        self.http.daemon_threads = False  # closing waits for them: leaving one inside llama.cpp crashes the process
+        self.http.daemon_threads = (
+            False  # closing waits for them: one that is left inside llama.cpp crashes the process
+        )
         self.http.ollama = self
         self.url = f"http://{host}:{self.http.server_port}"
 
@@ -161,28 +154,19 @@ class OllamaServer:
 
     def ps(self, body):
         expires = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
-        size = SIZE
-        return {
-            "models": [
-                {
-                    **self.describe(name),
-                    "size_vram": int(size * self.on_gpu),
-                    "expires_at": expires,
-                    "context_length": num_ctx,
-                }
-                for name, num_ctx in dict(self.loaded).items()
-            ]
-        }
+        state = {"size_vram": int(SIZE * self.on_gpu), "expires_at": expires}
+        loaded = dict(self.loaded).items()
+        return {"models": [{**self.describe(name), **state, "context_length": num_ctx} for name, num_ctx in loaded]}
 
     def show(self, body):
         name = self.find(body)
-        made = self.created.get(name, {})
-        parameters = "\n".join(f"{key} {json.dumps(value)}" for key, value in made.get("parameters", {}).items())
+        created = self.created.get(name, {})
+        parameters = "\n".join(f"{key} {json.dumps(value)}" for key, value in created.get("parameters", {}).items())
         return {
             "modelfile": f"FROM {name}",
             "parameters": parameters,
-            "system": made.get("system", ""),
-            "template": made.get("template", "{{ .Prompt }}"),
+            "system": created.get("system", ""),
+            "template": created.get("template", "{{ .Prompt }}"),
             "details": self.describe(name)["details"],
             "model_info": {"general.architecture": "qwen2", "qwen2.context_length": CONTEXT},
             "capabilities": ["completion"],
@@ -199,11 +183,7 @@ class OllamaServer:
             self.load(name, self.options(name, body).get("num_ctx", LOADED_CONTEXT))
             return scripted
         return self.answer(
-            name,
-            messages,
-            body,
-            scripted=scripted,
-            wrap=lambda text: {"message": {"role": "assistant", "content": text}},
+            name, messages, body, lambda text: {"message": {"role": "assistant", "content": text}}, scripted
         )
 
     def generate(self, body):
@@ -253,8 +233,8 @@ class OllamaServer:
 
     def delete(self, body):
         name = self.find(body)
-        for known in (self.models, self.created, self.loaded):
-            known.pop(name, None)
+        for models in (self.models, self.created, self.loaded):
+            models.pop(name, None)
         return {}
 
     # What they share.
@@ -288,9 +268,9 @@ class OllamaServer:
         return {**DEFAULTS, **self.created.get(name, {}).get("parameters", {}), **(body.get("options") or {})}
 
     def answer(self, name, messages, body, wrap, scripted=None):
-        """Ask the tiny model; the answer as one object, or as a stream of the pieces that `wrap` makes.
+        """Ask the tiny model; return its answer as one dict, or as a stream of the dicts that `wrap` makes of pieces.
 
-        Where the words matter to a test, `scripted` stands for the model's own.
+        scripted: the words of the answer, in place of the model's.
         """
         started = time.perf_counter_ns()
         options = self.options(name, body)
@@ -307,11 +287,11 @@ class OllamaServer:
             **response_format(body),
             **{key: options[key] for key in PASSED_ON if key in options},
             **({"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}),
-            "cache_prompt": False,
-        }  # so that an answer does not depend on what was asked before
+            "cache_prompt": False,  # so that an answer does not depend on the questions before
+        }
         try:
             answer = self.llama.handle_chat_completions(question)
-        except ValueError as error:  # a schema or a message it cannot use
+        except ValueError as error:  # a schema or a message that it cannot use
             raise Refusal(400, str(error)) from None
         except RuntimeError as error:
             raise Refusal(500, str(error)) from None
@@ -347,14 +327,14 @@ class OllamaServer:
 
 
 def response_format(body):
-    wanted = body.get("format") or None
-    if wanted is None:
+    schema = body.get("format") or None
+    if schema is None:
         return {}
-    if wanted == "json":
+    if schema == "json":
         return {"response_format": {"type": "json_object"}}
-    if not isinstance(wanted, dict):
-        raise Refusal(400, f'invalid format: {json.dumps(wanted)}; expected "json" or a valid JSON Schema object')
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}}
+    if not isinstance(schema, dict):
+        raise Refusal(400, f'invalid format: {json.dumps(schema)}; expected "json" or a valid JSON Schema object')
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
 
 
 def unloads(body):
@@ -396,7 +376,7 @@ class Handler(BaseHTTPRequestHandler):
             except Refusal as refusal:
                 self.send(refusal.status, {"error": str(refusal)})
         except ConnectionError:
-            pass  # the client has gone; that is its right
+            pass  # the client has closed the connection
 
     do_GET = do_HEAD = do_POST = do_DELETE = handle_request
 
@@ -432,8 +412,9 @@ class Handler(BaseHTTPRequestHandler):
         elif digest != f"sha256:{digest_of(content)}":
             raise Refusal(400, "digest mismatch")
         else:
-            self.send(200 if digest in blobs else 201)
-            blobs[digest] = content
+            status = 200 if digest in blobs else 201
+            blobs[digest] = content  # before the answer, after which the client may name it at once
+            self.send(status)
 
     def send(self, status, answer=""):
         is_json = isinstance(answer, dict)
@@ -441,6 +422,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if is_json else "text/plain")
         self.send_header("Content-Length", str(len(content)))
+        if 300 <= status < 400:
+            self.send_header("Location", answer["error"])
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
@@ -453,7 +436,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw.content)
 
     def send_stream(self, events):
-        """One JSON object a line; the status is out before the first, so an error is a line, too."""
+        """Send one JSON object per line; the status is sent before the first, so an error is a line, too."""
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.end_headers()
@@ -472,7 +455,7 @@ def main():
     parser.add_argument("--gguf", required=True, help="the model that answers")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=11434)
-    parser.add_argument("--model", action="append", default=[], help="a name it goes by; may be repeated")
+    parser.add_argument("--model", action="append", default=[], help="a name of it; may be repeated")
     options = parser.parse_args()
     server = OllamaServer(options.gguf, options.model, options.host, options.port)
     with contextlib.suppress(KeyboardInterrupt), server:

@@ -1,13 +1,15 @@
-"""Kill pair and gen while they talk to the language model: nothing is lost, nothing is asked twice, nothing differs."""
+"""Kill pair and gen while they ask the language model: nothing is lost, nothing is asked twice, nothing differs."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
 import pytest
 
-from helpers import CLEAN, copy_project, make, shutil
+from helpers import CLEAN, copy_project, make
+from llm_folder import chats
 
 RUN = ["gen", "CONFIG=kill", "RUN_IN=host", "TARGET=10002", "SOURCE=data/raw/nt_msg.db", "KEY=data/raw/key.txt"]
 KILLS = 20
@@ -48,15 +50,11 @@ def start_over(project, ollama):
 
 
 def questions(ollama):
-    return [
-        json.dumps(request.body)
-        for request in ollama.requests
-        if request.path == "/api/chat" and request.body["messages"]
-    ]
+    return [json.dumps(body) for body in chats(ollama)]
 
 
 def run_until_killed(project, ollama, answers):
-    """Run until `answers` questions are answered; the next one kills the whole process group with SIGKILL."""
+    """Run until `answers` questions are answered; at the next one, kill the whole process group with SIGKILL."""
     running = subprocess.Popen(
         ["make", *RUN],
         cwd=project,
@@ -77,7 +75,7 @@ def run_until_killed(project, ollama, answers):
     assert running.returncode == -signal.SIGKILL, output
 
 
-def test_killed_after_any_answer_the_end_is_the_same(project, ollama):
+def test_after_a_kill_at_any_answer_the_results_are_the_same(project, ollama):
     undisturbed = make(project, *RUN)
     assert undisturbed.returncode == 0, undisturbed.stderr
     expected, asked = results(project), questions(ollama)
@@ -85,7 +83,7 @@ def test_killed_after_any_answer_the_end_is_the_same(project, ollama):
     assert of_pair > 10 and len(asked) >= of_pair + 2 and len(asked) >= KILLS
     assert {name.rpartition("/")[2] for name in expected} >= {"pairs.jsonl", "unpaired.jsonl", "alpaca.json"}
 
-    for answers in [round(place * (len(asked) - 1) / (KILLS - 1)) for place in range(KILLS)]:
+    for answers in [round(kill * (len(asked) - 1) / (KILLS - 1)) for kill in range(KILLS)]:
         start_over(project, ollama)
         run_until_killed(project, ollama, answers)
         stage = "paired" if answers < of_pair else "generated"
@@ -93,5 +91,5 @@ def test_killed_after_any_answer_the_end_is_the_same(project, ollama):
         again = make(project, *RUN)
         assert again.returncode == 0, again.stderr
         assert results(project) == expected
-        # the question that met its end unanswered comes twice, no other does
+        # the question that was not answered before the kill comes twice, no other does
         assert questions(ollama) == [*asked[: answers + 1], *asked[answers:]]

@@ -1,4 +1,4 @@
-"""The stand-in for Ollama keeps what Ollama's documentation promises."""
+"""The stand-in for Ollama behaves as Ollama's documentation says."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ def post(server, path, **body):
     return requests.post(server.url + path, json=body)
 
 
-def chat(server, text="在吗？", model=MODEL, stream=False, options=None, **more):
+def chat(server, text="在吗？", model=MODEL, stream=False, options=None, **fields):
     options = {"num_predict": 200, "seed": 1, "temperature": 0.8, **(options or {})}
     messages = [{"role": "user", "content": text}]
-    return post(server, "/api/chat", model=model, messages=messages, stream=stream, options=options, **more)
+    return post(server, "/api/chat", model=model, messages=messages, stream=stream, options=options, **fields)
 
 
 def upload(server, content):
@@ -44,7 +44,7 @@ def statuses(answer):
     return [event.get("status") or event for event in map(json.loads, answer.iter_lines())]
 
 
-def test_the_server_introduces_itself(server):
+def test_the_server_reports_its_version_and_its_models(server):
     assert requests.get(server.url).text == "Ollama is running"
     assert requests.head(server.url).status_code == 200
     assert requests.get(server.url + "/api/version").json().keys() == {"version"}
@@ -53,7 +53,7 @@ def test_the_server_introduces_itself(server):
     assert post(server, "/api/show", model=MODEL).json()["model_info"]["qwen2.context_length"] == 32768
 
 
-def test_answers_keep_to_the_schema_and_repeat(server):
+def test_answers_follow_the_schema_and_are_the_same_again(server):
     def answers():
         return [chat(server, f"{number} 谁答谁？", format=SCHEMA).json() for number in range(20)]
 
@@ -68,7 +68,7 @@ def test_answers_keep_to_the_schema_and_repeat(server):
     assert server.loads == [(MODEL, 4096)]
 
 
-def test_free_text_ends_by_itself_and_streams_the_same(server):
+def test_free_text_ends_by_itself_and_is_the_same_as_a_stream(server):
     whole = chat(server).json()
     assert whole["done_reason"] == "stop" and whole["message"]["content"]
     events = [json.loads(line) for line in chat(server, stream=True).iter_lines()]
@@ -78,7 +78,7 @@ def test_free_text_ends_by_itself_and_streams_the_same(server):
     assert generated["response"] and generated["done"]
 
 
-def test_a_cut_answer_says_so(server):
+def test_an_answer_cut_at_its_limit_has_the_reason_length(server):
     answer = chat(server, format=SCHEMA, options={"num_predict": 3}).json()
     assert (answer["done_reason"], answer["eval_count"]) == ("length", 3)
 
@@ -94,12 +94,12 @@ def test_a_cut_answer_says_so(server):
         (400, "context size (32768 tokens)", {"text": "长" * 40000, "options": {"num_ctx": 32768}}),
     ],
 )
-def test_what_is_refused(server, status, words, change):
+def test_a_wrong_request_is_refused_in_ollamas_words(server, status, words, change):
     answer = chat(server, **change)
     assert answer.status_code == status and words in answer.json()["error"]
 
 
-def test_requests_that_are_no_json(server):
+def test_a_request_that_is_not_json_is_refused(server):
     for content in ("{", "", "[]"):
         answer = requests.post(server.url + "/api/chat", data=content)
         assert answer.status_code == 400 and answer.json()["error"]
@@ -107,11 +107,10 @@ def test_requests_that_are_no_json(server):
     assert [request.body for request in server.requests] == [None, None, [], None]
 
 
-def test_load_and_unload(server):
+def test_a_model_is_loaded_by_a_request_and_unloaded_by_keep_alive_0(server):
     def loaded():
-        return [
-            (model["name"], model["context_length"]) for model in requests.get(server.url + "/api/ps").json()["models"]
-        ]
+        models = requests.get(server.url + "/api/ps").json()["models"]
+        return [(model["name"], model["context_length"]) for model in models]
 
     assert loaded() == []
     assert post(server, "/api/generate", model=MODEL, stream=False).json()["done_reason"] == "load"
@@ -124,7 +123,7 @@ def test_load_and_unload(server):
     assert loaded() == []
 
 
-def test_create(server, tmp_path):
+def test_a_model_is_created_from_uploaded_files(server, tmp_path):
     folder = write_hugging_face(tmp_path / "model")
     files = {file.name: upload(server, file.read_bytes()) for file in folder.iterdir()}
     digest = files["config.json"]
@@ -147,14 +146,14 @@ def test_create(server, tmp_path):
     assert server.created["huiyin-1:latest"]["config"]["rope_theta"] == 1_000_000
     assert post(server, "/api/show", model="huiyin-1").json()["system"] == "你是群友"
     plain, made = chat(server).json(), chat(server, model="huiyin-1").json()
-    assert made["prompt_eval_count"] > plain["prompt_eval_count"], "the system text is asked with"
+    assert made["prompt_eval_count"] > plain["prompt_eval_count"], "the system text is part of the prompt"
     assert server.loaded["huiyin-1:latest"] == 2048
 
     assert requests.delete(server.url + "/api/delete", json={"model": "huiyin-1"}).status_code == 200
     assert chat(server, model="huiyin-1").status_code == 404
 
 
-def test_what_cannot_be_created(server):
+def test_files_that_ollama_cannot_convert_are_refused(server):
     qwen3 = upload(server, b'{"architectures": ["Qwen3ForCausalLM"]}')
     weights = upload(server, b"weights")
     for files, words in [
@@ -170,17 +169,19 @@ def test_what_cannot_be_created(server):
     assert server.created == {}
 
 
-def test_pull(server):
+def test_a_pulled_model_can_be_asked(server):
     assert statuses(post(server, "/api/pull", model="other:1b"))[-1] == "success"
     assert chat(server, model="other:1b").status_code == 200
 
 
-def test_the_hook_before_each_chat(server):
-    def busy_once(k, body):
-        seen.append((k, body["messages"][0]["content"]))
+def test_before_chat_is_called_for_each_chat_and_may_refuse_it(server):
+    calls = []
+
+    def busy_at_the_second(k, body):
+        calls.append((k, body["messages"][0]["content"]))
         if k == 2:
             raise Refusal(503, "server busy")
 
-    seen, server.before_chat = [], busy_once
+    server.before_chat = busy_at_the_second
     assert [chat(server, text).status_code for text in "一二三"] == [200, 503, 200]
-    assert seen == [(1, "一"), (2, "二"), (3, "三")]
+    assert calls == [(1, "一"), (2, "二"), (3, "三")]

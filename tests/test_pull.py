@@ -1,11 +1,15 @@
-"""Fetching the language model into Ollama: what is said first, and each way it can fail."""
+"""Fetching the language model into Ollama: its size is printed first, and each failure is one line."""
 
 import re
+import threading
 
 import pytest
 
 from helpers import run_script
-from ollama_server import Handler
+from llm_folder import complaint
+from ollama_server import Handler, Raw, Refusal
+
+ADVICE = "is the name right, is the network there? HTTPS_PROXY names a proxy; start again, what is fetched is kept"
 
 
 @pytest.fixture
@@ -16,13 +20,13 @@ def pull(tmp_path, ollama):
     return lambda: run_script("tools/pull", "--llm", settings, "--ollama-url", ollama.url)
 
 
-def complaint(done):
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    return line
+@pytest.fixture
+def answer(monkeypatch):
+    """Let the server answer a path with what a function returns."""
+    return lambda method, path, make: monkeypatch.setitem(Handler.ANSWERS, (method, path), lambda ollama, body: make())
 
 
-def test_a_missing_model_is_fetched_and_the_size_said_first(pull, ollama):
+def test_a_missing_model_is_fetched_and_its_size_printed_first(pull, ollama):
     done = pull()
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"other:1b is not here yet: 0\.0 GB to fetch, [\d.]+ GB of disk free\n", done.stdout)
@@ -32,20 +36,17 @@ def test_a_missing_model_is_fetched_and_the_size_said_first(pull, ollama):
     assert [request.path for request in ollama.requests] == ["/api/tags"]
 
 
-def events(monkeypatch, *given):
-    monkeypatch.setitem(Handler.ANSWERS, ("POST", "/api/pull"), lambda ollama, body: iter(given))
-
-
-def test_a_model_that_cannot_be_fetched(pull, monkeypatch):
-    events(monkeypatch, {"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})
+def test_a_model_that_no_registry_has_is_one_clear_line(pull, answer, ollama):
+    failure = {"error": "pull model manifest: file does not exist"}
+    answer("POST", "/api/pull", lambda: iter([{"status": "pulling manifest"}, failure]))
     assert complaint(pull()) == (
-        "pull.py: Ollama cannot fetch other:1b: pull model manifest: file does not exist; is the name right, is the "
-        "network there? HTTPS_PROXY names a proxy"
+        f"pull.py: Ollama at {ollama.url}: other:1b: pull model manifest: file does not exist; {ADVICE}"
     )
 
 
-def test_a_model_larger_than_the_disk(pull, monkeypatch):
-    events(monkeypatch, {"status": "pulling", "digest": "sha256:1", "total": 10**18}, {"status": "success"})
+def test_a_model_larger_than_the_disk_is_not_fetched(pull, answer):
+    layer = {"status": "pulling", "digest": "sha256:1", "total": 10**18}
+    answer("POST", "/api/pull", lambda: iter([layer, {"status": "success"}]))
     done = pull()
     assert re.fullmatch(r"other:1b is not here yet: 1000000000\.0 GB to fetch, [\d.]+ GB of disk free\n", done.stdout)
     assert re.fullmatch(
@@ -55,8 +56,41 @@ def test_a_model_larger_than_the_disk(pull, monkeypatch):
     )
 
 
-def test_a_fetch_that_breaks_off(pull, monkeypatch):
-    events(monkeypatch, {"status": "verifying sha256 digest"})
+def test_a_fetch_that_ends_too_early_can_be_started_again(pull, answer):
+    answer("POST", "/api/pull", lambda: iter([{"status": "verifying sha256 digest"}]))
     assert complaint(pull()) == (
-        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is there is kept"
+        "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is fetched is kept"
     )
+
+
+def test_a_connection_that_drops_during_the_fetch_is_one_clear_line(pull, answer, ollama):
+    answer("POST", "/api/pull", lambda: Raw(b'{"status": "pulling manifest"}\n', 500))
+    assert complaint(pull()) == (
+        f"pull.py: Ollama at {ollama.url} broke off in the middle (ChunkedEncodingError); look into its log; {ADVICE}"
+    )
+
+
+def test_a_server_that_falls_silent_during_the_fetch_is_one_clear_line(pull, answer, ollama, monkeypatch):
+    released = threading.Event()
+
+    def fall_silent():
+        yield {"status": "pulling manifest"}
+        released.wait(60)
+
+    monkeypatch.setattr("huiyin.llm.ollama.PULL_SECONDS", 0.1)
+    answer("POST", "/api/pull", fall_silent)
+    done = pull()
+    released.set()
+    assert complaint(done) == f"pull.py: Ollama at {ollama.url} sent nothing for 0.1 s; look into its log; {ADVICE}"
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/api/tags"), ("POST", "/api/pull")])
+def test_a_redirect_is_not_followed(pull, answer, ollama, method, path):
+    def redirect():
+        raise Refusal(307, f"{ollama.url}/elsewhere")
+
+    answer(method, path, redirect)
+    assert complaint(pull()) == (
+        f"pull.py: {ollama.url}{path} redirects to {ollama.url}/elsewhere; set the url of the server itself"
+    )
+    assert "/elsewhere" not in [request.path for request in ollama.requests]

@@ -1,40 +1,58 @@
-"""What the backends share: their answer, their errors, and HTTP that stays on this machine or its private network."""
+"""What the backends share: their interface, their errors, and HTTP that stays in the private network."""
+
+from __future__ import annotations
 
 import ipaddress
 import re
 import socket
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
 
 CONNECT_SECONDS = 5
-TOP_LOGPROBS = 12  # the likeliest tokens at each place, for the confidence: 10 candidates, none, and one more
+TOP_LOGPROBS = 12  # the most probable tokens at each position, for the confidence: 10 candidates, none, and one more
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
-BUSY = {408, 429}  # statuses below 500 that pass
+BUSY = {408, 429}  # the statuses below 500 after which a later try may succeed
 
 
 class Answer(NamedTuple):
     text: str
     tokens: int  # of the prompt and of the answer
-    logprobs: list | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI and Ollama write it
+    logprobs: list[dict[str, Any]] | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI has it
 
 
-# Loopback, private, link-local. Python's is_private holds more: 198.18.0.0/15, say, which proxies give for any name.
-OWN = [
-    ipaddress.ip_network(network)
-    for network in (
-        "127.0.0.0/8",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "::1/128",
-        "fc00::/7",
-        "fe80::/10",
-    )
-]
+class ChatRequest(NamedTuple):
+    """What is sent to a model; the JSON `schema` restricts the answer (None: free text)."""
+
+    messages: list[dict[str, str]]  # {"role", "content"}
+    schema: dict[str, Any] | None
+    temperature: float
+    seed: int
+    max_tokens: int  # of the answer
+    logprobs: bool = False  # ask for the log-probabilities of the answer's tokens
+
+
+class Backend(Protocol):
+    """A model, on a server or in this process."""
+
+    url: str
+
+    def identity(self) -> str:
+        """Return the digest of the model, or its name; Unavailable or `UserError` if the model is not there."""
+
+    def prepare(self) -> None:
+        """Load the model."""
+
+    def chat(self, request: ChatRequest) -> Answer:
+        """Return the answer; Unusable, Unavailable or TooLong if there is none."""
+
+
+# Loopback, private, link-local. Python's is_private covers more, such as 198.18.0.0/15, from which some proxies answer.
+OWN_V4 = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]
+OWN_V6 = ["::1/128", "fc00::/7", "fe80::/10"]
+OWN = [ipaddress.ip_network(network) for network in OWN_V4 + OWN_V6]
 
 
 class Unusable(Exception):
@@ -46,23 +64,23 @@ class Unavailable(Exception):
 
 
 class NoServer(Unavailable, UserError):
-    """Nobody answers at that address: a mistake of the user's, unless another server can do the work."""
+    """No server answers at that address: an error of the user, unless another server can do the work."""
 
 
 class TooLong(Exception):
     """Question and answer together do not fit into the context of the model."""
 
 
-def session_for(url, allow_remote, connections):
-    """Return a `requests.Session` for the server at `url`; a public address needs `allow_remote`."""
+def session_for(url: str, allow_remote: bool, connections: int) -> requests.Session:
+    """Return a session for the server at `url`; a public address needs `allow_remote`."""
     host = urlsplit(url).hostname
     if not host:
         raise UserError(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434")
     try:
-        addresses = {ipaddress.ip_address(found[4][0].split("%")[0]) for found in socket.getaddrinfo(host, None)}
+        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except socket.gaierror:
         raise UserError(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
-    local = all(any(address in network for network in OWN) for address in addresses)
+    local = all(any(ipaddress.ip_address(address) in network for network in OWN) for address in addresses)
     if not local and not allow_remote:
         raise UserError(
             f"llm.yaml: {url} is outside your own network and would see your chats; "
@@ -74,22 +92,31 @@ def session_for(url, allow_remote, connections):
     return session
 
 
-def send(session, method, url, read_seconds, body=None):
+def http_request(
+    session: requests.Session, method: str, url: str, read_seconds: float, **options: Any
+) -> requests.Response:
+    """Return the response to a request; `UserError` for a redirect, which may lead outside our own network."""
+    timeout = (CONNECT_SECONDS, read_seconds)
+    response = session.request(method, url, timeout=timeout, allow_redirects=False, **options)
+    if 300 <= response.status_code < 400:
+        raise UserError(f"{url} redirects to {response.headers.get('Location')}; set the url of the server itself")
+    return response
+
+
+def send(
+    session: requests.Session, method: str, url: str, read_seconds: float, body: dict[str, Any] | None = None
+) -> Any:
     """Send `body` as JSON and return the decoded answer.
 
-    Raises Unavailable (no connection, a broken one, time-out, busy, 5xx), TooLong, Unusable (no JSON in a whole
-    answer) or UserError (any other 4xx: the request itself is wrong).
+    Raises Unavailable (no connection, a broken one, time-out, busy, 5xx), TooLong, Unusable (an answer that is not
+    JSON) or UserError (a redirect, or any other 4xx: the request itself is wrong).
     """
     try:
-        response = session.request(
-            method, url, json=body, timeout=(CONNECT_SECONDS, read_seconds), allow_redirects=False
-        )
+        response = http_request(session, method, url, read_seconds, json=body)
     except requests.RequestException as error:
         raise Unavailable(f"{url}: {type(error).__name__}") from None
     if response.status_code >= 500 or response.status_code in BUSY:
         raise Unavailable(f"{url}: status {response.status_code}, {error_text(response)}")
-    if 300 <= response.status_code < 400:  # wherever that leads, it may be outside
-        raise UserError(f"{url} sends us on to {response.headers.get('Location')}; set the url of the server itself")
     if response.status_code >= 400:
         text = error_text(response)
         if TOO_LONG.search(text):
@@ -98,11 +125,11 @@ def send(session, method, url, read_seconds, body=None):
     try:
         return response.json()
     except requests.JSONDecodeError:
-        raise Unusable(f"{url}: the answer is no JSON") from None
+        raise Unusable(f"{url}: the answer is not JSON") from None
 
 
-def error_text(response):
-    """The server's own words; Ollama sends {"error": text}, OpenAI-compatible servers {"error": {"message": text}}."""
+def error_text(response: requests.Response) -> str:
+    """Return the server's words: {"error": text} from Ollama, {"error": {"message": text}} from others."""
     try:
         error = response.json()["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -110,28 +137,30 @@ def error_text(response):
         return response.reason
 
 
-def check_not_thinking(thinking, text):
+def check_not_thinking(thinking: str | None, text: str) -> None:
     if thinking or "<think>" in text:
-        raise Unusable("the model thinks aloud although it was told not to")
+        raise Unusable("the model thinks although thinking is switched off")
 
 
-def chat_completion(body_of_model, messages, schema, temperature, seed, max_tokens, logprobs):
-    """Return the body of an OpenAI chat completion, as llama-server and vLLM take it."""
-    bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-    return {
-        **body_of_model,
-        "messages": messages,
-        "temperature": temperature,
-        "seed": seed,
-        "max_tokens": max_tokens,
+def chat_completion(request: ChatRequest, **body: Any) -> dict[str, Any]:
+    """Return the body of an OpenAI chat completion as llama-server and vLLM read it, `body` included."""
+    body |= {
+        "messages": request.messages,
+        "temperature": request.temperature,
+        "seed": request.seed,
+        "max_tokens": request.max_tokens,
         "chat_template_kwargs": {"enable_thinking": False},
-        **({} if schema is None else {"response_format": bound}),
-        **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
     }
+    if request.schema is not None:
+        json_schema = {"name": "answer", "schema": request.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+    if request.logprobs:
+        body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    return body
 
 
-def read_completion(answer):
-    """Return the Answer in a chat completion; Unusable if it was broken off."""
+def read_completion(answer: dict[str, Any]) -> Answer:
+    """Return the Answer in a chat completion; Unusable if it is incomplete."""
     try:
         choice, usage = answer["choices"][0], answer["usage"]
         message, reason = choice["message"], choice["finish_reason"]

@@ -1,6 +1,10 @@
-"""Ask a language model many questions: bound by a schema, checked, journalled, a few at a time."""
+"""Ask a language model many questions, a few at a time; a schema restricts the answers, valid ones are cached."""
 
+from __future__ import annotations
+
+import argparse
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -8,15 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
-
-import tenacity
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
 from huiyin.llm.answer_cache import AnswerCache, digest
-from huiyin.llm.backend import TooLong, Unavailable, Unusable
+from huiyin.llm.backend import Answer, ChatRequest, TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
 from huiyin.llm.ollama import Ollama
 from huiyin.llm.openai import OpenAI
@@ -24,8 +26,14 @@ from huiyin.llm.pool import Pool
 
 TRIES = 3
 RETRY_TEMPERATURE = 0.5  # at temperature 0 another seed would only give the same answer again
-FIRST_FEW = 20  # answers after which there is a first guess of the time it takes
-TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen; only for what is said beforehand
+WAIT_SECONDS = 0.5  # after the first try that no server answers, and twice as long after each further one ...
+JITTER_SECONDS = 0.5  # ... and at random up to this much longer, so that not all threads come back at once
+ESTIMATE_AFTER = 20  # answers, from which the time for the rest is estimated
+TOKENS_PER_CHARACTER = (
+    0.7  # of Chinese chat, in the vocabularies of Qwen; only for the estimate before the first answer
+)
+# What a backend or `Question.accept` raises for an answer that is not valid
+INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass
@@ -45,22 +53,23 @@ class Settings:
     max_failed_share: float = 0.01
     max_failures_in_a_row: AtLeast1 = 20
 
-    PRESETS: ClassVar = {"default": {}}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
 
 
 @dataclass
 class Question:
-    """What is asked, the JSON schema of the answer, and `accept`: parsed answer -> value, ValueError if it is no good.
+    """What is asked: `system`, the part that all questions share, so that the server keeps it, and `user`, the rest.
 
-    `system` is what all questions share, so that the server reads it once. `choices`: the values among which the
-    answer's one string is, if a confidence is wanted. `tries`, the first with the seed `seed`. One that
-    `may_be_split` is answered with `TooLong` where it does not fit into the context; any other is `UserError` then.
+    schema: JSON schema of the answer. accept: decoded answer -> value; ValueError if it is not valid. choices: the
+    values among which the answer's one string is, where a confidence is wanted. tries: how often it is asked at most,
+    with the seeds `seed`, `seed` + 1, ... A question that does not fit into the context is answered by `TooLong` if it
+    `may_be_split`, otherwise it is `UserError`.
     """
 
     system: str
     user: str
-    schema: dict
-    accept: Callable
+    schema: dict[str, Any]
+    accept: Callable[[Any], Any]
     temperature: float
     max_tokens: int
     choices: list[str] | None = None
@@ -68,168 +77,161 @@ class Question:
     seed: int = 0
     may_be_split: bool = False
 
+    def size(self) -> int:
+        """Return about how much of the context question and answer need."""
+        return len(self.system) + len(self.user) + self.max_tokens
 
-class Answered(NamedTuple):
-    value: object
+
+class Accepted(NamedTuple):
+    """A valid answer: what `Question.accept` made of it, and the probability of the choice, if there is one."""
+
+    value: Any
     confidence: float | None
 
 
-def llm_arguments(parser, answers=True):
-    """Add what a stage needs to reach the model: `--llm`, `--ollama-url` and, to ask it much, `--answers`."""
+Result = Accepted | type[TooLong] | None  # of a question; None: no try gave a valid answer
+
+
+def llm_arguments(parser: argparse.ArgumentParser, answers: bool = True) -> None:
+    """Add the options with which a command reaches the model: `--llm`, `--ollama-url` and `--answers`."""
     parser.add_argument("--llm", type=Path, required=True, metavar="FILE", help="llm.yaml")
     parser.add_argument("--ollama-url", default="http://127.0.0.1:11434", help="what `url: auto` means")
     if answers:
-        parser.add_argument("--answers", type=Path, required=True, metavar="FILE", help="the journal, answers.db")
+        parser.add_argument("--answers", type=Path, required=True, metavar="FILE", help="the answer cache, answers.db")
 
 
-def read_llm_settings(args):
+def read_llm_settings(args: argparse.Namespace) -> Settings:
     return read_settings(args.llm, Settings)
 
 
-def addresses(settings, ollama_url):
-    given = settings.url if isinstance(settings.url, list) else [settings.url]
-    return [ollama_url if url == "auto" else url for url in given]
+def addresses(settings: Settings, ollama_url: str) -> list[str]:
+    """Return the urls of the servers; `ollama_url` is that of `auto`."""
+    urls = settings.url if isinstance(settings.url, list) else [settings.url]
+    return [ollama_url if url == "auto" else url for url in urls]
 
 
-def open_pool(settings, ollama_url):
+def open_pool(settings: Settings, ollama_url: str) -> Pool:
     if settings.backend == "embedded":
-        from huiyin.llm.embedded import Embedded  # loads llama.cpp, which the other backends do without
+        from huiyin.llm.embedded import Embedded  # loads llama.cpp, which the other backends do not need
 
         return Pool([Embedded(settings.model, settings.num_ctx, settings.parallel, settings.threads)])
     if settings.backend == "openai" and settings.url == "auto":
         raise UserError("llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000")
-    kind = OpenAI if settings.backend == "openai" else Ollama
+    backend = OpenAI if settings.backend == "openai" else Ollama
     urls = addresses(settings, ollama_url)
-    return Pool(
-        [
-            kind(
-                url,
-                settings.model,
-                settings.num_ctx,
-                settings.read_timeout_seconds,
-                settings.allow_remote,
-                settings.parallel * len(urls),
-            )
-            for url in urls
-        ]
-    )
+    options = settings.read_timeout_seconds, settings.allow_remote, settings.parallel * len(urls)
+    return Pool([backend(url, settings.model, settings.num_ctx, *options) for url in urls])
 
 
-def open_ollama(settings, ollama_url, model, num_ctx):
-    """Return the (first) Ollama server of the settings, for another model."""
+def open_ollama(settings: Settings, ollama_url: str, model: str, num_ctx: int) -> Ollama:
+    """Return the first Ollama server of the settings, for another model."""
     url = addresses(settings, ollama_url)[0]
     return Ollama(url, model, num_ctx, settings.read_timeout_seconds, settings.allow_remote)
 
 
-def unload_model(settings, ollama_url):
-    """Free the card of the language model, where a server of ours holds one."""
+def unload_model(settings: Settings, ollama_url: str) -> None:
+    """Free the card of the language model, where an Ollama server holds one."""
     if settings.backend == "ollama":
         open_ollama(settings, ollama_url, settings.model, settings.num_ctx).unload()
 
 
 class Client:
-    """Puts questions to the model; every accepted answer is in the journal before it counts.
+    """Asks the model; every valid answer is in the answer cache before it counts.
 
-    Without a question there need be no model, so it is looked for when the first is asked.
+    The model is looked for when the first question comes, as without questions there need not be one.
     """
 
-    def __init__(self, settings, ollama_url, answers):
-        self.settings, self.ollama_url, self.answers = settings, ollama_url, answers
-        self.pool = self.journal = None
-        self.counts, self.seconds, self.prepared = Counter(), 0.0, False
-        self.lock, self.stopped = threading.Lock(), threading.Event()
-        self.in_a_row = 0  # failures since the last accepted answer
-        self.last_failure = None
+    pool: Pool  # `open` sets these three
+    model: str
+    cache: AnswerCache
 
-    def __enter__(self):
+    def __init__(self, settings: Settings, ollama_url: str, answers: Path) -> None:
+        self.settings, self.ollama_url, self.answers = settings, ollama_url, answers
+        self.opened = self.prepared = False
+        self.counts: Counter[str] = Counter()  # as the receipt names them
+        self.seconds = 0.0
+        self.lock, self.stopped = threading.Lock(), threading.Event()
+        self.failures_in_a_row = 0  # since the last valid answer
+        self.last_failure: object = None
+
+    def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *error):
-        if self.journal:
-            self.journal.close()
+    def __exit__(self, *error: object) -> None:
+        if self.opened:
+            self.cache.close()
 
-    def open(self):
+    def open(self) -> None:
         self.pool = open_pool(self.settings, self.ollama_url)
-        self.parallel = self.settings.parallel * len(self.pool.backends)
         self.model = self.pool.identity()
-        self.journal = AnswerCache(self.answers)
+        self.cache = AnswerCache(self.answers)
+        self.opened = True
 
-    def receipt(self):
-        """What a stage's receipt says of the model, nothing if it was not needed."""
-        if self.pool is None:
+    def receipt(self) -> dict[str, Any]:
+        """Return what a stage's receipt says of the model, {} if it was not needed."""
+        if not self.opened:
             return {}
         return {"llm": {"model": self.model, **self.counts, "seconds": round(self.seconds, 3)}}
 
-    def ask_all(self, name, questions, aside="", final=True):
-        """Return an Answered for each of `questions`; None where no try gave a valid answer, TooLong (the class)
-        where it does not fit into the context.
+    def ask_all(self, name: str, questions: list[Question], note: str = "", final: bool = True) -> list[Result]:
+        """Return the Accepted answer to each of `questions`, None where no try gave a valid one, and TooLong (the
+        class) where it does not fit into the context.
 
-        `aside`: what the progress says besides. `final`: what fails here fails for good, and more than
-        `max_failed_share` of them is `UserError`.
+        note: what the progress says besides. final: nobody will ask again, so that more failures than
+        `max_failed_share` are `UserError`.
         """
         if not questions:
             return []
-        if self.pool is None:
+        if not self.opened:
             self.open()
         keys = [self.key(question) for question in questions]
-        results = {}
-        for key, question in zip(keys, questions, strict=True):
-            if key not in results and (known := self.known(key, question)) is not None:
-                results[key] = known
-        self.counts["from_journal"] += len(results)
-        ahead = {key: question for key, question in zip(keys, questions, strict=True) if key not in results}
-        self.announce(name, len(results), ahead.values())
-        if ahead:
-            if not self.prepared:
-                self.pool.prepare()
-                self.prepared = True
-            started = time.monotonic()
-            notes = [aside, f"{len(results) / (len(results) + len(ahead)):.0%} from the journal" if results else ""]
-            longest = max(dict(zip(keys, questions, strict=True)).items(), key=lambda item: size(item[1]))
-            self.ask_open(name, ahead, longest, results, " and ".join(filter(None, notes)), final)
-            self.seconds += time.monotonic() - started
+        by_key = dict(zip(keys, questions, strict=True))
+        results: dict[str, Result] = {
+            key: answer for key, question in by_key.items() if (answer := self.cached(key, question))
+        }
+        to_ask = {key: question for key, question in by_key.items() if key not in results}
+        self.counts["from_journal"] += len(results)  # the field of receipts for the answer cache
+        tokens = TOKENS_PER_CHARACTER * sum(question.size() for question in to_ask.values())
+        cached = f" and {len(results):,} answered from the answer cache" if results else ""
+        print(f"{name}: {len(to_ask):,} questions to ask{cached}, about {tokens:,.0f} tokens", flush=True)
+        if to_ask:
+            notes = [note, f"{len(results) / len(by_key):.0%} from the answer cache" if results else ""]
+            longest = max(by_key, key=lambda key: by_key[key].size())
+            results |= self.ask_uncached(name, to_ask, longest, " and ".join(filter(None, notes)), final)
         return [results[key] for key in keys]
 
-    def announce(self, name, known, ahead):
-        tokens = TOKENS_PER_CHARACTER * sum(map(size, ahead))
-        journal = f" and {known:,} answered in the journal" if known else ""
-        print(f"{name}: {len(ahead):,} questions to ask{journal}, about {tokens:,.0f} tokens", flush=True)
+    def ask_uncached(
+        self, name: str, questions: dict[str, Question], longest: str, note: str, final: bool
+    ) -> dict[str, Result]:
+        """Return {key: result} of `questions`, {key: Question}.
 
-    def ask_open(self, name, ahead, longest, results, note, final):
-        """Fill `results` with the answers to `ahead` ({key: question}); the longest goes first and alone, so that a
-        context which is too small shows at once."""
-        started, before = time.monotonic(), self.counts["tokens"]
-        failed = 0
-        with Progress(name, len(ahead), "questions") as progress, ThreadPoolExecutor(self.parallel) as pool:
+        The one with the key `longest` goes first and alone, so that a context which is too small shows at once.
+        """
+        if not self.prepared:
+            self.pool.prepare()
+            self.prepared = True
+        results: dict[str, Result] = {}
+        failed, started, tokens_before = 0, time.monotonic(), self.counts["tokens"]
+        threads = ThreadPoolExecutor(self.settings.parallel * len(self.pool.backends))
+        with Progress(name, len(questions), "questions") as progress, threads:
             try:
-                waves = [
-                    [longest] if longest[0] in ahead else [],
-                    [item for item in ahead.items() if item[0] != longest[0]],
-                ]
-                for wave in waves:
-                    futures = {pool.submit(self.ask, key, question): key for key, question in wave}
+                for wave in ([longest], [key for key in questions if key != longest]):
+                    futures = {threads.submit(self.ask, key, questions[key]): key for key in wave if key in questions}
                     for future in as_completed(futures):
-                        results[futures[future]] = answer = future.result()
-                        failed += answer is None
+                        results[futures[future]] = result = future.result()
+                        failed += result is None
                         if final:
-                            self.check_failures(failed, len(ahead))
-                        rate = (self.counts["tokens"] - before) / (time.monotonic() - started)
-                        progress.note = ", ".join(filter(None, [f"{rate:,.0f} tokens/s", note]))
-                        progress.add()
-                        if progress.done == FIRST_FEW:
-                            seconds = (time.monotonic() - started) * (len(ahead) / FIRST_FEW - 1)
-                            print(
-                                f"{name}: about {seconds / 60:,.1f} minutes to go, "
-                                f"{(self.counts['tokens'] - before) / FIRST_FEW:,.0f} tokens a question",
-                                flush=True,
-                            )
+                            self.check_failures(failed, len(questions))
+                        show(progress, time.monotonic() - started, self.counts["tokens"] - tokens_before, note)
             except BaseException:
-                self.stopped.set()  # whoever waits for a server need not wait on
-                pool.shutdown(cancel_futures=True)  # one that fails for good ends the stage, not 20,000 of them
+                self.stopped.set()  # ends the waits of `ask`
+                threads.shutdown(cancel_futures=True)  # one error ends the stage, without the other 20,000 questions
                 raise
+        self.seconds += time.monotonic() - started
+        return results
 
-    def check_failures(self, failed, questions):
-        """Too many failures are no dataset; so many that none or few are left out in silence."""
+    def check_failures(self, failed: int, questions: int) -> None:
+        """`UserError` if more of the questions failed than a dataset may silently leave out."""
         if failed > self.settings.max_failed_share * questions:
             raise UserError(
                 f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
@@ -237,7 +239,8 @@ class Client:
                 "kept"
             )
 
-    def key(self, question):
+    def key(self, question: Question) -> str:
+        """Return the key in the answer cache: the same model and the same words and options give the same answer."""
         options = {
             "temperature": question.temperature,
             "max_tokens": question.max_tokens,
@@ -245,99 +248,85 @@ class Client:
         }
         return digest(self.model, options, question.system, question.user, question.schema)
 
-    def known(self, key, question):
-        entry = self.journal.get(key)
+    def cached(self, key: str, question: Question) -> Accepted | None:
+        entry = self.cache.get(key)
         if entry is None:
             return None
         text, confidence = json.loads(entry)
         try:
-            return Answered(question.accept(json.loads(text)), confidence)
-        except (ValueError, TypeError, KeyError, AttributeError):  # good enough once, not any more
+            return Accepted(question.accept(json.loads(text)), confidence)
+        except INVALID:  # accepted under older rules
             return None
 
-    def ask(self, key, question):
-        """Ask until there is a valid answer, at most `question.tries` times (a server that does not answer: TRIES)."""
-        stop = tenacity.stop_after_attempt(TRIES) | (
-            lambda state: isinstance(state.outcome.exception(), Refused) and state.attempt_number >= question.tries
-        )
-        retrying = tenacity.Retrying(
-            stop=stop,
-            retry=tenacity.retry_if_exception_type((Unavailable, Refused)),
-            reraise=True,
-            wait=patience,
-            sleep=tenacity.sleep_using_event(self.stopped),
-        )
-        try:
-            return retrying(self.try_once, key, question, Counter())
-        except TooLong as error:
-            if not question.may_be_split:
+    def ask(self, key: str, question: Question) -> Result:
+        """Ask until there is a valid answer: `question.tries` times at most, or TRIES times if no server answers.
+
+        Each try has a seed of its own; after an answer that is not valid, the temperature is raised.
+        """
+        temperature = question.temperature
+        for attempt in range(TRIES):
+            if self.stopped.is_set():
+                raise UserError("stopped")  # never shown: what stopped it is
+            try:
+                answer, value = self.try_once(question, temperature, question.seed + attempt)
+            except TooLong as error:
+                if question.may_be_split:
+                    return TooLong
                 raise UserError(f"{error}; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)") from None
-            return TooLong
-        except (Unavailable, Refused):
-            with self.lock:
-                self.counts["failed"] += 1
-            return None
+            except Unavailable as error:
+                self.count_failure(error)
+                if attempt + 1 < TRIES:
+                    self.stopped.wait(WAIT_SECONDS * 2**attempt + random.uniform(0, JITTER_SECONDS))
+            except INVALID as error:
+                self.count_failure("the answer is no whole JSON" if isinstance(error, json.JSONDecodeError) else error)
+                if attempt + 1 >= question.tries:
+                    break
+                temperature = max(temperature, RETRY_TEMPERATURE)
+            else:
+                confidence = confidence_of(answer, question.choices)
+                self.cache.put(key, json.dumps([answer.text, confidence], ensure_ascii=False))
+                with self.lock:
+                    self.failures_in_a_row = 0
+                return Accepted(value, confidence)
+        with self.lock:
+            self.counts["failed"] += 1
+        return None
 
-    def try_once(self, key, question, earlier):
-        """One request, with a seed of its own; Unavailable or Refused if no valid answer comes of it."""
-        if self.stopped.is_set():
-            raise UserError("stopped")  # never shown: what stopped it is
-        temperature = max(question.temperature, RETRY_TEMPERATURE) if earlier["refused"] else question.temperature
-        seed = question.seed + earlier.total()
-        messages = [
-            {"role": role, "content": text}
-            for role, text in (("system", question.system), ("user", question.user))
-            if text
-        ]
+    def try_once(self, question: Question, temperature: float, seed: int) -> tuple[Answer, Any]:
+        """Return the answer to one request, and what `question.accept` makes of it.
+
+        Raises Unavailable, TooLong, or one of INVALID.
+        """
+        texts = (("system", question.system), ("user", question.user))
+        messages = [{"role": role, "content": text} for role, text in texts if text]
         with self.lock:
             self.counts["asked"] += 1
-        try:
-            answer = self.pool.chat(
-                messages, question.schema, temperature, seed, question.max_tokens, logprobs=question.choices is not None
-            )
-            with self.lock:
-                self.counts["tokens"] += answer.tokens
-            content = json.loads(answer.text)
-            json.dumps(content, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
-            value = question.accept(content)
-        except Unavailable as error:
-            earlier["unavailable"] += 1
-            self.failure(error)
-            raise
-        except (Unusable, ValueError, TypeError, KeyError, AttributeError) as error:
-            earlier["refused"] += 1
-            reason = "the answer is no whole JSON" if isinstance(error, json.JSONDecodeError) else error
-            self.failure(reason)
-            raise Refused(reason) from None
-        confidence = confidence_of(answer, question.choices)
-        self.journal.put(key, json.dumps([answer.text, confidence], ensure_ascii=False))
+        answer = self.pool.chat(
+            ChatRequest(messages, question.schema, temperature, seed, question.max_tokens, question.choices is not None)
+        )
         with self.lock:
-            self.in_a_row = 0
-        return Answered(value, confidence)
+            self.counts["tokens"] += answer.tokens
+        content = json.loads(answer.text)
+        json.dumps(content, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
+        return answer, question.accept(content)
 
-    def failure(self, error):
-        """Count a failure; so many in a row that it is no chance end the stage."""
+    def count_failure(self, reason: object) -> None:
+        """Count a failure; `UserError` if there are so many in a row that it is no chance."""
         with self.lock:
-            self.in_a_row += 1
-            self.last_failure = error
-            if self.in_a_row >= self.settings.max_failures_in_a_row:
+            self.failures_in_a_row += 1
+            self.last_failure = reason
+            if self.failures_in_a_row >= self.settings.max_failures_in_a_row:
                 raise UserError(
-                    f"the language model failed {self.in_a_row} times in a row, the last time: {error}; "
+                    f"the language model failed {self.failures_in_a_row} times in a row, the last time: {reason}; "
                     "what is answered is kept, start again to go on"
                 ) from None
 
 
-class Refused(Exception):
-    """There was an answer, but not a valid one."""
-
-
-def size(question):
-    return len(question.system) + len(question.user) + question.max_tokens
-
-
-backing_off = tenacity.wait_exponential_jitter(multiplier=0.5, max=20, jitter=0.5)
-
-
-def patience(state):
-    """Seconds to wait: only for a server that did not answer."""
-    return backing_off(state) if isinstance(state.outcome.exception(), Unavailable) else 0
+def show(progress: Progress, seconds: float, tokens: int, note: str) -> None:
+    """Show one more answer; `seconds` and `tokens` are those of all answers so far."""
+    progress.note = ", ".join(filter(None, [f"{tokens / seconds:,.0f} tokens/s", note]))
+    progress.add()
+    if progress.done == ESTIMATE_AFTER:
+        minutes = seconds / 60 * (progress.total / ESTIMATE_AFTER - 1)
+        tokens_each = tokens / ESTIMATE_AFTER
+        print(f"{progress.name}: about {minutes:,.1f} minutes to go, {tokens_each:,.0f} tokens a question", flush=True)

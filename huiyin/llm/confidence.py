@@ -1,50 +1,68 @@
-"""How sure was the model of the choice it made? From the log-probabilities of the tokens it wrote."""
+"""How sure the model was of its choice, from the log-probabilities of the tokens that it wrote."""
 
 import json
 import math
+from typing import Any
+
+from huiyin.llm.backend import Answer
 
 
-def confidence_of(answer, choices):
-    """Return the share of probability (0 to 1) of the choice in `answer.text`, a JSON object with one string.
+def confidence_of(answer: Answer, choices: list[str] | None) -> float | None:
+    """Return the probability (0 to 1) of the choice in `answer.text`, a JSON object with one string from `choices`.
 
-    None where the backend gives no log-probabilities. Those are the model's before the schema bound it, so at each
-    token only the alternatives count with which the answer can still become one of `choices`; one the model does
-    not list counts as likely as the last on the list.
+    None if there is nothing to choose, or if the backend reports no log-probabilities. The reported ones are those
+    before the schema restricted the model, so at each token they are normalized over the alternatives with which the
+    answer can still become one of `choices`.
     """
     if not choices or not answer.logprobs:
         return None
-    [chosen] = json.loads(answer.text).values()
-    before, _, after = answer.text.rpartition(json.dumps(chosen))
-    # servers take a fence (```json) off the answer, but not off the tokens
-    frame = b"".join(map(spelling, answer.logprobs)).partition(answer.text.encode())[0]
-    allowed = [frame + (before + json.dumps(choice) + after).encode() for choice in choices]
+    texts = possible_texts(answer.text, answer.logprobs, choices)
+    common = common_length(texts)  # up to here there is nothing to choose
     confidence, written = 1.0, b""
-    pairs = enumerate(zip(min(allowed), max(allowed), strict=False))
-    shared = next((place for place, (one, other) in pairs if one != other), 0)
     for token in answer.logprobs:
-        if len(written) + len(spelling(token)) <= shared:  # nothing to choose yet
-            written += spelling(token)
-            continue
-        possible = [whole for whole in allowed if whole.startswith(written)]
-        if len(possible) < 2:
-            break
-        listed = {spelling(other): other["logprob"] for other in token.get("top_logprobs") or []}
-        least = min([*listed.values(), token["logprob"]])
-        listed[spelling(token)] = token["logprob"]
-        fitting = {
-            text: logprob
-            for text, logprob in listed.items()
-            if text and any(whole.startswith(written + text) for whole in possible)
-        }
-        next_bytes = {whole[len(written)] for whole in possible if len(whole) > len(written)}
-        unlisted = next_bytes - {text[0] for text in fitting}
-        total = sum(map(math.exp, fitting.values())) + len(unlisted) * math.exp(least)
-        if spelling(token) in fitting and total > 0:
-            confidence *= math.exp(token["logprob"]) / total
-        written += spelling(token)
+        if len(written) + len(token_bytes(token)) > common:
+            texts = [text for text in texts if text.startswith(written)]
+            if len(texts) < 2:
+                break
+            confidence *= probability_of(token, [text[len(written) :] for text in texts])
+        written += token_bytes(token)
     return round(confidence, 4)
 
 
-def spelling(token):
-    """The bytes of a token; as text some have none, being parts of a character."""
+def possible_texts(text: str, tokens: list[dict[str, Any]], choices: list[str]) -> list[bytes]:
+    """Return all that the `tokens` could have spelled: what they did spell, with each of `choices` as its string."""
+    [chosen] = json.loads(text).values()
+    before, _, after = text.rpartition(json.dumps(chosen))
+    # servers remove a code fence (```json) from the text, but not from the tokens
+    fence = b"".join(map(token_bytes, tokens)).partition(text.encode())[0]
+    return [fence + (before + json.dumps(choice) + after).encode() for choice in choices]
+
+
+def common_length(texts: list[bytes]) -> int:
+    """Return how many bytes all of `texts` begin with; the least and the greatest have no more in common than all."""
+    least, greatest = min(texts), max(texts)
+    pairs = enumerate(zip(least, greatest, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), len(least))
+
+
+def probability_of(token: dict[str, Any], continuations: list[bytes]) -> float:
+    """Return the probability of `token` among the tokens with which one of `continuations` can begin.
+
+    A first byte that no listed token begins with counts as one more token, as probable as the last one listed.
+    """
+    listed = {token_bytes(other): other["logprob"] for other in token.get("top_logprobs") or []}
+    least = min([*listed.values(), token["logprob"]])
+    listed[token_bytes(token)] = token["logprob"]
+    possible = {
+        written: logprob
+        for written, logprob in listed.items()
+        if written and any(text.startswith(written) for text in continuations)
+    }
+    unlisted = {text[0] for text in continuations if text} - {written[0] for written in possible}
+    total = sum(map(math.exp, possible.values())) + len(unlisted) * math.exp(least)
+    return math.exp(token["logprob"]) / total if token_bytes(token) in possible and total > 0 else 1.0
+
+
+def token_bytes(token: dict[str, Any]) -> bytes:
+    """Return the bytes of a token; some are a part of a character, and have no text."""
     return bytes(token["bytes"]) if token.get("bytes") is not None else token["token"].encode()

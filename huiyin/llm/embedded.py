@@ -6,13 +6,13 @@ import xllamacpp
 
 from huiyin.common.errors import UserError
 from huiyin.common.stage import sha256
-from huiyin.llm.backend import TooLong, Unavailable, Unusable, chat_completion, read_completion
+from huiyin.llm.backend import Answer, ChatRequest, TooLong, Unavailable, Unusable, chat_completion, read_completion
 
 
 class Embedded:
-    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; `threads` 0: one a core."""
+    """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; 0 threads: one per core."""
 
-    def __init__(self, model, num_ctx, parallel, threads=0):
+    def __init__(self, model: str, num_ctx: int, parallel: int, threads: int = 0) -> None:
         if not Path(model).is_file():
             raise UserError(
                 f"{model}: no such file; backend embedded needs the path of a GGUF model in llm.yaml, "
@@ -21,7 +21,7 @@ class Embedded:
         self.url = self.model = model
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
-        params.n_ctx = num_ctx * parallel  # shared out evenly among the slots
+        params.n_ctx = num_ctx * parallel  # divided evenly among the slots
         params.n_parallel = parallel
         if threads:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -32,24 +32,21 @@ class Embedded:
         except RuntimeError:
             raise UserError(f"{model}: llama.cpp cannot load it; is it a whole GGUF model?") from None
 
-    def identity(self):
+    def identity(self) -> str:
         return f"sha256:{sha256(self.model)}"
 
-    def prepare(self):
-        """Nothing: it is loaded."""
+    def prepare(self) -> None:
+        """Do nothing: the model is loaded."""
 
-    def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False):
-        """Return the Answer, bound by the JSON schema `schema` (None: free text)."""
+    def chat(self, request: ChatRequest) -> Answer:
         try:
-            answer = self.server.handle_chat_completions(
-                chat_completion({}, messages, schema, temperature, seed, max_tokens, logprobs)
-            )
-        except RuntimeError as error:  # what the model wrote is no UTF-8, for one
+            answer = self.server.handle_chat_completions(chat_completion(request))
+        except RuntimeError as error:  # for one, if what the model wrote is not UTF-8
             raise Unusable(str(error)) from None
-        if error := answer.get("error"):
-            if error.get("type") == "exceed_context_size_error":
-                raise TooLong(f"{self.model}: {error['message']}")
-            if error["code"] < 500:
-                raise UserError(f"{self.model} refuses the question: {error['message']}")
-            raise Unavailable(error["message"])
+        if failure := answer.get("error"):
+            if failure.get("type") == "exceed_context_size_error":
+                raise TooLong(f"{self.model}: {failure['message']}")
+            if failure["code"] < 500:
+                raise UserError(f"{self.model} refuses the question: {failure['message']}")
+            raise Unavailable(failure["message"])
         return read_completion(answer)

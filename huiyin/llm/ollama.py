@@ -1,9 +1,13 @@
-"""Ollama over its own API (docs/api.md there): ask, unload, create a model."""
+"""Ollama through its own API (docs/api.md in its repository): ask, unload, fetch and create a model."""
+
+from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from huiyin.common.errors import UserError
@@ -11,74 +15,74 @@ from huiyin.common.lazy import requests
 from huiyin.common.progress import Progress
 from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
-    CONNECT_SECONDS,
     TOP_LOGPROBS,
     Answer,
+    ChatRequest,
     NoServer,
     Unavailable,
     Unusable,
     check_not_thinking,
     error_text,
+    http_request,
     send,
     session_for,
 )
 
 UNLOAD_SECONDS = 120
 LOAD_SECONDS = 600  # Ollama itself gives up after 5 minutes without progress
-CREATE_SECONDS = 3600  # between two lines of its stream; it says nothing while it converts a large model
-STORES = ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]  # as ollama serve and its installer have it
+# Between two lines of a stream, which is silent while Ollama converts a large model, or computes its digest:
+CREATE_SECONDS, PULL_SECONDS = 3600, 1800
+STORES = ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]  # of `ollama serve`, and of its installer
+
+
+class BrokenStream(UserError):
+    """A stream of events ended with an error, or before its end."""
 
 
 class Ollama:
     """The model `model` on the Ollama server at `url`."""
 
-    def __init__(self, url, model, num_ctx, read_seconds, allow_remote=False, connections=1):
+    def __init__(
+        self, url: str, model: str, num_ctx: int, read_seconds: float, allow_remote: bool = False, connections: int = 1
+    ) -> None:
         self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
         self.session = session_for(url, allow_remote, connections)
 
-    def identity(self):
-        """The digest of the model; NoServer or another `UserError` if the server or the model is not there."""
+    def identity(self) -> str:
+        """Return the digest of the model; NoServer or another `UserError` if the server or the model is not there."""
         digest = self.models().get(tagged(self.model))
         if digest is None:
             raise UserError(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
         return digest
 
-    def models(self):
-        """{name: digest} of the models the server has."""
+    def models(self) -> dict[str, str]:
+        """Return {name: digest} of the models that the server has."""
         try:
-            answer = self.session.get(f"{self.url}/api/tags", timeout=(CONNECT_SECONDS, self.read_seconds))
-            answer.raise_for_status()
-            return {model["name"]: model["digest"] for model in answer.json()["models"]}
+            response = http_request(self.session, "GET", f"{self.url}/api/tags", self.read_seconds)
+            response.raise_for_status()
+            return {model["name"]: model["digest"] for model in response.json()["models"]}
         except (requests.RequestException, KeyError, TypeError):
-            raise self.absent() from None
+            raise self.no_server() from None
 
-    def is_there(self):
+    def is_there(self) -> bool:
         return tagged(self.model) in self.models()
 
-    def pull(self):
-        """Let the server fetch the model; yield (part, bytes there, bytes in all) as it goes on."""
-        status = None
-        with self.session.post(
-            f"{self.url}/api/pull",
-            json={"model": self.model},
-            stream=True,
-            timeout=(CONNECT_SECONDS, self.read_seconds),
-        ) as answer:
-            for line in filter(None, answer.iter_lines()):
-                event = json.loads(line)
-                if "error" in event:  # comes on a 200, too
-                    raise UserError(
-                        f"Ollama cannot fetch {self.model}: {event['error']}; is the name right, is the "
-                        "network there? HTTPS_PROXY names a proxy"
-                    )
+    def pull(self) -> Iterator[tuple[str, int, int]]:
+        """Let the server fetch the model; yield (digest of a file, bytes fetched, bytes in all) as it goes on."""
+        status, kept = None, "start again, what is fetched is kept"
+        try:
+            for event in self.stream("/api/pull", {"model": self.model}, PULL_SECONDS):
                 status = event.get("status")
                 if "total" in event:
                     yield event["digest"], event.get("completed", 0), event["total"]
+        except BrokenStream as error:
+            advice = "is the name right, is the network there? HTTPS_PROXY names a proxy"
+            raise UserError(f"{error}; {advice}; {kept}") from None
         if status != "success":
-            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; start again, what is there is kept")
+            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; {kept}")
 
-    def prepare(self):
-        """Load the model; check that its context is as large as `num_ctx` and that it really is on the GPU."""
+    def prepare(self) -> None:
+        """Load the model; check that its context is as large as `num_ctx`, and warn unless all of it is on the GPU."""
         info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})
         contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
         if contexts and min(contexts) < self.num_ctx:
@@ -86,66 +90,54 @@ class Ollama:
                 f"{self.model} has a context of {min(contexts)} tokens, "
                 f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model"
             )
-        # `shift` belongs to what a model is loaded with: another value in the first question would load it again
-        send(
-            self.session,
-            "POST",
-            f"{self.url}/api/chat",
-            max(LOAD_SECONDS, self.read_seconds),
-            {
-                "model": self.model,
-                "messages": [],
-                "stream": False,
-                "shift": False,
-                "keep_alive": "30m",
-                "options": {"num_ctx": self.num_ctx},
-            },
-        )
+        body = {
+            "model": self.model,
+            "messages": [],
+            "stream": False,
+            "shift": False,  # another value in the first question would load the model again
+            "keep_alive": "30m",
+            "options": {"num_ctx": self.num_ctx},
+        }
+        send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), body)
         running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]
         for model in running:
             if model["name"] == tagged(self.model) and model.get("size_vram", 0) < model.get("size", 0):
-                share = model.get("size_vram", 0) / model["size"]
+                part = model.get("size_vram", 0) / model["size"]
                 print(
-                    f"WARNING: only {share:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
+                    f"WARNING: only {part:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
                     "processor and many times slower; take a smaller model or num_ctx x parallel, "
                     "and look at `ollama ps` and nvidia-smi",
                     file=sys.stderr,
                     flush=True,
                 )
 
-    def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False, may_be_cut=False):
-        """Return the Answer, bound by the JSON schema `schema` (None: free text).
+    def chat(self, request: ChatRequest, may_be_cut: bool = False) -> Answer:
+        """Return the answer; one that ends at `max_tokens` is Unusable unless it `may_be_cut`.
 
-        Everything is sent in every request: another num_ctx from one to the next reloads the model, and the
-        defaults would cut long prompts in silence.
+        Every request has all options: another num_ctx would load the model again, and by default Ollama silently cuts
+        long prompts.
         """
-        answer = send(
-            self.session,
-            "POST",
-            f"{self.url}/api/chat",
-            self.read_seconds,
-            {
-                "model": self.model,
-                "messages": messages,
-                "stream": False,
-                "think": False,
-                "truncate": False,
-                "shift": False,
-                "keep_alive": "30m",
-                **({} if schema is None else {"format": schema}),
-                **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}),
-                "options": {
-                    "num_ctx": self.num_ctx,
-                    "num_predict": max_tokens,
-                    "temperature": temperature,
-                    "seed": seed,
-                },
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": request.messages,
+            "stream": False,
+            "think": False,
+            "truncate": False,
+            "shift": False,
+            "keep_alive": "30m",
+            **({} if request.schema is None else {"format": request.schema}),
+            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if request.logprobs else {}),
+            "options": {
+                "num_ctx": self.num_ctx,
+                "num_predict": request.max_tokens,
+                "temperature": request.temperature,
+                "seed": request.seed,
             },
-        )
+        }
+        answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         try:
-            # Ollama says 200 for answers it broke off, too
             reasons = ["stop", "length"] if may_be_cut else ["stop"]
-            if not answer.get("done") or answer.get("done_reason") not in reasons:
+            if not answer.get("done") or answer.get("done_reason") not in reasons:  # which has status 200, too
                 raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
             message = answer["message"]
             text = message.get("content") or ""
@@ -153,10 +145,10 @@ class Ollama:
             tokens = answer.get("prompt_eval_count", 0) + answer.get("eval_count", 0)
             return Answer(text, tokens, answer.get("logprobs"))
         except (AttributeError, KeyError, TypeError):
-            raise Unusable(f"{self.url}: the answer is none of Ollama's") from None
+            raise Unusable(f"{self.url}: the answer is not in Ollama's format") from None
 
-    def unload(self):
-        """Free the card: ask Ollama to drop its models and wait until it has (200 alone does not mean that)."""
+    def unload(self) -> None:
+        """Free the card: ask Ollama to unload its models, and wait until they are (status 200 comes before that)."""
         deadline = time.monotonic() + UNLOAD_SECONDS
         for name in self.loaded():
             send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds, {"model": name, "keep_alive": 0})
@@ -165,25 +157,30 @@ class Ollama:
                 raise UserError(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
             time.sleep(0.5)
 
-    def loaded(self):
-        """Names of the models in memory; a server that is not there holds none."""
+    def loaded(self) -> list[str]:
+        """Return the names of the models in memory, none if no server answers."""
         try:
             running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)
         except Unavailable:
             return []
         return [model["name"] for model in running["models"]]
 
-    def talk(self, messages):
-        """Yield the reply to `messages` piece by piece, under the model's own parameters; `UserError` if it breaks off.
+    def talk(self, messages: list[dict[str, str]]) -> Iterator[str]:
+        """Yield the reply to `messages` piece by piece, with the model's own parameters; `UserError` if it breaks off.
 
-        Messages that no longer fit into the context are left out by Ollama, the oldest first.
+        Ollama leaves out messages that do not fit into the context, the oldest first.
         """
         body = {"model": self.model, "messages": messages, "stream": True, "think": False, "keep_alive": "30m"}
         for event in self.stream("/api/chat", body, max(LOAD_SECONDS, self.read_seconds)):
             yield event["message"]["content"]
 
-    def create(self, files, quantize, template, system, parameters):
-        """Create the model from `files` ({name: path}) and return its digest; the stream is read to its last line."""
+    def create(
+        self, files: dict[str, Path], quantize: str | None, template: str, system: str, parameters: dict[str, Any]
+    ) -> str:
+        """Create the model from `files` ({name: path}) and return its digest.
+
+        `quantize`: the type of its weights, None to leave them as they are.
+        """
         digests = {}
         with Progress("create", sum(path.stat().st_size for path in files.values()), "B", bytes=True) as progress:
             for name, path in files.items():
@@ -210,69 +207,72 @@ class Ollama:
             raise UserError(f"Ollama at {self.url} stopped after: {status}; look into its log and export again")
         return self.identity()
 
-    def upload(self, path, digest, progress):
-        """Send the file at `path` unless the server has one of its digest already."""
-        blob, timeout = f"{self.url}/api/blobs/{digest}", (CONNECT_SECONDS, CREATE_SECONDS)
+    def upload(self, path: Path, digest: str, progress: Progress) -> None:
+        """Send the file at `path` unless the server already has one of its `digest`."""
+        url, size = f"{self.url}/api/blobs/{digest}", path.stat().st_size
         try:
-            if self.session.head(blob, timeout=timeout).status_code == 200:
-                progress.add(path.stat().st_size)
+            if http_request(self.session, "HEAD", url, CREATE_SECONDS).status_code == 200:
+                progress.add(size)
                 return
             with open(path, "rb") as file:
-                sent = self.session.post(blob, data=Counted(file, path.stat().st_size, progress), timeout=timeout)
+                data = CountedFile(file, size, progress)
+                response = http_request(self.session, "POST", url, CREATE_SECONDS, data=data)
         except requests.RequestException as error:
             raise UserError(
                 f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
                 "look into its log, is its disk full? Then export again"
             ) from None
-        if sent.status_code not in (200, 201):
-            raise UserError(f"Ollama at {self.url} does not take {path}: status {sent.status_code}, {error_text(sent)}")
-
-    def stream(self, path, body, read_seconds):
-        """Yield the answers of a request that streams; an error is `UserError`, also one that comes on a status 200."""
-        try:
-            with self.session.post(
-                f"{self.url}{path}",
-                json=body,
-                stream=True,
-                allow_redirects=False,
-                timeout=(CONNECT_SECONDS, read_seconds),
-            ) as answer:
-                for line in filter(None, answer.iter_lines()):
-                    event = json.loads(line)
-                    if "error" in event:
-                        raise UserError(f"Ollama at {self.url}: {self.model}: {event['error']}")
-                    yield event
-        except requests.ConnectionError:
-            raise self.absent() from None
-        except (requests.RequestException, ValueError) as error:
+        if response.status_code not in (200, 201):
             raise UserError(
-                f"Ollama at {self.url} broke off in the middle ({type(error).__name__}); look into its log"
-            ) from None
+                f"Ollama at {self.url} does not take {path}: status {response.status_code}, {error_text(response)}"
+            )
 
-    def absent(self):
+    def stream(self, path: str, body: dict[str, Any], read_seconds: float) -> Iterator[dict[str, Any]]:
+        """Yield the events of a request that streams; BrokenStream if it breaks off or an event reports an error."""
+        response, url = None, f"{self.url}{path}"
+        try:
+            with http_request(self.session, "POST", url, read_seconds, json=body, stream=True) as response:
+                for line in filter(None, response.iter_lines()):
+                    event = json.loads(line)
+                    if "error" in event:  # the status may be 200
+                        raise BrokenStream(f"Ollama at {self.url}: {self.model}: {event['error']}")
+                    yield event
+        except (requests.RequestException, ValueError) as error:
+            if response is None and isinstance(error, requests.ConnectionError):
+                raise self.no_server() from None
+            # requests raises ConnectionError for a time-out within a stream
+            silent = isinstance(error, requests.ConnectionError | requests.ReadTimeout)
+            what = (
+                f"sent nothing for {read_seconds:g} s"
+                if silent
+                else f"broke off in the middle ({type(error).__name__})"
+            )
+            raise BrokenStream(f"Ollama at {self.url} {what}; look into its log") from None
+
+    def no_server(self) -> NoServer:
         return NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), or set url or backend in llm.yaml")
 
-    def store(self):
-        """The folder in which an Ollama on this machine keeps its models; None where that is not known."""
+    def store(self) -> Path | None:
+        """Return the folder in which an Ollama on this machine keeps its models; None where that is not known."""
         if urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1"):
             return None
         return next(filter(Path.is_dir, (Path(name).expanduser() for name in STORES)), None)
 
 
-class Counted:
-    """A file whose reading is progress; `requests` takes its length from it."""
+class CountedFile:
+    """A file that reports to `progress` what is read of it; `requests` takes the Content-Length from its length."""
 
-    def __init__(self, file, size, progress):
+    def __init__(self, file: BinaryIO, size: int, progress: Progress) -> None:
         self.file, self.size, self.progress = file, size, progress
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         content = self.file.read(size)
         self.progress.add(len(content))
         return content
 
 
-def tagged(name):
+def tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"

@@ -1,19 +1,21 @@
-"""Any server that speaks OpenAI's protocol: vLLM (which spreads over several machines by itself), llama-server."""
+"""Any server with OpenAI's protocol: vLLM (which can spread a model over several machines), llama-server."""
 
 from huiyin.common.errors import UserError
-from huiyin.llm.backend import chat_completion, read_completion, send, session_for
+from huiyin.llm.backend import Answer, ChatRequest, chat_completion, read_completion, send, session_for
 
 
 class OpenAI:
     """The model `model` on the server at `url`, with or without the /v1."""
 
-    def __init__(self, url, model, num_ctx, read_seconds, allow_remote=False, connections=1):
+    def __init__(
+        self, url: str, model: str, num_ctx: int, read_seconds: float, allow_remote: bool = False, connections: int = 1
+    ) -> None:
         self.url, self.model, self.num_ctx = url.rstrip("/").removesuffix("/v1"), model, num_ctx
         self.read_seconds = read_seconds
         self.session = session_for(url, allow_remote, connections)
 
-    def identity(self):
-        """The name of the model, since these servers know no digest; Unavailable or `UserError` if it is not there."""
+    def identity(self) -> str:
+        """Return the name of the model, as these servers report no digest."""
         models = send(self.session, "GET", f"{self.url}/v1/models", self.read_seconds).get("data") or []
         names = [model.get("id") for model in models]
         if self.model not in names:
@@ -21,9 +23,9 @@ class OpenAI:
                 f"the server at {self.url} has no model {self.model!r}, but: {', '.join(map(str, names))}; "
                 "set model in llm.yaml"
             )
-        [served] = [model for model in models if model["id"] == self.model][:1]
-        # vLLM and llama-server each tell in a way of their own; others do not
-        context = served.get("max_model_len") or (served.get("meta") or {}).get("n_ctx")
+        model = models[names.index(self.model)]
+        # vLLM and llama-server each have a field of their own for it; others have none
+        context = model.get("max_model_len") or (model.get("meta") or {}).get("n_ctx")
         if context and context < self.num_ctx:
             raise UserError(
                 f"the server at {self.url} gives {self.model} a context of {context} tokens, "
@@ -31,10 +33,9 @@ class OpenAI:
             )
         return self.model
 
-    def prepare(self):
-        """Nothing: these servers load their model when they start."""
+    def prepare(self) -> None:
+        """Do nothing: these servers load their model when they start."""
 
-    def chat(self, messages, schema, temperature, seed, max_tokens, logprobs=False):
-        """Return the Answer, bound by the JSON schema `schema` (None: free text)."""
-        body = chat_completion({"model": self.model}, messages, schema, temperature, seed, max_tokens, logprobs)
+    def chat(self, request: ChatRequest) -> Answer:
+        body = chat_completion(request, model=self.model)
         return read_completion(send(self.session, "POST", f"{self.url}/v1/chat/completions", self.read_seconds, body))

@@ -2,80 +2,89 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 from huiyin.common.errors import UserError
-from huiyin.llm.backend import NoServer, Unavailable, Unusable
+from huiyin.llm.backend import Answer, Backend, ChatRequest, NoServer, Unavailable, Unusable
 
 REST_SECONDS = 30
 
 
 class Pool:
-    """Answers like the backends it is made of. A lone server never rests: there is nobody to take its place."""
+    """Answers like the backends it consists of. With one server alone, resting has no effect: no other can replace it.
 
-    def __init__(self, backends, rest_seconds=REST_SECONDS):
+    Servers are known by their index in `backends`.
+    """
+
+    def __init__(self, backends: Sequence[Backend], rest_seconds: float = REST_SECONDS) -> None:
         self.backends, self.rest_seconds = backends, rest_seconds
         self.lock = threading.Lock()
-        self.asked = dict.fromkeys(range(len(backends)), 0)  # requests under way
-        self.rested_at = dict.fromkeys(range(len(backends)), 0.0)  # when each may be asked again
-        self.known, self.ready, self.model = set(), set(), None
+        self.under_way = [0 for _ in backends]  # requests that are not answered yet
+        self.rests_until = [0.0 for _ in backends]
+        self.identified: set[int] = set()
+        self.ready: set[int] = set()  # have loaded the model
+        self.model: str | None = None
 
-    def identity(self):
-        """The identity of the model, which all servers must share; NoServer where none answers."""
-        missing = None
-        for place in range(len(self.backends)):
+    def identity(self) -> str:
+        """Return the identity of the model, which all servers must share; NoServer where none answers."""
+        failure: Exception | None = None
+        for index in range(len(self.backends)):
             try:
-                self.check(place)
+                self.check(index)
             except (Unavailable, Unusable) as error:
-                missing = error
-                self.rest(place)
-        if not self.known:
-            raise missing if isinstance(missing, NoServer) else NoServer(str(missing))
+                failure = error
+                self.rest(index)
+        if self.model is None:
+            raise failure if isinstance(failure, NoServer) else NoServer(str(failure))
         return self.model
 
-    def check(self, place):
-        """Ask a server, once, who it is."""
-        if place not in self.known:
-            found = self.backends[place].identity()
-            if self.model not in (None, found):
+    def check(self, index: int) -> None:
+        """Ask a server, once, for the identity of its model; `UserError` if it differs from that of the others."""
+        if index not in self.identified:
+            model = self.backends[index].identity()
+            if self.model not in (None, model):
                 raise UserError(
-                    f"{self.backends[place].url} has another model under that name than "
-                    f"{self.backends[min(self.known)].url}; pull the same one to all of them"
+                    f"{self.backends[index].url} has another model under that name than "
+                    f"{self.backends[min(self.identified)].url}; pull the same one to all of them"
                 )
-            self.model = found
-            self.known.add(place)
+            self.model = model
+            self.identified.add(index)
 
-    def prepare(self):
-        """Have every server that answers load the model; NoServer where none does."""
-        failure = None
-        for place in sorted(self.known):
+    def prepare(self) -> None:
+        """Let every server that answers load the model; NoServer where none does."""
+        failure: Exception | None = None
+        for index in sorted(self.identified):
             try:
-                self.backends[place].prepare()
-                self.ready.add(place)
+                self.load(index)
             except Unavailable as error:
                 failure = error
-                self.rest(place)
+                self.rest(index)
         if not self.ready:
             raise NoServer(f"{failure}; the model cannot be loaded")
 
-    def chat(self, *question, **options):
-        """Ask the server with the least to do, or, if all rest, the one which rests longest already."""
+    def load(self, index: int) -> None:
+        self.backends[index].prepare()
+        self.ready.add(index)
+
+    def chat(self, request: ChatRequest) -> Answer:
+        """Ask the server with the fewest requests under way; if all rest, the one whose rest ends first."""
         with self.lock:
             now = time.monotonic()
-            place = min(self.asked, key=lambda place: (max(0.0, self.rested_at[place] - now), self.asked[place]))
-            self.asked[place] += 1
+            waits = [max(0.0, until - now) for until in self.rests_until]
+            index = min(range(len(waits)), key=lambda index: (waits[index], self.under_way[index]))
+            self.under_way[index] += 1
         try:
-            if place not in self.ready:  # back again, or here at last
-                self.check(place)
-                self.backends[place].prepare()
-                self.ready.add(place)
-            return self.backends[place].chat(*question, **options)
+            if index not in self.ready:  # after a rest, or after it did not answer at the start
+                self.check(index)
+                self.load(index)
+            return self.backends[index].chat(request)
         except Unavailable:
-            self.rest(place)
+            self.rest(index)
             raise
         finally:
             with self.lock:
-                self.asked[place] -= 1
+                self.under_way[index] -= 1
 
-    def rest(self, place):
-        self.ready.discard(place)
-        self.rested_at[place] = time.monotonic() + self.rest_seconds
+    def rest(self, index: int) -> None:
+        self.ready.discard(index)
+        self.rests_until[index] = time.monotonic() + self.rest_seconds

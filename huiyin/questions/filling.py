@@ -1,20 +1,29 @@
-"""What could others have said before a reply? What is shown, how the answer is bound, and when it is good enough."""
+"""The question of gen: what could others have said before a reply? And the rules for a valid answer."""
 
 import unicodedata
 from collections import Counter
 from difflib import SequenceMatcher
+from typing import Any
 
 from huiyin.llm.client import TRIES, Question
-from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, name_of, object_schema, one_line
+from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, Prompt, name_of, object_schema, one_line
 
-COPIED_FROM, COPIED_SHARE = 4, 0.5  # a run of the reply from so many characters on, and longer than this share of it
+COPIED_FROM, COPIED_SHARE = 4, 0.5  # a run of the reply of at least 4 characters, and longer than half of it
 FOREIGN_FROM, FOREIGN_SHARE = 10, 0.05  # letters; see `foreign`
 
 
-def missing_halves(prompt, items, name, settings, temperature, round_):
+def missing_halves(
+    prompt: Prompt,
+    items: list[tuple[dict[str, Any], list[dict[str, Any]]]],
+    name: str,
+    settings: Any,
+    temperature: float,
+    round_: int,
+) -> Question:
     """What could others have said before each of `items`, [(line of unpaired.jsonl, turns before it), ...]?
 
-    The value is {place in items: text} with the texts that are good enough; ValueError if none is.
+    The value of the answer is {index in items: text}, with the texts that are valid; ValueError if none is. settings:
+    those of gen. round_: from 0, so that asking again gives other answers.
     """
     shown = []
     for number, (line, context) in enumerate(items, 1):
@@ -25,28 +34,26 @@ def missing_halves(prompt, items, name, settings, temperature, round_):
         )
 
     def accept(answer):
-        good = {}
-        for place, (line, context) in enumerate(items):
-            text = " ".join(answer[str(place + 1)].split())
+        valid, problem = {}, ""
+        for index, (line, context) in enumerate(items):
+            text = " ".join(answer[str(index + 1)].split())
             chat = line["reply"] + "".join(turn["text"] for turn in context)
-            if not wrong_with(text, line["reply"], chat, settings.max_characters):
-                good[place] = text
-        if not good:
-            raise ValueError(
-                "nothing in the answer is good enough: "
-                + wrong_with(text, line["reply"], chat, settings.max_characters)
-            )
-        return good
+            problem = problem_with(text, line["reply"], chat, settings.max_characters)
+            if not problem:
+                valid[index] = text
+        if not valid:
+            raise ValueError(f"nothing in the answer is good enough: {problem}")
+        return valid
 
-    said = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
-    schema = object_schema({str(number): said for number in range(1, len(items) + 1)})
+    string = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
+    schema = object_schema({str(number): string for number in range(1, len(items) + 1)})
     system, user = prompt.fill(items="\n".join(shown), name=name)
     tokens = len(items) * (TOKENS_PER_CHARACTER * settings.max_characters + FRAME_TOKENS)
     return Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES, may_be_split=True)
 
 
-def wrong_with(text, reply, chat, max_characters):
-    """Return why `text` cannot be what `reply` answers, or an empty string; `chat` shows the languages spoken."""
+def problem_with(text: str, reply: str, chat: str, max_characters: int) -> str:
+    """Return why `text` cannot be what `reply` answers, or ""; `chat` shows which languages are spoken."""
     if not text:
         return "it is empty"
     if len(text) > max_characters:
@@ -58,8 +65,8 @@ def wrong_with(text, reply, chat, max_characters):
     return ""
 
 
-def copied(text, reply):
-    """Is `text` the reply again, or does it share a run of COPIED_FROM characters or more, over half of the reply?"""
+def copied(text: str, reply: str) -> bool:
+    """Is `text` the reply again, or does it share with it a run of COPIED_FROM characters and COPIED_SHARE of it?"""
     text, reply = text.casefold(), reply.casefold()
     if text == reply:
         return True
@@ -67,13 +74,13 @@ def copied(text, reply):
     return run >= COPIED_FROM and run > COPIED_SHARE * len(reply)
 
 
-def foreign(text, chat):
-    """Is `text` mostly in a script hardly anybody uses in `chat`? A few letters (ok, DNA) are no language yet."""
+def foreign(text: str, chat: str) -> bool:
+    """Is `text` mostly in a script that is rare in `chat`? Fewer than FOREIGN_FROM letters (ok, DNA) do not count."""
     script, count = max(scripts(text).items(), key=lambda item: item[1], default=("", 0))
     used = scripts(chat)
     return count >= FOREIGN_FROM and used[script] < FOREIGN_SHARE * used.total()
 
 
-def scripts(text):
-    """Count the letters of `text` by script, as the names of Unicode's characters begin: CJK, LATIN, HIRAGANA, ..."""
+def scripts(text: str) -> Counter[str]:
+    """Count the letters of `text` by script, the first word of their Unicode names: CJK, LATIN, HIRAGANA, ..."""
     return Counter(unicodedata.name(letter, "?").split()[0] for letter in text if letter.isalpha())

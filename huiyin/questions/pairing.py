@@ -1,21 +1,35 @@
-"""The three questions we ask: what is shown, how the answer is bound, and when it is good enough.
+"""The two questions of pair, and the rules for a valid answer.
 
-Chat is untrusted: each message is one line between tags, the schema leaves the model no other answers than ours, and
-what it answers is checked once more.
+Chat is untrusted: each message is one line between tags, the schema allows no other answers than the given choices,
+and the answer is checked once more.
 """
 
 import unicodedata
 from collections import Counter
+from typing import Any
 
 from huiyin.llm.client import Question
-from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, as_typed, name_of, object_schema, one_line
+from huiyin.questions.prompts import (
+    FRAME_TOKENS,
+    TOKENS_PER_CHARACTER,
+    Prompt,
+    as_typed,
+    name_of,
+    object_schema,
+    one_line,
+)
 
-NONE = "none"  # the model's word for "answers nobody"
+NONE = "none"  # the answer for a turn that replies to nobody
 CHANGED_SHARE = 0.1  # characters that a merged reply may add, and lose
 
+Turn = dict[str, Any]  # a row of turns.parquet
 
-def which_turn(prompt, turn, window, characters, temperature):
-    """Which turn of `window` does `turn` answer? The value is the number (from 1, those of others only) or NONE."""
+
+def which_turn(prompt: Prompt, turn: Turn, window: list[Turn], characters: int, temperature: float) -> Question:
+    """Which turn of `window` does `turn` answer? The value is its number (from 1, other members' turns only) or NONE.
+
+    characters: how many of a turn are shown.
+    """
     lines, number = [], 0
     for other in window:
         label = "-"
@@ -37,8 +51,8 @@ def which_turn(prompt, turn, window, characters, temperature):
     )
 
 
-def which_belong_together(prompt, turns, temperature):
-    """Which neighbours of `turns` (of one member) are one? The value is [(first, last, text), ...], places from 0."""
+def which_belong_together(prompt: Prompt, turns: list[Turn], temperature: float) -> Question:
+    """Which neighbours in `turns` (of one member) are one turn? The value is [(first index, last index, text), ...]."""
     lines, before = [], turns[0]["time"]
     for number, turn in enumerate(turns, 1):
         seconds = int((turn["time"] - before).total_seconds())
@@ -72,13 +86,13 @@ def which_belong_together(prompt, turns, temperature):
     )
 
 
-def same_words(texts, merged):
-    """Are these the characters of `texts`, but for punctuation, with at most CHANGED_SHARE of them added or lost?"""
+def same_words(texts: list[str], merged: str) -> bool:
+    """Does `merged` have the letters of `texts`, with at most CHANGED_SHARE of them added or lost?"""
     before, after = Counter(letters("".join(texts))), Counter(letters(merged))
     allowed = CHANGED_SHARE * before.total()
     return (after - before).total() <= allowed and (before - after).total() <= allowed
 
 
-def letters(text):
+def letters(text: str) -> str:
     """Return `text` without white space and punctuation, which merging may change."""
     return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "PZC")

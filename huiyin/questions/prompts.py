@@ -1,8 +1,9 @@
-"""Prompts: one Markdown file each, `$name` for the gaps, a line `---` between what is always said and the question."""
+"""Prompts: one Markdown file each, with `$name` for each gap, and a line `---` between instructions and question."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from huiyin.common.errors import UserError
 
@@ -10,26 +11,25 @@ NAME_CHARACTERS = 30
 TOKENS_PER_CHARACTER = 3  # a byte-level vocabulary writes a Chinese character in up to 3 tokens
 FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 
-# Chat is shown between <tags>; no message can close one, or look like a line of ours.
+# Chat is shown between <tags>; no message can close one, or look like a line of the prompt.
 HARMLESS, TYPED = str.maketrans("<>", "＜＞"), str.maketrans("＜＞", "<>")
 
 
 @dataclass
 class Prompt:
-    """`system`: what all questions of a stage share, so that the server keeps it; `user`: the rest."""
+    """`system`: what all questions of a stage share, so that the server keeps it; `user`: the rest, with gaps."""
 
     system: str
     user: Template
 
-    def fill(self, **gaps):
+    def fill(self, **gaps: str) -> tuple[str, str]:
         return self.system, self.user.substitute(gaps)
 
 
-def read_prompt(path, gaps):
-    """Return the Prompt in the file at `path`; after its line `---`, it must name each of `gaps` and nothing else.
+def read_prompt(path: Path, gaps: list[str]) -> Prompt:
+    """Return the Prompt in the file at `path`; `UserError` unless what follows its line `---` has exactly these `gaps`.
 
-    A file without such a line is all question. `$$` stands for a dollar sign. A gap the file forgets or invents
-    raises `UserError`.
+    A file without such a line consists of the question. `$$` stands for a dollar sign.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig").strip()
@@ -37,32 +37,31 @@ def read_prompt(path, gaps):
         raise UserError(f"{path}: no such prompt file") from None
     system, line, user = text.partition("\n---\n")
     system, user = (system.strip(), user.strip()) if line else ("", text)
-    for part, wanted in ((Template(system), set()), (Template(user), set(gaps))):
-        if not part.is_valid():
+    for part, where, allowed in ((system, "above ---", set()), (user, "here", set(gaps))):
+        if not Template(part).is_valid():
             raise UserError(f"{path}: a `$` without a name; write `$$` for the sign itself")
-        found = set(part.get_identifiers())
-        for name in sorted(found - wanted):
-            where = "above ---" if part.template == system and line else "here"
-            raise UserError(f"{path}: ${name} fills nothing {where}; take it out")
-        for name in sorted(wanted - found):
-            raise UserError(f"{path}: ${name} is missing; put it where its text belongs")
+        used = set(Template(part).get_identifiers())
+        if used - allowed:
+            raise UserError(f"{path}: ${min(used - allowed)} fills nothing {where}; take it out")
+        if allowed - used:
+            raise UserError(f"{path}: ${min(allowed - used)} is missing; put it where its text belongs")
     return Prompt(Template(system).substitute(), Template(user))
 
 
-def one_line(text, limit):
-    """Return `text` as one line of at most `limit` characters that cannot pass for anything but what somebody said."""
+def one_line(text: str, limit: int) -> str:
+    """Return `text` as one line of at most `limit` characters that cannot look like a part of the prompt."""
     text = " ".join(text.translate(HARMLESS).split())
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def as_typed(text):
-    """Return as one line what the model repeats of texts that `one_line` has shown it."""
+def as_typed(text: str) -> str:
+    """Return as one line what the model repeats of a text from `one_line`, with < and > as they were typed."""
     return " ".join(text.translate(TYPED).split())
 
 
-def name_of(turn):
+def name_of(turn: dict[str, Any]) -> str:
     return one_line(turn["nickname"], NAME_CHARACTERS)
 
 
-def object_schema(properties):
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
