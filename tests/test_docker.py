@@ -10,7 +10,22 @@ import pytest
 
 from helpers import ROOT, copy_project, make
 
-TOOLS = ["bash", "cat", "chmod", "cut", "dirname", "env", "false", "grep", "id", "make", "mkdir", "sed", "true", "uname"]
+TOOLS = [
+    "bash",
+    "cat",
+    "chmod",
+    "cut",
+    "dirname",
+    "env",
+    "false",
+    "grep",
+    "id",
+    "make",
+    "mkdir",
+    "sed",
+    "true",
+    "uname",
+]
 
 
 @pytest.fixture
@@ -95,7 +110,9 @@ def test_a_repository_on_a_windows_disk(project):
 
 def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(project):
     planned = make(project, "--dry-run", "all", "CONFIG=demo").stdout
-    assert re.findall(r"docker/run\.sh (\w+) (?:--\S+ (?:config/\S+ )?)*python scripts/(?:demo/)?(\w+)\.py", planned) == [
+    assert re.findall(
+        r"docker/run\.sh (\w+) (?:--\S+ (?:config/\S+ )?)*python scripts/(?:demo/)?(\w+)\.py", planned
+    ) == [
         *(("data", stage) for stage in ("history", "decrypt", "parse", "combine", "tiny", "pair", "gen")),
         ("train", "train"),
         ("train", "export"),

@@ -5,91 +5,92 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
-from helpers import CLEAN, copy_project, make
-from llm_folder import chats
+from helpers import CLEAN, ROOT, run_script
+from llm_folder import chats, succeeded
 
-RUN = ["gen", "CONFIG=kill", "RUN_IN=host", "TARGET=10002", "SOURCE=data/raw/nt_msg.db", "KEY=data/raw/key.txt"]
 KILLS = 20
+STAGES = ["pair", "gen"]
 
 
-@pytest.fixture
-def project(demo, tmp_path, ollama):
-    """A project whose `kill` settings ask the test server, one question at a time."""
-    project = copy_project(tmp_path)
-    shutil.copytree(demo[0] / "data/demo/sample", project / "data/raw")
-    settings = project / "config/kill"
-    settings.mkdir()
-    (settings / "llm.yaml").write_text(
-        f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\nmax_failed_share: 1\n"
-    )
-    (settings / "pair.yaml").write_text(
-        "newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\nmerge_replies: llm\nbatch_size: 3\n"
-    )
-    (settings / "gen.yaml").write_text("batch_size: 2\nmax_characters: 15\n")
-    assert make(project, "combine", *RUN[1:]).returncode == 0
-    return project
+class Project:
+    """A folder in which pair and gen ask the test server, one question at a time."""
+
+    def __init__(self, turns, path, ollama):
+        self.turns, self.path, self.ollama = turns, path, ollama
+        llm = f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\nmax_failed_share: 1\n"
+        pair = "newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\nmerge_replies: llm\n"
+        gen = "batch_size: 2\nmax_characters: 15\n"
+        for name, text in (("llm", llm), ("pair", f"{pair}batch_size: 3\n"), ("gen", gen)):
+            (path / f"{name}.yaml").write_text(text)
+
+    def arguments(self, stage):
+        model = ["--llm", self.path / "llm.yaml", "--answers", self.path / "answers.db"]
+        common = ["--config", self.path / f"{stage}.yaml", "--prompt", f"config/prompts/{stage}.md", *model]
+        if stage == "pair":
+            merge = ["--merge-prompt", "config/prompts/merge.md"]
+            return [self.turns, "--target", "10002", *common, *merge, "--out", self.path / "results/paired"]
+        persona = ["--persona", "config/prompts/persona.md", "--turns", self.turns]
+        return [self.path / "results/paired", *common, *persona, "--out", self.path / "results/generated"]
+
+    def run(self):
+        for stage in STAGES:
+            succeeded(run_script(stage, *self.arguments(stage)))
+
+    def run_until_killed(self, stage, answers):
+        """Run up to `stage`; when it asks a question after so many answers in all, kill it with SIGKILL."""
+        for earlier in STAGES[: STAGES.index(stage)]:
+            succeeded(run_script(earlier, *self.arguments(earlier)))
+        program = [sys.executable, f"scripts/{stage}.py", *map(str, self.arguments(stage))]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        running = subprocess.Popen(program, cwd=ROOT, env=CLEAN, start_new_session=True, **pipes)
+
+        def kill(k, body):
+            if len(self.questions()) == answers + 1:
+                os.killpg(running.pid, signal.SIGKILL)
+
+        self.ollama.before_chat = kill
+        output, _ = running.communicate()
+        self.ollama.before_chat = lambda k, body: None
+        assert running.returncode == -signal.SIGKILL, output
+
+    def start_over(self):
+        shutil.rmtree(self.path / "results", ignore_errors=True)
+        for file in self.path.glob("answers.db*"):
+            file.unlink()
+        self.ollama.requests.clear()
+
+    def results(self):
+        return {
+            str(path.relative_to(self.path)): path.read_bytes()
+            for path in sorted((self.path / "results").rglob("*"))
+            if path.is_file() and path.name != "receipt.json"
+        }
+
+    def questions(self):
+        return [json.dumps(body) for body in chats(self.ollama)]
 
 
-def results(project):
-    folder = project / "data/kill/10002"
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "receipt.json"
-    }
-
-
-def start_over(project, ollama):
-    shutil.rmtree(project / "data/kill/10002", ignore_errors=True)
-    for file in (project / "data").glob("answers.db*"):
-        file.unlink()
-    ollama.requests.clear()
-
-
-def questions(ollama):
-    return [json.dumps(body) for body in chats(ollama)]
-
-
-def run_until_killed(project, ollama, answers):
-    """Run until `answers` questions are answered; at the next one, kill the whole process group with SIGKILL."""
-    running = subprocess.Popen(
-        ["make", *RUN],
-        cwd=project,
-        env=CLEAN,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-    def kill(k, body):
-        if len(questions(ollama)) == answers + 1:
-            os.killpg(running.pid, signal.SIGKILL)
-
-    ollama.before_chat = kill
-    output, _ = running.communicate()
-    ollama.before_chat = lambda k, body: None
-    assert running.returncode == -signal.SIGKILL, output
-
-
-def test_after_a_kill_at_any_answer_the_results_are_the_same(project, ollama):
-    undisturbed = make(project, *RUN)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    expected, asked = results(project), questions(ollama)
-    of_pair = json.loads((project / "data/kill/10002/paired/receipt.json").read_text(encoding="utf-8"))["llm"]["asked"]
+@pytest.mark.parametrize("first", [0, 1])
+def test_after_a_kill_at_any_answer_the_results_are_the_same(demo, tmp_path, ollama, first):
+    """At KILLS moments from the first question to the last; each half of them is a test, for two workers."""
+    project = Project(demo[0] / "data/demo/combined/turns.parquet", tmp_path, ollama)
+    project.run()
+    expected, asked = project.results(), project.questions()
+    receipt = json.loads((tmp_path / "results/paired/receipt.json").read_text(encoding="utf-8"))
+    of_pair = receipt["llm"]["asked"]
     assert of_pair > 10 and len(asked) >= of_pair + 2 and len(asked) >= KILLS
     assert {name.rpartition("/")[2] for name in expected} >= {"pairs.jsonl", "unpaired.jsonl", "alpaca.json"}
 
-    for answers in [round(kill * (len(asked) - 1) / (KILLS - 1)) for kill in range(KILLS)]:
-        start_over(project, ollama)
-        run_until_killed(project, ollama, answers)
-        stage = "paired" if answers < of_pair else "generated"
-        assert not (project / f"data/kill/10002/{stage}/receipt.json").exists()
-        again = make(project, *RUN)
-        assert again.returncode == 0, again.stderr
-        assert results(project) == expected
+    for answers in [round(kill * (len(asked) - 1) / (KILLS - 1)) for kill in range(first, KILLS, 2)]:
+        project.start_over()
+        stage, folder = ("pair", "paired") if answers < of_pair else ("gen", "generated")
+        project.run_until_killed(stage, answers)
+        assert not (tmp_path / f"results/{folder}/receipt.json").exists()
+        project.run()
+        assert project.results() == expected
         # the question that was not answered before the kill comes twice, no other does
-        assert questions(ollama) == [*asked[: answers + 1], *asked[answers:]]
+        assert project.questions() == [*asked[: answers + 1], *asked[answers:]]

@@ -1,6 +1,6 @@
 """Print what Ollama's container has to know of llm.yaml, as NAME=value lines; nothing where llm.yaml needs no Ollama of ours.
 
-    python scripts/tools/needs.py --llm config/llm.yaml
+python scripts/tools/needs.py --llm config/llm.yaml
 """
 
 import argparse
