@@ -137,9 +137,9 @@ def test_the_features_of_a_message_and_its_candidates():
         ("a", 120.5, "yes", ["c"], 62),
         ("c", 130.5, "no", [], 1),
     ]
-    rows, sizes, candidates = features(Conversation(*zip(*messages, strict=True)), np.array([4]))
-    assert (sizes.tolist(), candidates.tolist()) == ([5], [3, 2, 1, 0, -1])
-    found = by_name(rows, NAMES)
+    rows, sizes, candidates = features(Conversation(*zip(*messages, strict=True)), np.array([1, 4]))
+    assert (sizes.tolist(), candidates.tolist()) == ([2, 5], [0, -1, 3, 2, 1, 0, -1])
+    found = by_name(rows[2:], NAMES)
     similar = found["characters"][3]  # message 0
     of_pair = {
         "is_none": [0, 0, 0, 0],
@@ -218,6 +218,10 @@ def test_the_features_of_a_message_and_its_candidates():
         assert found[name] == pytest.approx([*values, none], nan_ok=True), name
     for name, value in of_line.items():
         assert found[name] == pytest.approx([value] * 5), name
+    # message 1 has one candidate, and its author has written nothing before
+    without_own = {"own_distance": WIDTH, "own_seconds": 1e6, "lines_after_own": WIDTH, "waiting_for_me": 1}
+    without_own |= {"author_last_named_me": 1, "author_is_my_last": 0, "since_dealings": 0, "seconds_of_ten": 1e6}
+    assert {name: by_name(rows[:2], NAMES)[name][0] for name in without_own} == without_own
 
 
 def test_each_message_has_the_root_of_its_thread_and_its_depth():
@@ -226,40 +230,40 @@ def test_each_message_has_the_root_of_its_thread_and_its_depth():
 
 
 def test_the_features_of_the_second_pass():
-    """Message 4, by c, after b replied to a, c to b, and d to a; later b replies to it."""
-    conversation = Conversation(list("abcdcbc"), range(7), ["x"] * 7, [[]] * 7, [0] * 7)
-    probabilities, none = np.zeros((7, WIDTH)), np.zeros(7)
-    none[0], probabilities[1, 0], probabilities[2, 0], probabilities[3, [0, 2]] = 1, 0.9, 0.8, [0.1, 0.7]
-    none[4], probabilities[4, :2] = 0.5, [0.2, 0.3]
-    probabilities[5, [0, 2, 3]], probabilities[6, [1, 2]] = [0.6, 0.3, 0.1], [0.2, 0.5]
-    rows = thread_features(conversation, np.array([4]), probabilities, none)
-    found = by_name(rows, NAMES_OF_THREADS)  # of messages 3 by d, 2 by c, 1 by b, 0 by a, and none
+    """Message 5, by c: before, b replied to a, c to b, and d to c; message 0 is another thread. Later b replies to it."""
+    conversation = Conversation(list("babcdcbc"), range(8), ["x"] * 8, [[]] * 8, [0] * 8)
+    probabilities, none = np.zeros((8, WIDTH)), np.zeros(8)
+    none[:2], probabilities[2, 0], probabilities[3, 0], probabilities[4, [0, 2]] = 1, 0.9, 0.8, [0.7, 0.1]
+    none[5], probabilities[5, :2] = 0.5, [0.2, 0.3]
+    probabilities[6, [0, 2, 3]], probabilities[7, [1, 2]] = [0.6, 0.3, 0.1], [0.2, 0.5]
+    rows = thread_features(conversation, np.array([5]), probabilities, none)
+    found = by_name(rows, NAMES_OF_THREADS)  # of messages 4 by d, 3 by c, 2 by b, 1 by a, 0 by b, and none
     expected = {
-        "first_share": [0.2, 0.3, 0, 0, 0.5],
-        "first_rank": [1, 0, 2, 3],
-        "first_lead": [-0.3, -0.2, -0.5, -0.5, 0],
-        "answers": [0, 0, 1, 2],
-        "my_answers": [0, 0, 1, 0],
-        "answers_share": [0, 0.1, 0.8, 1.6],
-        "my_answers_share": [0, 0, 0.8, 0],
-        "starts": [0, 0, 0, 1],
-        "answers_me": [0.1, 0, 0, 0],
-        "answers_somebody": [0.8, 0.8, 0.9, 0],
-        "in_thread_of_my_last": [1, 1, 1, 1],
-        "i_am_in_thread": [1, 1, 1, 1],
-        "newest_of_thread": [1, 0, 0, 0],
-        "size_of_thread": [4, 4, 4, 4],
-        "unanswered": [1, 1, 0, 0],
-        "answers_mine": [0, 0, 0, 0],
-        "depth": [1, 2, 1, 0],
-        "people_of_thread": [4, 4, 4, 4],
-        "author_answers_me_next": [0, 0.2, 0.6, 0],
-        "my_next_answer_it": [0.5, 0, 0, 0],
-        "next_of_others_answer_it": [0, 0.3, 0, 0],
-        "author_goes_on_next": [0, 0, 0.1, 0],
-        "first_none": [0.5] * 5,
-        "next_answer_me": [0.8] * 5,
-        "my_next_go_on": [0.2] * 5,
+        "first_share": [0.2, 0.3, 0, 0, 0, 0.5],
+        "first_rank": [1, 0, 2, 3, 4],
+        "first_lead": [-0.3, -0.2, -0.5, -0.5, -0.5, 0],
+        "answers": [0, 1, 1, 1, 0],
+        "my_answers": [0, 0, 1, 0, 0],
+        "answers_share": [0, 0.7, 0.8, 1.0, 0],
+        "my_answers_share": [0, 0, 0.8, 0, 0],
+        "starts": [0, 0, 0, 1, 1],
+        "answers_me": [0.7, 0, 0, 0, 0],
+        "answers_somebody": [0.8, 0.8, 0.9, 0, 0],
+        "in_thread_of_my_last": [1, 1, 1, 1, 0],
+        "i_am_in_thread": [1, 1, 1, 1, 0],
+        "newest_of_thread": [1, 0, 0, 0, 1],
+        "size_of_thread": [4, 4, 4, 4, 1],
+        "unanswered": [1, 0, 0, 0, 1],
+        "answers_mine": [1, 0, 0, 0, 0],
+        "depth": [3, 2, 1, 0, 0],
+        "people_of_thread": [4, 4, 4, 4, 0],  # b counts where they wrote last
+        "author_answers_me_next": [0, 0.2, 0.6, 0, 0.6],
+        "my_next_answer_it": [0.5, 0, 0, 0, 0],
+        "next_of_others_answer_it": [0, 0.3, 0, 0, 0],
+        "author_goes_on_next": [0, 0, 0.1, 0, 0],
+        "first_none": [0.5] * 6,
+        "next_answer_me": [0.8] * 6,
+        "my_next_go_on": [0.2] * 6,
     }
     assert list(expected) == NAMES_OF_THREADS
     for name, values in expected.items():
