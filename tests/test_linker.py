@@ -230,7 +230,7 @@ def test_each_message_has_the_root_of_its_thread_and_its_depth():
 
 
 def test_the_features_of_the_second_pass():
-    """Message 5, by c: before, b replied to a, c to b, and d to c; message 0 is another thread. Later b replies to it."""
+    """Message 5, by c: before it b replied to a, c to b, d to c; message 0 is another thread; later b replies to it."""
     conversation = Conversation(list("babcdcbc"), range(8), ["x"] * 8, [[]] * 8, [0] * 8)
     probabilities, none = np.zeros((8, WIDTH)), np.zeros(8)
     none[:2], probabilities[2, 0], probabilities[3, 0], probabilities[4, [0, 2]] = 1, 0.9, 0.8, [0.7, 0.1]
