@@ -5,7 +5,6 @@ candidates where two of them are compared; `following`, one of the LOOKAHEAD mes
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -60,81 +59,33 @@ class ContextWindow:
 
     def __init__(self, conversation: Conversation, positions: np.ndarray):
         self.conversation, self.positions = conversation, positions
-        before = positions[:, None] - 1 - np.arange(WIDTH)
+        column = np.arange(WIDTH)
+        before = positions[:, None] - 1 - column
         self.exists = before >= 0  # [message, candidate]
-        self.index = np.where(self.exists, before, 0)  # of the candidate in the conversation
+        self.index = np.where(self.exists, before, 0)  # [message, candidate]: its position in the conversation
+        self.rows = np.concatenate([self.exists, np.ones((len(before), 1), bool)], 1)  # of `table`, the last for none
         self.me = conversation.users[positions][:, None]
-        self.users = np.where(self.exists, conversation.users[self.index], -1 - np.arange(WIDTH))
+        self.users = np.where(self.exists, conversation.users[self.index], -1 - column)  # [message, candidate]
         self.own = self.users == self.me
+        self.others = self.exists & ~self.own
+        self.own_position = first_true(self.own)  # [message]: the nearest candidate by the same author, or WIDTH
+        self.since_own = column < self.own_position[:, None]  # [message, candidate]: is it later than that?
         self.later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: other is the later message
         self.same_author = self.users[:, :, None] == self.users[:, None, :]  # [message, candidate, other]
+        self.author_after = (self.same_author & self.later).sum(2)  # how many later ones its author wrote
+        self.latest = self.exists & (self.author_after == 0)  # is it the latest by its author?
+        # [message, NAMED] and [message, candidate, NAMED]: whom the message and the candidate name
+        self.named = conversation.named[positions]
+        self.names = np.where(self.exists[..., None], conversation.named[self.index], -1)
+        self.names_anybody = np.any(self.named >= 0, 1, keepdims=True)  # [message, 1]
+        self.is_named = (self.named[:, None, :] == self.users[..., None]).any(2)  # is its author named?
+        self.names_somebody = np.any(self.names >= 0, 2)  # does it name anybody, and does it name me?
+        self.names_me = (self.names == self.me[..., None]).any(2)
         after = positions[:, None] + 1 + np.arange(LOOKAHEAD)
         self.next_exists = after < len(conversation.users)  # [message, following]
         self.next_index = np.where(self.next_exists, after, 0)
         self.next_users = np.where(self.next_exists, conversation.users[self.next_index], -1)
         self.is_next = self.next_users[:, None, :] == self.users[..., None]  # [message, candidate, following]
-
-    @cached_property
-    def others(self) -> np.ndarray:
-        return self.exists & ~self.own
-
-    @cached_property
-    def own_position(self) -> np.ndarray:
-        """[message]: the nearest candidate by the same author, WIDTH if there is none."""
-        return first_true(self.own)
-
-    @cached_property
-    def since_own(self) -> np.ndarray:
-        """[message, candidate]: is it later than that?"""
-        return np.arange(WIDTH) < self.own_position[:, None]
-
-    @cached_property
-    def author_after(self) -> np.ndarray:
-        """[message, candidate]: how many later candidates are by the same author as this one."""
-        return (self.same_author & self.later).sum(2)
-
-    @cached_property
-    def latest(self) -> np.ndarray:
-        """[message, candidate]: is it the latest by its author?"""
-        return self.exists & (self.author_after == 0)
-
-    @cached_property
-    def named(self) -> np.ndarray:
-        """[message, NAMED]: whom the message names."""
-        return self.conversation.named[self.positions]
-
-    @cached_property
-    def names_anybody(self) -> np.ndarray:
-        """[message, 1]: does the message name anybody?"""
-        return np.any(self.named >= 0, 1, keepdims=True)
-
-    @cached_property
-    def is_named(self) -> np.ndarray:
-        """[message, candidate]: does the message name the candidate's author?"""
-        return (self.named[:, None, :] == self.users[..., None]).any(2)
-
-    @cached_property
-    def names(self) -> np.ndarray:
-        """[message, candidate, NAMED]: whom the candidate names."""
-        return np.where(self.exists[..., None], self.conversation.named[self.index], -1)
-
-    @cached_property
-    def names_somebody(self) -> np.ndarray:
-        """[message, candidate]: does the candidate name anybody?"""
-        return np.any(self.names >= 0, 2)
-
-    @cached_property
-    def names_me(self) -> np.ndarray:
-        return (self.names == self.me[..., None]).any(2)
-
-    @cached_property
-    def names_author(self) -> np.ndarray:
-        """[message, candidate, other]: does the other name the candidate's author?"""
-        return (self.names[:, None] == self.users[:, :, None, None]).any(3) & self.exists[:, :, None]
-
-    def rows(self) -> np.ndarray:
-        """Return [message, candidate or none]: the rows of `table`."""
-        return np.concatenate([self.exists, np.ones((len(self.index), 1), bool)], 1)
 
     def table(
         self, of_pair: list[str], of_line: list[str], columns: Columns, of_none: dict[str, np.ndarray | int]
@@ -144,13 +95,13 @@ class ContextWindow:
         of_pair: the `columns` [message, candidate]; of_line: those that are [message]; of_none: what the row for none
         has in place of a column of_pair, [message] or a number; other columns of_pair are NaN there.
         """
-        table = np.full((len(self.index), WIDTH + 1, len(of_pair) + len(of_line)), np.nan, np.float32)
+        table = np.full((*self.rows.shape, len(of_pair) + len(of_line)), np.nan, np.float32)
         for number, name in enumerate(of_pair):
             table[:, :WIDTH, number] = columns[name]
             table[:, WIDTH, number] = of_none.get(name, np.nan)
         for number, name in enumerate(of_line, len(of_pair)):
             table[..., number] = columns[name][:, None]
-        return table[self.rows()]
+        return table[self.rows]
 
 
 def first_true(mask: np.ndarray) -> np.ndarray:

@@ -177,9 +177,8 @@ def features_of_chunk(window: ContextWindow, statistics: Statistics) -> tuple[np
         **text_features(window, statistics),
         **following_features(window),
     }
-    kept = window.rows()
-    candidates = np.concatenate([window.index, np.full((len(kept), 1), -1)], 1)
-    return window.table(OF_PAIR, OF_LINE, columns, {"is_none": 1}), kept.sum(1), candidates[kept]
+    candidates = np.concatenate([window.index, np.full((len(window.index), 1), -1)], 1)
+    return window.table(OF_PAIR, OF_LINE, columns, {"is_none": 1}), window.rows.sum(1), candidates[window.rows]
 
 
 def speaker_features(window: ContextWindow) -> Columns:
@@ -250,7 +249,8 @@ def naming_features(window: ContextWindow) -> Columns:
 
 def dealing_features(window: ContextWindow) -> Columns:
     """Return how I and the candidate's author have named each other in the candidates, and been named."""
-    own, same, names_me, names_author = window.own, window.same_author, window.names_me, window.names_author
+    own, same, names_me = window.own, window.same_author, window.names_me
+    names_author = (window.names[:, None] == window.users[:, :, None, None]).any(3) & window.exists[:, :, None]
     my_naming = first_true(own & window.names_somebody)[:, None]
     my_names = np.take_along_axis(window.names, np.minimum(my_naming, WIDTH - 1)[..., None], 1)[:, 0]
     my_names = np.where(my_naming < WIDTH, my_names, -1)  # those in my latest message that names somebody

@@ -123,7 +123,7 @@ def membership_features(window: ContextWindow, first: FirstPass) -> Columns:
     root = np.where(window.exists, first.roots[window.index], -1 - np.arange(WIDTH))
     root_of_my_last = np.take_along_axis(root, own.argmax(1)[:, None], 1)
     same_thread = root[:, :, None] == root[:, None, :]
-    is_last_of_author = ~(window.same_author & later).any(2)
+    is_last_of_author = window.author_after == 0
     return {
         "in_thread_of_my_last": own.any(1)[:, None] & (root == root_of_my_last),
         "i_am_in_thread": (same_thread & own[:, None, :]).any(2),
