@@ -102,7 +102,8 @@ def merged(kept: list[Turn], prompt: Prompt, settings: Settings, client: Client,
             last.append(turn)
     several = [batch for batch in batches if len(batch) > 1]
     questions = [which_belong_together(prompt, batch, temperature) for batch in several]
-    for batch, answer in zip(several, client.ask_all("pair: turns that belong together", questions), strict=True):
+    answers: list[Any] = client.ask_all("pair: turns that belong together", questions)
+    for batch, answer in zip(several, answers, strict=True):
         for first, last, text in reversed(answer.value if answer else []):
             parts = batch[first : last + 1]
             if same_words([part["text"] for part in parts], text):
