@@ -1,18 +1,18 @@
-"""Say for every line of annotated chat which earlier one it answers, by the linker or the rule of huiyin/linking.
+"""Predict for each message of annotated chat which earlier one it replies to, with the linker or the rule.
 
     python bench/predict_replies.py dev.jsonl.gz predictions.jsonl linker
 
-Reads JSON lines of log_id, line_no, time, user, text, is_system; the chat takes the pipeline's own road: CSV, parse,
-combine. Writes one line a message: log_id, line_no, parent (a line_no, or null: answers nothing) and conf. What
-follows in the same turn has the line before it as parent. Nothing before the author's own previous turn is named.
+Reads JSON lines of log_id, line_no, time, user, text, is_system. The chat goes through the pipeline: CSV, parse,
+combine. Writes one line per message: log_id, line_no, parent (a line_no, or null: replies to none) and conf. The parent
+of a later message of a turn is the one before it. No parent is before the previous turn of the author.
 """
 
 import argparse
-import gzip
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,102 +21,94 @@ import polars as pl
 import irc_to_csv
 from huiyin.common.errors import run
 from huiyin.common.stage import need
-from huiyin.linking.cases import window
-from huiyin.linking.lines import with_said
+from huiyin.linking.cases import Namer, Turn, window
 from huiyin.linking.linker import Linker
+from huiyin.linking.messages import with_earlier_turns
 from huiyin.linking.names import Names
 from huiyin.linking.rule import link
 
 ROOT = Path(__file__).parent.parent
 CANDIDATES = 10
 
+LineId = tuple[str, int]  # (log_id, line_no)
+Method = Callable[[Sequence[Turn], bool], Iterator[tuple[Turn | None, float]]]
 
-def groups_of(source):
-    """Return [(its turns as dicts, oldest first), ...] and [(log_id, line_no) of each message id]."""
-    need(source, "annotated chat is wanted, huiyin/linking/README.md says which")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+
+def groups_of(source: Path) -> tuple[list[list[Turn]], list[LineId]]:
+    """Return the turns of each group, oldest first, and the line of each message id."""
+    need(source, "annotated chat is needed, huiyin/linking/README.md says which")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         irc_to_csv.main(source, folder / "chat.csv")
         (folder / "combine.yaml").write_text("preset: seed\n")
-        for script, given, settings in (
-            ("parse", "chat.csv", ROOT / "config/parse.yaml"),
-            ("combine", "parse/messages.parquet", folder / "combine.yaml"),
-        ):
-            subprocess.run(
-                [
-                    sys.executable,
-                    ROOT / f"scripts/{script}.py",
-                    folder / given,
-                    "--config",
-                    settings,
-                    "--out",
-                    folder / script,
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+        run_stage("parse", folder / "chat.csv", ROOT / "config/parse.yaml", folder / "parse")
+        run_stage("combine", folder / "parse/messages.parquet", folder / "combine.yaml", folder / "combine")
         turns = pl.read_parquet(folder / "combine/turns.parquet")
-    with gzip.open(source, "rt", encoding="utf-8") as lines:
-        messages = map(json.loads, lines)
-        ids = [(line["log_id"], line["line_no"]) for line in messages if not line.get("is_system")]
-    return [group.rows(named=True) for _, group in with_said(turns).group_by("group_id", maintain_order=True)], ids
+    groups = with_earlier_turns(turns).group_by("group_id", maintain_order=True)
+    ids = [(message["log_id"], message["line_no"]) for message in irc_to_csv.read_messages(source)]
+    return [group.rows(named=True) for _, group in groups], ids
 
 
-def namer(turns):
+def run_stage(name: str, source: Path, config: Path, out: Path) -> None:
+    command: list[str | Path] = [sys.executable, ROOT / f"scripts/{name}.py", source, "--config", config, "--out", out]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def namer(turns: Sequence[Turn]) -> Namer:
     """Return a function: turn -> the user ids it names, for the turns of a group."""
     names = Names([(turn["nickname"], turn["user_id"]) for turn in turns], [turn["text"] for turn in turns])
     return lambda turn: list(dict.fromkeys([*turn["mentions"], *names.named(turn["text"])]))
 
 
-def nobody(_):
+def nobody(_: Turn) -> list[str]:
     return []
 
 
-def by_rule(turns, stop_at_own_turn):
-    """Yield (the turn that each of the turns of a group answers, or None, confidence)."""
+def window_of(turns: Sequence[Turn], index: int, stop_at_own_turn: bool) -> list[Turn]:
+    """Return the turns that the one at `index` may reply to, and those of its author among them."""
+    return window(turns[max(0, index - CANDIDATES) : index], turns[index]["user_id"], CANDIDATES, stop_at_own_turn)
+
+
+def by_rule(turns: Sequence[Turn], stop_at_own_turn: bool) -> Iterator[tuple[Turn | None, float]]:
+    """Yield (the turn that it replies to or None, confidence) for each of the turns of a group."""
     named = namer(turns)
     names = {turn["turn_id"]: named(turn) for turn in turns}
-    for place, turn in enumerate(turns):
-        near = window(turns[max(0, place - CANDIDATES) : place], turn["user_id"], CANDIDATES, stop_at_own_turn)
-        yield link(turn, near, lambda of: names[of["turn_id"]])
+    for index, turn in enumerate(turns):
+        yield link(turn, window_of(turns, index, stop_at_own_turn), lambda of: names[of["turn_id"]])
 
 
-def by_linker(linker, with_names=True):
-    """Return a function that does what `by_rule` does."""
+def by_linker(linker: Linker, with_names: bool = True) -> Method:
+    """Return a function that does what `by_rule` does, with the linker."""
 
-    def decide(turns, stop_at_own_turn):
-        named = namer(turns) if with_names else nobody
-        found = linker.answered(turns, named, np.arange(len(turns)), CANDIDATES, stop_at_own_turn)
-        for place, confidence in zip(*found, strict=True):
-            yield turns[place] if place >= 0 else None, float(confidence)
+    def decide(turns: Sequence[Turn], stop_at_own_turn: bool) -> Iterator[tuple[Turn | None, float]]:
+        named, everything = namer(turns) if with_names else nobody, np.arange(len(turns))
+        decided = linker.decide_turns(turns, named, everything, CANDIDATES, stop_at_own_turn)
+        for index, confidence in zip(*decided, strict=True):
+            yield turns[index] if index >= 0 else None, float(confidence)
 
     return decide
 
 
-def parser_of(script):
-    return argparse.ArgumentParser(description=script, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def main():
+def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("source")
-    parser.add_argument("target")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
     parser.add_argument("method", nargs="?", choices=["linker", "rule"], default="linker")
     args = parser.parse_args()
-    decide = {"linker": by_linker(Linker()), "rule": by_rule}[args.method]
+    method = by_linker(Linker()) if args.method == "linker" else by_rule
     groups, ids = groups_of(args.source)
     with open(args.target, "w", encoding="utf-8") as file:
         for turns in groups:
-            for turn, (answered, confidence) in zip(turns, decide(turns, stop_at_own_turn=True), strict=True):
-                parents = [answered["message_ids"][-1] if answered else None, *turn["message_ids"]]
+            for turn, (prompt, confidence) in zip(turns, method(turns, True), strict=True):
+                parents = [prompt["message_ids"][-1] if prompt else None, *turn["message_ids"]]
                 for message, parent in zip(turn["message_ids"], parents, strict=False):
                     log, line = ids[message]
-                    row = {
-                        "log_id": log,
-                        "line_no": line,
-                        "parent": None if parent is None else ids[parent][1],
-                        "conf": confidence,
-                    }
+                    parent_line = None if parent is None else ids[parent][1]
+                    row = {"log_id": log, "line_no": line, "parent": parent_line, "conf": confidence}
                     file.write(json.dumps(row) + "\n")
 
 

@@ -1,29 +1,31 @@
-"""Measure on annotated IRC logs (JSON lines, README beside them) what the rules of combine do to the answers in them.
+"""Measure on annotated IRC logs (JSON lines) how the rules of combine affect the replies in them.
 
     python bench/reach.py dev.jsonl.gz
 
-Prints, for rules of combine and orders of the turns: how many turns there are, and how many of those which answer
+Prints, for rules of combine and orders of the turns: how many turns there are, and how many of those which reply to
 somebody else's turn have it before them, among the 10 turns before them, and there after the member's own last turn.
 Then, by how many messages of others lie between two that combine merges, how often they belong together.
 
-IRC has stamps of a minute and no quotes. So everything is measured twice: as it is, and with the messages of a minute
-spread over its 60 seconds. And each annotated answer to somebody else is also taken for a quote, as if people quoted
-whatever they answer: an upper bound of what a rule about quotes can do.
+IRC has times with a resolution of one minute, and no quotes. So everything is measured twice: as it is, and with the
+messages of a minute spread over its 60 seconds. And each annotated reply to somebody else is also treated as a quote,
+as if people quoted whatever they reply to: an upper bound of what a rule about quotes can do.
 """
 
-import gzip
-import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from irc_to_csv import Message, read_messages
 from scripts.combine import Settings, turns_of
 
 WINDOW = 10
-SEED = Settings.PRESETS["seed"]
+SEED: dict[str, Any] = Settings.PRESETS["seed"]
 ORDERS = {"mean": "time", "first message": "first_time", "last message": "last_time"}
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "at most 2 between, < 60 s": {},
     "at most 1": {"max_others_between": 1},
     "none between": {"max_others_between": 0},
@@ -31,100 +33,105 @@ RULES = {
     "< 120 s": {"max_gap_seconds": 120},
     "no merging": {"merge": "none"},
 }
+SCHEMA = {
+    "message_id": pl.Int64(),
+    "position": pl.UInt32(),
+    "group_id": pl.String(),
+    "user_id": pl.String(),
+    "nickname": pl.String(),
+    "time": pl.Datetime("ms", "UTC"),
+    "text": pl.String(),
+    "mentions": pl.List(pl.String),
+    "reply_to": pl.Int64(),
+    "reply_dangling": pl.Boolean(),
+}
+
+Rows = dict[int, dict[str, Any]]  # message id -> a row of `rows_of`
 
 
-def read_logs(path):
+def rows_of(messages: Iterable[Message], spread: bool, quoting: bool) -> Rows:
+    """Return a row for each message: the columns of SCHEMA, `parents`, `replied_to` (parents of others), `annotated`.
+
+    Ids are the positions in the file. spread: spread the messages of a minute over it; quoting: replies are quotes.
+    """
     logs = defaultdict(list)
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if not row.get("is_system"):
-                logs[row["log_id"]].append(row)
-    return logs
-
-
-def messages_of(logs, spread, quoting):
-    """Return a frame as turns_of takes it and {message_id: row}; ids are places in the frame."""
-    rows = {}
+    for message in messages:
+        logs[message["log_id"]].append(message)
+    rows: Rows = {}
     for log in logs.values():
-        known, authors, in_minute = {}, {}, defaultdict(int)
-        for row in log:
-            in_minute[row["time"]] += 1
-        seen = defaultdict(int)
-        for row in log:
-            place, user = len(rows), row["user"].lower()
-            known[row["line_no"]], authors[row["line_no"]] = place, user
-            parents = [line for line in row.get("parents") or [] if line in known and line != row["line_no"]]
-            answered = [known[line] for line in parents if authors[line] != user]
-            offset = 60_000 * seen[row["time"]] // in_minute[row["time"]] if spread else 0
-            seen[row["time"]] += 1
-            rows[place] = {
-                "message_id": place,
-                "position": place,
-                "group_id": row["log_id"],
+        ids: dict[int, int] = {}  # line_no -> message id
+        minutes = defaultdict(list)
+        for number, message in enumerate(log, len(rows)):
+            minutes[message["time"]].append(number)
+        for number, message in enumerate(log, len(rows)):
+            user, minute = message["user"].lower(), minutes[message["time"]]
+            parents = [ids[line] for line in message.get("parents") or [] if line in ids]
+            replied_to = [parent for parent in parents if rows[parent]["user_id"] != user]
+            offset = 60_000 * minute.index(number) // len(minute) if spread else 0
+            ids[message["line_no"]] = number
+            rows[number] = {
+                "message_id": number,
+                "position": number,
+                "group_id": message["log_id"],
                 "user_id": user,
                 "nickname": user,
-                "time": row["time"] * 1000 + offset,
-                "text": row.get("text") or "",
+                "time": message["time"] * 1000 + offset,
+                "text": message.get("text") or "",
                 "mentions": [],
-                "reply_to": max(answered) if answered and quoting else None,
+                "reply_to": max(replied_to) if replied_to and quoting else None,
                 "reply_dangling": False,
-                "parents": {known[line] for line in parents},
-                "answered": answered,
-                "annotated": bool(row.get("annotated")),
+                "parents": set(parents),
+                "replied_to": replied_to,
+                "annotated": bool(message.get("annotated")),
             }
-    schema = {
-        "message_id": pl.Int64,
-        "position": pl.UInt32,
-        "group_id": pl.String,
-        "user_id": pl.String,
-        "nickname": pl.String,
-        "time": pl.Int64,
-        "text": pl.String,
-        "mentions": pl.List(pl.String),
-        "reply_to": pl.Int64,
-        "reply_dangling": pl.Boolean,
-    }
-    frame = pl.DataFrame([{name: row[name] for name in schema} for row in rows.values()], schema)
-    return frame.with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC"))).sort("group_id", "position"), rows
+    return rows
 
 
-def measure(turns, rows, order):
+def frame_of(rows: Rows) -> pl.DataFrame:
+    """Return the frame that turns_of takes."""
+    frame = pl.DataFrame(
+        [{name: row[name] for name in SCHEMA} for row in rows.values()], {**SCHEMA, "time": pl.Int64()}
+    )
+    return frame.cast({"time": SCHEMA["time"]}).sort("group_id", "position")
+
+
+def measure(turns: pl.DataFrame, rows: Rows, order: str) -> Mapping[str, int]:
     """Return the counts of a table's line."""
-    turns = turns.sort("group_id", ORDERS[order], "position").to_dicts()
-    place_of = {message: place for place, turn in enumerate(turns) for message in turn["message_ids"]}
-    own, counts = {}, defaultdict(int)
-    for place, turn in enumerate(turns):
+    ordered = turns.sort("group_id", ORDERS[order], "position").to_dicts()
+    turn_of = {message: index for index, turn in enumerate(ordered) for message in turn["message_ids"]}
+    own: dict[tuple[str, str], int] = {}
+    counts: dict[str, int] = defaultdict(int)
+    for index, turn in enumerate(ordered):
         member = turn["group_id"], turn["user_id"]
-        last_own, own[member] = own.get(member, -1), place
-        judged = [rows[message] for message in turn["message_ids"]]
-        if not all(row["annotated"] for row in judged):
+        last_own, own[member] = own.get(member, -1), index
+        messages = [rows[message] for message in turn["message_ids"]]
+        if not all(row["annotated"] for row in messages):
             continue
         counts["turns"] += 1
-        answered = {place_of[message] for row in judged for message in row["answered"]} - {place}
-        if not answered:
+        by_message = [{turn_of[message] for message in row["replied_to"]} - {index} for row in messages]
+        replied_to = set().union(*by_message)
+        if not replied_to:
             continue
-        counts["answering"] += 1
-        counts["several"] += len(answered) > 1
-        counts["before"] += any(other < place for other in answered)
-        counts["in reach"] += any(place - WINDOW <= other < place for other in answered)
-        counts["after own"] += any(max(place - WINDOW, last_own + 1) <= other < place for other in answered)
-        for row in judged:
-            near = {place_of[message] for message in row["answered"]} - {place}
-            counts["links"] += bool(near)
-            counts["links in reach"] += any(place - WINDOW <= other < place for other in near)
+        counts["replies"] += 1
+        counts["several"] += len(replied_to) > 1
+        counts["before"] += any(other < index for other in replied_to)
+        counts["in window"] += any(index - WINDOW <= other < index for other in replied_to)
+        counts["after own"] += any(max(index - WINDOW, last_own + 1) <= other < index for other in replied_to)
+        counts["messages"] += sum(map(bool, by_message))
+        counts["messages in window"] += sum(
+            any(index - WINDOW <= other < index for other in near) for near in by_message
+        )
     return counts
 
 
-def merges(turns, rows):
-    """Return {messages of others between: [merges, a chain, answers to one message]} of seed's merges."""
-    counts = defaultdict(lambda: [0, 0, 0])
-    for turn in turns.to_dicts():
-        ids = turn["message_ids"]
-        for place in range(1, len(ids)):
-            earlier, parents = ids[:place], rows[ids[place]]["parents"]
-            if rows[ids[place]]["annotated"]:
-                count = counts[ids[place] - ids[place - 1] - 1]
+def merges(turns: pl.DataFrame, rows: Rows) -> dict[int, list[int]]:
+    """Return {messages of others between: [merges, a chain, replies to one message]} of seed's merges."""
+    counts: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for ids in turns["message_ids"].to_list():
+        for index in range(1, len(ids)):
+            earlier, parents = ids[:index], rows[ids[index]]["parents"]
+            if rows[ids[index]]["annotated"]:
+                count = counts[ids[index] - ids[index - 1] - 1]
                 chained = bool(parents & set(earlier))
                 count[0] += 1
                 count[1] += chained
@@ -132,49 +139,47 @@ def merges(turns, rows):
     return counts
 
 
-def line(name, order, counts):
-    answering = counts["answering"]
-    share = [f"{counts[key] / answering:.1%}" for key in ("before", "in reach", "after own", "several")]
-    print(
-        "|",
-        " | ".join(
-            [
-                name,
-                order,
-                f"{counts['turns']:,}",
-                f"{answering:,}",
-                *share,
-                f"{counts['links']:,}",
-                f"{counts['links in reach']:,}",
-            ]
-        ),
-        "|",
+def print_line(name: str, order: str, counts: Mapping[str, int]) -> None:
+    shares = [f"{counts[key] / counts['replies']:.1%}" for key in ("before", "in window", "after own", "several")]
+    turns, replies, messages, near = (
+        f"{counts[key]:,}" for key in ("turns", "replies", "messages", "messages in window")
     )
+    print("|", " | ".join([name, order, turns, replies, *shares, messages, near]), "|")
 
 
-def main(path):
-    logs = read_logs(path)
+def print_rules(messages: Iterable[Message], spread: bool) -> None:
+    print(
+        "| rule | order | turns | reply to others | to an earlier turn | within 10 | and after own last | "
+        "reply to several | messages that reply to others | of these within 10 |"
+    )
+    print("|---" * 10 + "|")
+    rows = rows_of(messages, spread, quoting=False)
+    frame = frame_of(rows)
+    for name, values in RULES.items():
+        turns = turns_of(frame, Settings(**{**SEED, **values}))
+        for order in ORDERS if values in ({}, {"max_others_between": 1}) else ["mean"]:
+            print_line(name, order, measure(turns, rows, order))
+    rows = rows_of(messages, spread, quoting=True)
+    for between in (2, 1):
+        turns = turns_of(frame_of(rows), Settings(max_others_between=between, quotes_start_a_turn=True))
+        print_line(f"at most {between}, each reply a quote that starts a turn", "mean", measure(turns, rows, "mean"))
+
+
+def print_merges(messages: Iterable[Message], spread: bool) -> None:
+    print("\n| others between | merged | continues the turn | replies to the same message | neither |")
+    print("|---" * 5 + "|")
+    rows = rows_of(messages, spread, quoting=False)
+    for between, (count, chain, same) in sorted(merges(turns_of(frame_of(rows), Settings(**SEED)), rows).items()):
+        shares = [f"{part / count:.1%}" for part in (chain, same, count - chain - same)]
+        print("|", " | ".join([str(between), str(count), *shares]), "|")
+
+
+def main(path: str) -> None:
+    messages = list(read_messages(Path(path)))
     for spread in (False, True):
-        print(f"\n{'messages spread over their minute' if spread else 'stamps of a minute, as they are'}\n")
-        print(
-            "| rule | order | turns | answering others | answered before | within 10 | and after own last | "
-            "answer several | lines answering others | of these within 10 |"
-        )
-        print("|---" * 10 + "|")
-        frame_as_is, rows = messages_of(logs, spread, quoting=False)
-        for name, values in RULES.items():
-            turns = turns_of(frame_as_is, Settings(**{**SEED, **values}))
-            for order in ORDERS if values in ({}, {"max_others_between": 1}) else ["mean"]:
-                line(name, order, measure(turns, rows, order))
-        frame, rows = messages_of(logs, spread, quoting=True)
-        for between in (2, 1):
-            turns = turns_of(frame, Settings(max_others_between=between, quotes_start_a_turn=True))
-            line(f"at most {between}, each answer a quote that starts a turn", "mean", measure(turns, rows, "mean"))
-        print("\n| others between | merged | continues the turn | answers the same message | neither |")
-        print("|---" * 5 + "|")
-        for between, (count, chain, same) in sorted(merges(turns_of(frame_as_is, Settings(**SEED)), rows).items()):
-            shares = [f"{part / count:.1%}" for part in (chain, same, count - chain - same)]
-            print("|", " | ".join([str(between), str(count), *shares]), "|")
+        print(f"\n{'messages spread over their minute' if spread else 'times in minutes, as they are'}\n")
+        print_rules(messages, spread)
+        print_merges(messages, spread)
 
 
 if __name__ == "__main__":

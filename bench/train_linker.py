@@ -2,17 +2,18 @@
 
     python bench/train_linker.py FOLDER/train.jsonl.gz huiyin/linking
 
-A line answers those of its candidates that people say it answers, of its own author too; where there are none, nothing.
-Any of several is right: the loss is the logarithm of the probability that they have together.
+The right candidates of a message are those that it replies to by its annotation, its own author's too; without any,
+"replies to none" is right. If several are right, each will do: the loss is -log of the sum of their probabilities.
 
-The second pass learns from what a first one says of logs that it has not learnt from: each half is read by the trees
-of the other half.
+The second pass is trained on what a first pass predicts for logs that it was not trained on: the trees of one half of
+the logs predict the other half.
 
-Every log is learnt twice, as it is and with nobody naming anybody. In most groups of friends few do, and a linker that
-knows only chat full of names would take their silence for "answers nobody", and be sure of it.
+Every log is used twice, as it is and with nobody naming anybody. In most groups of friends few people do, and a linker
+trained only on chat full of names would take that for "replies to none", with a high confidence.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,16 +21,17 @@ import lightgbm
 import numpy as np
 
 from huiyin.common.errors import UserError, run
-from huiyin.linking.features import NAMES, WIDTH, Talk, features
-from huiyin.linking.lines import lines_of
-from huiyin.linking.linker import FIRST, SECOND, by_distance, scores, softmax, starts_of
+from huiyin.linking.conversation import WIDTH, Conversation
+from huiyin.linking.features import NAMES, features
+from huiyin.linking.linker import FIRST, SECOND, as_matrix, scores, softmax, starts_of
+from huiyin.linking.messages import messages_of
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import thread_features
-from predict_replies import groups_of, namer, nobody, parser_of
-from replies import gold_of
+from predict_replies import LineId, groups_of, namer, nobody, parser_of
+from replies import Gold, gold_of
 
 ROUNDS = 200
-WITHOUT_NAMES = 0.3  # the weight of a line of a log in which nobody names anybody
+WITHOUT_NAMES = 0.3  # the weight of a message of a log in which nobody names anybody
 PARAMETERS = {
     "learning_rate": 0.07,
     "num_leaves": 31,
@@ -49,87 +51,96 @@ PARAMETERS = {
 
 @dataclass
 class Log:
-    talk: Talk
-    places: np.ndarray  # of the lines that were judged, and of those just before
-    judged: np.ndarray  # which of these
-    rows: np.ndarray
-    sizes: np.ndarray
-    right: np.ndarray  # of the rows
-    weight: float  # of a line
+    conversation: Conversation
+    positions: np.ndarray  # of the messages that were annotated, and of those just before
+    annotated: np.ndarray  # which of these were annotated
+    rows: np.ndarray  # [row, feature]
+    sizes: np.ndarray  # rows of each of the messages
+    right: np.ndarray  # [row]: is it a right candidate?
+    weight: float  # of a message
 
-    def of_judged(self):
-        """Return the (rows, sizes, right, weights) of the lines that were judged."""
-        kept = np.repeat(self.judged, self.sizes)
-        sizes = self.sizes[self.judged]
+    def of_annotated(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the (rows, sizes, right, weights) of the messages that were annotated."""
+        kept = np.repeat(self.annotated, self.sizes)
+        sizes = self.sizes[self.annotated]
         return self.rows[kept], sizes, self.right[kept], np.full(len(sizes), self.weight)
 
 
-def logs_of(source):
+def logs_of(source: Path) -> list[Log]:
     """Return a Log for each log in the file `source`, and one for each as if nobody named anybody."""
     groups, ids = groups_of(source)
-    gold, found = gold_of(source), []
-    for turns in groups:
-        for named, weight in ((namer(turns), 1.0), (nobody, WITHOUT_NAMES)):
-            found.append(log_of(lines_of(turns, named), ids, gold, weight))
-    return found
+    gold = gold_of(source)
+    return [
+        log_of(*messages_of(turns, named), ids, gold, weight)
+        for turns in groups
+        for named, weight in ((namer(turns), 1.0), (nobody, WITHOUT_NAMES))
+    ]
 
 
-def log_of(lines, ids, gold, weight):
-    talk, _, messages = lines
-    place_of = {ids[message]: place for place, message in enumerate(messages)}
-    is_judged = np.array([ids[message] in gold for message in messages])
-    ends = np.flatnonzero(is_judged)
-    places = np.arange(max(0, ends[0] - 2 * WIDTH), ends[-1] + 1)
-    rows, sizes, candidates = features(talk, places)
+def log_of(
+    conversation: Conversation,
+    _: np.ndarray,
+    message_ids: Sequence[int],
+    ids: Sequence[LineId],
+    gold: Gold,
+    weight: float,
+) -> Log:
+    lines = [ids[message_id] for message_id in message_ids]
+    position_of = {line: position for position, line in enumerate(lines)}
+    annotated = np.array([line in gold for line in lines])
+    ends = np.flatnonzero(annotated)
+    positions = np.arange(max(0, ends[0] - 2 * WIDTH), ends[-1] + 1)
+    rows, sizes, candidates = features(conversation, positions)
     right = np.zeros(len(rows), bool)
-    for place, start, size in zip(places, starts_of(sizes), sizes, strict=True):
-        log, _ = ids[messages[place]]
-        answered = [place_of.get((log, line), -2) for line in gold.get(ids[messages[place]], ())]
-        right[start : start + size] = np.isin(candidates[start : start + size], answered)
+    for position, start, size in zip(positions, starts_of(sizes), sizes, strict=True):
+        log, _ = lines[position]
+        replied_to = [position_of.get((log, parent), -2) for parent in gold.get(lines[position], ())]
+        right[start : start + size] = np.isin(candidates[start : start + size], replied_to)
         right[start + size - 1] = not right[start : start + size].any()
-    return Log(talk, places, is_judged[places], rows, sizes, right, weight)
+    return Log(conversation, positions, annotated[positions], rows, sizes, right, weight)
 
 
-def train(logs, names):
-    """Return the trees whose softmax over the rows of each line gives the right ones most."""
+def train(logs: Sequence[Log], names: list[str]) -> lightgbm.Booster:
+    """Return the trees that give the right rows of each message the highest probability, by softmax over its rows."""
     rows, sizes, right, weights = (
-        np.concatenate(arrays) for arrays in zip(*(log.of_judged() for log in logs), strict=True)
+        np.concatenate(arrays) for arrays in zip(*(log.of_annotated() for log in logs), strict=True)
     )
     starts, weights = starts_of(sizes), np.repeat(weights, sizes)
 
-    def gradient(scores, _):
-        shares = softmax(scores, sizes)
-        wanted = shares * right
-        wanted /= np.repeat(np.maximum(np.add.reduceat(wanted, starts), 1e-12), sizes)
-        return weights * (shares - wanted), weights * np.maximum(shares * (1 - shares), 1e-3)
+    def gradient(scores: np.ndarray, _: lightgbm.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = softmax(scores, sizes)
+        target = probabilities * right
+        target /= np.repeat(np.maximum(np.add.reduceat(target, starts), 1e-12), sizes)
+        return weights * (probabilities - target), weights * np.maximum(probabilities * (1 - probabilities), 1e-3)
 
     data = lightgbm.Dataset(rows, label=right.astype(np.float32), feature_name=names)
     return lightgbm.train({**PARAMETERS, "objective": gradient}, data, ROUNDS)
 
 
-def with_threads(logs, first):
+def with_threads(logs: Sequence[Log], first: lightgbm.Booster) -> list[Log]:
     """Return `logs` with the rows of the second pass; first: the trees of a first pass."""
-    found = []
+    results = []
     for log in logs:
-        shares = softmax(scores(first, log.rows), log.sizes)
-        known = by_distance(shares, log.places, log.sizes, len(log.talk.users))
-        found.append(replace(log, rows=np.concatenate([log.rows, thread_features(log.talk, log.places, *known)], 1)))
-    return found
+        probabilities = softmax(scores(first, log.rows), log.sizes)
+        matrix, none = as_matrix(probabilities, log.positions, log.sizes, len(log.conversation.users))
+        of_threads = thread_features(log.conversation, log.positions, matrix, none)
+        results.append(replace(log, rows=np.concatenate([log.rows, of_threads], 1)))
+    return results
 
 
-def both_passes(logs):
+def both_passes(logs: Sequence[Log]) -> tuple[lightgbm.Booster, lightgbm.Booster]:
     """Return the trees of the first and the second pass."""
     halves = (
-        [log for place, log in enumerate(logs) if place // 2 % 2],
-        [log for place, log in enumerate(logs) if not place // 2 % 2],
+        [log for number, log in enumerate(logs) if number // 2 % 2],
+        [log for number, log in enumerate(logs) if not number // 2 % 2],
     )
     second = [with_threads(half, train(other, NAMES)) for half, other in (halves, halves[::-1])]
     return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
 
-def main():
+def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("source")
+    parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
     if not args.target.is_dir():
@@ -139,7 +150,7 @@ def main():
     for model, name in zip(both_passes(logs), (FIRST, SECOND), strict=True):
         model.save_model(args.target / name)
     print(
-        f"{args.target}: {sum(log.judged.sum() for log in logs):,} lines, half of them without names, "
+        f"{args.target}: {sum(log.annotated.sum() for log in logs):,} messages, half of them without names, "
         f"{len(NAMES)} and {len(NAMES_OF_THREADS)} features, {time.monotonic() - started:.0f} s"
     )
 

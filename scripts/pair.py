@@ -1,29 +1,32 @@
-"""Decide which turn each turn of the target answers.
+"""Decide which turn each turn of the member (the target) replies to.
 
     python scripts/pair.py data/default/combined/turns.parquet --target 10001 --config config/pair.yaml \\
         --prompt config/prompts/pair.md --merge-prompt config/prompts/merge.md \\
         --llm config/llm.yaml --answers data/answers.db --out data/default/10001/paired
 
-Writes pairs.jsonl (turns with the turn they answer) and unpaired.jsonl (turns with the reason why not).
+Writes pairs.jsonl (turns with the turn they reply to) and unpaired.jsonl (turns without one, with the reason).
 """
+
+from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
-from huiyin.common.stage import Stage, arguments, need
+from huiyin.common.stage import Ledger, Stage, arguments, need
 from huiyin.common.tables import TURNS, scan_table, write_records
-from huiyin.linking.calibration import calibrated_thresholds, held_out_quotes
-from huiyin.linking.cases import History
+from huiyin.linking.calibration import Decisions, calibrated_thresholds, held_out_quotes
+from huiyin.linking.cases import Case, History, Namer, Turn
 from huiyin.linking.rule import link
 from huiyin.llm.client import Client, llm_arguments, read_llm_settings
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
-from huiyin.questions.prompts import read_prompt
+from huiyin.questions.prompts import Prompt, read_prompt
 
 MADE_BY = "`make combine` makes it"
 
@@ -44,16 +47,16 @@ class Settings:
     newest: AtLeast0 = 20_000
     characters_shown: AtLeast1 = 200
 
-    PRESETS: ClassVar = {
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0, "linker_alone": "never"},
     }
 
 
-def line_of(case):
-    """Return the line of pairs.jsonl or unpaired.jsonl."""
+def record_of(case: Case) -> dict[str, Any]:
+    """Return what a line of pairs.jsonl or unpaired.jsonl holds."""
     turn = case.turn
-    line = {
+    record = {
         "turn_id": turn["turn_id"],
         "turn_ids": turn["turn_ids"],
         "group_id": turn["group_id"],
@@ -61,9 +64,9 @@ def line_of(case):
         "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     if case.prompt is None:
-        return {**line, "reason": case.reason}
+        return {**record, "reason": case.reason}
     return {
-        **line,
+        **record,
         "prompt_turn_id": case.prompt["turn_id"],
         "prompt": case.prompt["text"],
         "decided_by": case.decided_by,
@@ -72,8 +75,8 @@ def line_of(case):
     }
 
 
-def turns_kept(turns, target, settings, ledger):
-    """Return the turns of the target that are to be paired, as dicts in the order of `turns`."""
+def turns_kept(turns: pl.DataFrame, target: str, settings: Settings, ledger: Ledger) -> list[Turn]:
+    """Return the turns of the target that are to be paired, in the order of `turns`."""
     of_others = pl.when(pl.col("user_id") != target).then("turn_id")
     turns = turns.with_columns(
         previous_text=pl.col("text").shift().over("group_id"),
@@ -83,14 +86,14 @@ def turns_kept(turns, target, settings, ledger):
     kept = own.sort("time", maintain_order=True).tail(settings.newest) if settings.newest else own
     ledger.read = len(own)
     ledger.dropped["older"] = len(own) - len(kept)
-    said_anew = kept.filter(pl.col("text") != pl.col("previous_text").fill_null("")).sort("turn_id")
-    ledger.dropped["repeats_previous"] = len(kept) - len(said_anew)
-    return [{**turn, "turn_ids": [turn["turn_id"]]} for turn in said_anew.iter_rows(named=True)]
+    new = kept.filter(pl.col("text") != pl.col("previous_text").fill_null("")).sort("turn_id")
+    ledger.dropped["repeats_previous"] = len(kept) - len(new)
+    return [{**turn, "turn_ids": [turn["turn_id"]]} for turn in new.iter_rows(named=True)]
 
 
-def merged(kept, prompt, settings, client, temperature):
-    """Let the model say which neighbours in `kept` are one turn; return the turns, fewer or as many."""
-    batches = []
+def merged(kept: list[Turn], prompt: Prompt, settings: Settings, client: Client, temperature: float) -> list[Turn]:
+    """Let the model decide which neighbours in `kept` are one turn; return the turns, fewer or as many."""
+    batches: list[list[Turn]] = []
     for turn in kept:
         last = batches[-1] if batches else []
         if not last or len(last) == settings.batch_size or last[0]["group_id"] != turn["group_id"]:
@@ -99,7 +102,8 @@ def merged(kept, prompt, settings, client, temperature):
             last.append(turn)
     several = [batch for batch in batches if len(batch) > 1]
     questions = [which_belong_together(prompt, batch, temperature) for batch in several]
-    for batch, answer in zip(several, client.ask_all("pair: turns that belong together", questions), strict=True):
+    answers: list[Any] = client.ask_all("pair: turns that belong together", questions)
+    for batch, answer in zip(several, answers, strict=True):
         for first, last, text in reversed(answer.value if answer else []):
             parts = batch[first : last + 1]
             if same_words([part["text"] for part in parts], text):
@@ -107,8 +111,8 @@ def merged(kept, prompt, settings, client, temperature):
     return [turn for batch in batches for turn in batch]
 
 
-def as_one(parts, text):
-    """Return the turn that `parts` become; it stands where the first of them stood."""
+def as_one(parts: Sequence[Turn], text: str) -> Turn:
+    """Return the turn that `parts` become; it has the position of the first of them."""
     quoted = [part["reply_to_turn"] for part in parts if part["reply_to_turn"] is not None]
     return {
         **parts[0],
@@ -120,8 +124,8 @@ def as_one(parts, text):
     }
 
 
-def decide(case, settings):
-    """Decide what is certain; a case left open is a question for the linker, the model or the rule."""
+def decide(case: Case, settings: Settings) -> None:
+    """Decide what is certain; the linker, the model or the rule decides the cases that stay open."""
     turn = case.turn
     if settings.method == "empty":
         case.reason = "empty_prompt"
@@ -145,38 +149,45 @@ def decide(case, settings):
         case.reason = "no_candidates"
 
 
-def cascade(cases, history, settings, ask):
-    """Decide the open cases: the linker those it is sure of, then the model, or without a model the rule.
+def cascade(
+    cases: list[Case], history: History, settings: Settings, ask: Callable[[str, list[Case], bool], list[Any]]
+) -> dict[str, Any]:
+    """Decide the open cases: the linker those it is confident about, then the model, or without a model the rule.
 
-    ask: (name of the work, cases, final) -> the model's answer to each; in a test a failure is not `final`. Return what
-    the receipt says: the linker's threshold in each group, and how many held-out quotes rule, linker and model find.
+    ask: (name of the work, cases, final) -> the model's answer to each; in a test a failure is not `final`. Return the
+    entries of the receipt: the linker's threshold in each group, and how many held-out quotes rule, linker and model
+    find.
     """
-    groups, receipt, found = sorted({case.turn["group_id"] for case in cases}), {}, {}
+    groups = sorted({case.turn["group_id"] for case in cases})
+    receipt: dict[str, Any] = {}
+    predicted: dict[str, list[int | None]] = {}
     quotes = held_out_quotes(history, groups) if settings.quotes_tested else []
     newest = sorted(quotes, key=lambda case: case.turn["time"])[-settings.quotes_tested :]
-    tested = [case for case in newest if case.quote_in_reach]
-    found["rule"] = [id_of(link(case.turn, case.window, history.named)[0]) for case in tested]
+    tested = [case for case in newest if case.quotes_a_candidate]
+    predicted["rule"] = [id_of(link(case.turn, case.window, history.named)[0]) for case in tested]
     if settings.linker_alone != "never":
         from huiyin.linking.linker import Linker  # scipy and LightGBM take half a second
 
-        in_reach = [case for case in quotes if case.quote_in_reach]
+        findable = [case for case in quotes if case.quotes_a_candidate]
         open_cases = [case for case in cases if case.open]
-        decisions = Linker().decide([*open_cases, *in_reach], history)
-        receipt["linker"] = calibrated_thresholds(groups, in_reach, decisions, settings)
+        decisions = Linker().decide_cases([*open_cases, *findable], history)
+        receipt["linker"] = calibrated_thresholds(groups, findable, decisions, settings)
         apply_linker(open_cases, decisions, receipt["linker"], settings.min_confidence)
-        found["linker"] = [decisions[case.turn["turn_id"]][0] for case in tested]
+        predicted["linker"] = [decisions[case.turn["turn_id"]][0] for case in tested]
     open_cases = [case for case in cases if case.open]
     if settings.use_llm:
-        apply_answers(open_cases, ask("pair", open_cases), settings.min_confidence)
-        answers = ask("pair: held-out quotes", tested, final=False)
-        found["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
+        apply_answers(open_cases, ask("pair", open_cases, True), settings.min_confidence)
+        answers = ask("pair: held-out quotes", tested, False)
+        predicted["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
     else:
         apply_rule(open_cases, history.named)
-    return {**receipt, "quotes": report_on_quotes(len(newest), tested, found)} if quotes else receipt
+    return {**receipt, "quotes": report_on_quotes(len(newest), tested, predicted)} if quotes else receipt
 
 
-def apply_linker(cases, decisions, thresholds, min_confidence):
-    """Take over what the linker is sure of; the rest of the cases stays open."""
+def apply_linker(
+    cases: Iterable[Case], decisions: Decisions, thresholds: Mapping[str, Mapping[str, Any]], min_confidence: float
+) -> None:
+    """Apply the linker's decisions from the threshold of the group on; the other cases stay open."""
     for case in cases:
         replied_to, confidence = decisions[case.turn["turn_id"]]
         threshold = thresholds[case.turn["group_id"]]["threshold"]
@@ -191,28 +202,29 @@ def apply_linker(cases, decisions, thresholds, min_confidence):
             case.decided(prompt, "linker", confidence)
 
 
-def apply_answers(cases, answers, min_confidence):
+def apply_answers(cases: Iterable[Case], answers: Iterable[Any], min_confidence: float) -> None:
     for case, answer in zip(cases, answers, strict=True):
+        prompt = chosen(case, answer)
         if answer is None:
             case.reason = "failed"
-        elif answer.value == NONE:
+        elif prompt is None:
             case.reason = "none"
         elif answer.confidence is not None and answer.confidence < min_confidence:
             case.reason = "low_confidence"
         else:
-            case.decided(chosen(case, answer), "llm", answer.confidence)
+            case.decided(prompt, "llm", answer.confidence)
 
 
-def chosen(case, answer):
-    """Return the candidate that the model has named, None where it has named none."""
+def chosen(case: Case, answer: Any) -> Turn | None:
+    """Return the candidate that the model has chosen, or None if it has chosen none."""
     return case.candidates[int(answer.value) - 1] if answer and answer.value != NONE else None
 
 
-def id_of(turn):
-    return turn and turn["turn_id"]
+def id_of(turn: Turn | None) -> int | None:
+    return turn["turn_id"] if turn else None
 
 
-def apply_rule(cases, named):
+def apply_rule(cases: Iterable[Case], named: Namer) -> None:
     for case in cases:
         prompt, confidence = link(case.turn, case.window, named)
         if prompt:
@@ -221,19 +233,22 @@ def apply_rule(cases, named):
             case.reason = "undecided"
 
 
-def share_decided(cases):
-    """Return how many are decided without the model, for its progress."""
+def share_decided(cases: Sequence[Case]) -> str:
+    """Return which share is decided without the model, for its progress."""
     count = Counter(case.decided_by for case in cases)
     return f"{count['quote'] / len(cases):.0%} from quotes, {count['linker'] / len(cases):.0%} from the linker"
 
 
-def report_on_quotes(count, tested, found):
-    """Print and return how many of the held-out quotes `tested` were found; `count`: those out of reach included.
+def report_on_quotes(
+    count: int, tested: Sequence[Case], predicted: Mapping[str, Sequence[int | None]]
+) -> dict[str, int]:
+    """Print and return how many of the held-out quotes `tested` were found.
 
-    found: {"rule", "linker", "llm": the ids of the turns that they name, None for none}.
+    count: the number of quotes, with those that quote no candidate; predicted: "rule", "linker", "llm" -> the ids of
+    the turns that they found, None for none.
     """
     quoted = [case.turn["reply_to_turn"] for case in tested]
-    counts = {f"found_by_{who}": sum(map(operator.eq, quoted, turn_ids)) for who, turn_ids in found.items()}
+    counts = {f"found_by_{who}": sum(map(operator.eq, quoted, turn_ids)) for who, turn_ids in predicted.items()}
     names = {"found_by_rule": "the rule", "found_by_linker": "the linker", "found_by_llm": "the model"}
     print(
         f"pair: of {count:,} held-out quotes, {len(tested):,} within the candidates: "
@@ -243,9 +258,9 @@ def report_on_quotes(count, tested, found):
     return {"tested": count, "in_reach": len(tested), **counts}
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "turns")
-    parser.add_argument("--target", required=True, help="user id (QQ number) of the member whose voice is learnt")
+    parser.add_argument("--target", required=True, help="user id (QQ number) of the member to imitate")
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/pair.md")
     parser.add_argument("--merge-prompt", type=Path, required=True, metavar="FILE", help="prompts/merge.md")
     llm_arguments(parser)
@@ -265,7 +280,7 @@ def main(argv=None):
         kept = turns_kept(turns, args.target, settings, stage.ledger)
         if not stage.ledger.read:
             raise UserError(
-                f"nobody with the id {args.target} has said anything here; "
+                f"nobody with the id {args.target} has written anything here; "
                 "`make members` lists who is there, put one of those ids into config/target.txt"
             )
         if settings.merge_replies == "llm":
@@ -277,20 +292,20 @@ def main(argv=None):
         for case in cases:
             decide(case, settings)
 
-        def ask(name, asked, final=True):
+        def ask(name: str, asked: list[Case], final: bool) -> list[Any]:
             shown = settings.characters_shown
             questions = [which_turn(prompt, case.turn, case.window, shown, llm.pair_temperature) for case in asked]
             return client.ask_all(name, questions, share_decided(cases), final)
 
         if settings.method == "cascade" and cases:
             stage.receipt |= cascade(cases, history, settings, ask)
-        pairs = [line_of(case) for case in cases if case.prompt]
-        unpaired = [line_of(case) for case in cases if not case.prompt]
+        pairs = [record_of(case) for case in cases if case.prompt]
+        unpaired = [record_of(case) for case in cases if not case.prompt]
         write_records(stage.output("pairs.jsonl"), pairs)
         write_records(stage.output("unpaired.jsonl"), unpaired)
         stage.ledger.written = len(pairs) + len(unpaired)
-        stage.receipt["decided_by"] = Counter(line["decided_by"] for line in pairs)
-        stage.receipt["unpaired"] = Counter(line["reason"] for line in unpaired)
+        stage.receipt["decided_by"] = Counter(record["decided_by"] for record in pairs)
+        stage.receipt["unpaired"] = Counter(record["reason"] for record in unpaired)
         stage.receipt |= client.receipt()
 
 

@@ -332,7 +332,7 @@ def test_no_database(project):
 
 def test_a_target_nobody_has(demo):
     assert complaint(make(demo[0], "pair", "TARGET=4040404", *DEMO)) == (
-        "pair.py: nobody with the id 4040404 has said anything here; `make members` lists who is there, "
+        "pair.py: nobody with the id 4040404 has written anything here; `make members` lists who is there, "
         "put one of those ids into config/target.txt"
     )
 

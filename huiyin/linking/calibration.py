@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from huiyin.common.lazy import polars as pl
 from huiyin.linking.cases import Case, History
 
 QUOTES_OF_GROUP = 1_000  # the latest
 QUOTES_NEEDED = 50
-DECIDED_NEEDED = 20  # of those quotes; of fewer the share of right ones says nothing
+DECIDED_NEEDED = 20  # of those quotes; with fewer the share of right decisions means nothing
 SHARE_RIGHT = 0.9
 STEP = 0.01
 
@@ -18,17 +18,17 @@ Decisions = Mapping[int, tuple[int | None, float]]  # {turn_id: (turn_id that it
 
 
 class Settings(Protocol):
-    """What is read of pair.yaml."""
+    """The settings of pair.yaml that matter here."""
 
     use_llm: bool
-    linker_alone: str
+    linker_alone: Literal["auto", "always", "never"]
     linker_threshold: float
 
 
 def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
     """Return the Cases of the latest quotes in each of `groups`, of all members, as if they were no quotes.
 
-    Clients put an @ of the quoted one before a quote, so that goes, too.
+    Clients put an @ of the quoted author before a quote, so that mention is removed, too.
     """
     quoting = history.turns.filter(pl.col("reply_to_turn").is_not_null(), pl.col("group_id").is_in(list(groups)))
     latest = quoting.sort("time", maintain_order=True).group_by("group_id", maintain_order=True).tail(QUOTES_OF_GROUP)
@@ -42,13 +42,13 @@ def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
 def calibrated_thresholds(
     groups: Iterable[str], quotes: Iterable[Case], decisions: Decisions, settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """Return {group: {"threshold": from this confidence on the linker decides, or None: nowhere, ...}}; say why.
+    """Return {group: {"threshold": the linker decides from this confidence on, or None: never, ...}}; print why.
 
-    quotes: Cases within reach; decisions: those of the linker, of these quotes and maybe others.
+    quotes: Cases that quote one of their candidates; decisions: those of the linker, of these quotes and maybe others.
     """
     quotes, thresholds = list(quotes), {}
     for group in groups:
-        if not settings.use_llm:  # nobody else is there to decide; whoever wants what is sure sets min_confidence
+        if not settings.use_llm:  # nobody else can decide; min_confidence removes doubtful decisions
             thresholds[group] = {"threshold": 0.0}
         elif settings.linker_alone == "always":
             thresholds[group] = {"threshold": settings.linker_threshold}
@@ -56,8 +56,8 @@ def calibrated_thresholds(
             tested = []
             for case in quotes:
                 if case.turn["group_id"] == group:
-                    answered, confidence = decisions[case.turn["turn_id"]]
-                    tested.append((confidence, answered == case.turn["reply_to_turn"]))
+                    replied_to, confidence = decisions[case.turn["turn_id"]]
+                    tested.append((confidence, replied_to == case.turn["reply_to_turn"]))
             thresholds[group], why = calibrated_threshold(tested, settings.linker_threshold)
             print(f"pair: group {group}: the linker decides {why}", flush=True)
     return thresholds
@@ -66,12 +66,12 @@ def calibrated_thresholds(
 def calibrated_threshold(tested: list[tuple[float, bool]], lowest: float) -> tuple[dict[str, Any], str]:
     """Return what goes into the receipt of a group, and the reason.
 
-    tested: [(confidence, is it right?), ...] of the quotes; lowest: the threshold that is raised until it is right
-    often enough.
+    tested: (confidence, is it right?) of each quote; lowest: the threshold, which is raised until the share of right
+    decisions is SHARE_RIGHT.
     """
-    result = {"threshold": None, "quotes": len(tested)}
+    result: dict[str, Any] = {"threshold": None, "quotes": len(tested)}
     if len(tested) < QUOTES_NEEDED:
-        return result, f"nothing alone: {len(tested):,} quotes to test it on, {QUOTES_NEEDED} are needed"
+        return result, f"nothing alone: {len(tested):,} held-out quotes, {QUOTES_NEEDED} are needed"
     for step in range(round((1 - lowest) / STEP) + 1):
         threshold = round(lowest + step * STEP, 4)
         right = [is_right for confidence, is_right in tested if confidence >= threshold]
@@ -79,14 +79,16 @@ def calibrated_threshold(tested: list[tuple[float, bool]], lowest: float) -> tup
             break
         result |= {"decided": len(right), "right": sum(right)}
         if sum(right) >= SHARE_RIGHT * len(right):
-            why = f"alone from {threshold} on: there it decides {len(right):,} of {len(tested):,} held-out quotes, "
-            return {**result, "threshold": threshold}, why + f"{sum(right) / len(right):.0%} of them rightly"
+            return {**result, "threshold": threshold}, (
+                f"alone from confidence {threshold} on: {sum(right) / len(right):.0%} of its decisions on "
+                f"{len(right):,} of {len(tested):,} held-out quotes are right"
+            )
     if "decided" not in result:
         return result, (
-            f"nothing alone: of {len(tested):,} held-out quotes it is sure (from {lowest} on) of fewer "
-            f"than {DECIDED_NEEDED}"
+            f"nothing alone: it is confident (from {lowest} on) about fewer than {DECIDED_NEEDED} "
+            f"of {len(tested):,} held-out quotes"
         )
     return result, (
-        f"nothing alone: of {len(tested):,} held-out quotes it is surest of {result['decided']:,}, and "
-        f"there right in {result['right'] / result['decided']:.0%}"
+        f"nothing alone: {result['right'] / result['decided']:.0%} of its decisions on the {result['decided']:,} "
+        f"most confident of {len(tested):,} held-out quotes are right"
     )

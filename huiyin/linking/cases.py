@@ -1,8 +1,8 @@
-"""A turn and the turns before it, one of which it may reply to; and the history that they are looked up in."""
+"""A turn and the turns before it, one of which it may reply to; and the history in which they are looked up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,20 @@ from huiyin.common.lazy import polars as pl
 from huiyin.linking.names import Names
 
 Turn = dict[str, Any]  # a row of turns.parquet
+Namer = Callable[[Turn], list[str]]  # turn -> the ids of the users whom it names, the one addressed first
 
-NAMED_TEXTS = 5_000  # the latest turns of a group show which names are words of everyday talk, too
+NAMED_TEXTS = 5_000  # the latest turns of a group show which names are also common words
 
 
 @dataclass
 class Case:
-    """A turn, what was said before it, and what became of it."""
+    """A turn, the turns before it, and what was decided about it."""
 
     turn: Turn
     window: list[Turn]  # the turns before it that are looked at
     candidates: list[Turn]  # those of other people: one of them may be the prompt
     quoted: Turn | None = None  # the turn that it quotes
-    previous: Turn | None = None  # the turn of somebody else before it, however far
+    previous: Turn | None = None  # the previous turn of somebody else, however far back
     prompt: Turn | None = None
     decided_by: str | None = None
     confidence: float | None = None
@@ -33,8 +34,8 @@ class Case:
         return self.prompt is None and self.reason is None
 
     @property
-    def quote_in_reach(self) -> bool:
-        """Is the turn that it quotes one of its candidates? Others nobody can find."""
+    def quotes_a_candidate(self) -> bool:
+        """Is the turn that it quotes one of its candidates? Otherwise nobody can find it."""
         return any(other["turn_id"] == self.turn["reply_to_turn"] for other in self.candidates)
 
     def decided(self, prompt: Turn, decided_by: str, confidence: float | None = None) -> None:
@@ -42,10 +43,10 @@ class Case:
 
 
 class History:
-    """The turns of a history: the one place where linking looks up what stands around a turn.
+    """The turns of a history: the only place where linking looks up the turns around a turn.
 
-    turns: the frame of turns.parquet, where `turn_id` counts the rows of each group in a row; candidates: how many
-    turns before one are looked at; stop_at_own_turn: none before its author's previous one.
+    turns: the frame of turns.parquet, where each group has consecutive values of `turn_id`; candidates: how many turns
+    before one are looked at; stop_at_own_turn: none before the previous turn of its author.
     """
 
     def __init__(self, turns: pl.DataFrame, candidates: int, stop_at_own_turn: bool):
@@ -59,16 +60,13 @@ class History:
         """
         turns = list(turns)
         before = {turn["turn_id"]: range(turn["turn_id"] - self.candidates, turn["turn_id"]) for turn in turns}
-        wanted = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
-        wanted.update(turn.get(name) for turn in turns for name in ("reply_to_turn", "previous_of_others"))
-        rows = {row["turn_id"]: row for row in self.rows(wanted - {None})}
+        needed: set[Any] = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
+        needed.update(turn.get(name) for turn in turns for name in ("reply_to_turn", "previous_of_others"))
+        rows = {row["turn_id"]: row for row in self.rows(needed - {None})}
         cases = []
         for turn in turns:
-            near = [
-                rows[turn_id]
-                for turn_id in before[turn["turn_id"]]
-                if turn_id in rows and rows[turn_id]["group_id"] == turn["group_id"]
-            ]
+            near = [rows[turn_id] for turn_id in before[turn["turn_id"]] if turn_id in rows]
+            near = [other for other in near if other["group_id"] == turn["group_id"]]
             near = window(near, turn["user_id"], self.candidates, self.stop_at_own_turn)
             others = [other for other in near if other["user_id"] != turn["user_id"]]
             quoted, previous = rows.get(turn["reply_to_turn"]), rows.get(turn.get("previous_of_others"))

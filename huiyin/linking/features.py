@@ -1,25 +1,22 @@
-"""What is known of a line and each of the lines before it, as numbers; nothing of it depends on the language.
+"""Features of a message and each of the messages before it, as numbers; nothing of it depends on the language.
 
-All lines of a group at once, as arrays: the axes are [line, candidate], and where two candidates are compared
-[line, candidate, candidate]. Candidate 0 is the line just before, 1 the one before that. A line is what one message
-says (`lines.py`).
+All messages of a group at once, as arrays with the axes of `conversation.py`. In the names of the features, which are
+part of linker.txt, "line" is the message, "me" its author, "author" the author of the candidate.
 """
 
 import re
-from itertools import chain
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
-AHEAD = 8  # lines after each that are looked at: who goes on with whom
-WIDTH = 15  # lines before each that are looked at
-NAMED = 4  # people that a line names, at most; the one addressed comes first
-AT_ONCE = 2_000  # lines worked on at a time
-BUCKETS = 2**20  # of hashed n-grams
-NGRAMS = (2, 3, 4)
-REGULAR = 50  # turns from which on somebody is no newcomer
-MINUTE, FAR = 60, 1e6  # seconds
-WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]")
+from huiyin.linking.conversation import LOOKAHEAD, NAMED, WIDTH, Columns, ContextWindow, Conversation, first_true
+from huiyin.linking.similarity import character_weights, cosine, greatest_part, products, word_weights
+
+CHUNK = 2_000  # messages worked on at a time
+LONGEST = 400  # characters; longer texts count as that long
+FAR = 1e6  # seconds
 LINK = re.compile("https?://|www[.]")
 CALL = re.compile(r"\S{2,}[:：]\s")  # `name: text`, whoever that is
 
@@ -96,283 +93,230 @@ OF_LINE = [
 ]
 NAMES = [*OF_PAIR, *OF_LINE]
 
-
-class Talk:
-    """The lines of one group as arrays: users, seconds, who is named, texts."""
-
-    def __init__(self, users, times, texts, named, said):
-        """said: how many turns the user had said before each of them, newcomers being the ones who ask."""
-        self.codes = {}
-        self.users = np.array([self.code(user) for user in users])
-        self.times = seconds(times)
-        self.texts, self.said = texts, np.minimum(said, REGULAR)
-        self.named = self.coded(named, users)
-
-    def code(self, user):
-        return self.codes.setdefault(user, len(self.codes))
-
-    def coded(self, named, users):
-        """Return the user ids `named` by each of `users` as an array [line, NAMED], -1 where there is none."""
-        table = np.full((len(named), NAMED), -1)
-        for row, some, me in zip(table, named, users, strict=True):
-            some = [self.code(user) for user in some if user != me][:NAMED]
-            row[: len(some)] = some
-        return table
+PairCounts = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class Around:
-    """The WIDTH lines before each of those at `places` of `talk`, its candidates, and the AHEAD after each."""
+@dataclass
+class Statistics:
+    """What the features need to know about a whole conversation."""
 
-    def __init__(self, talk, places):
-        before = places[:, None] - 1 - np.arange(WIDTH)
-        self.there = before >= 0
-        self.at = np.where(self.there, before, 0)
-        self.me = talk.users[places][:, None]
-        self.users = np.where(self.there, talk.users[self.at], -1 - np.arange(WIDTH))
-        self.own = self.users == self.me
-        self.later = np.tri(WIDTH, k=-1, dtype=bool)  # [candidate, other]: the other was said later
-        self.same = self.users[:, :, None] == self.users[:, None, :]
-        after = places[:, None] + 1 + np.arange(AHEAD)
-        self.comes = after < len(talk.users)
-        self.after = np.where(self.comes, after, 0)
-        self.next_users = np.where(self.comes, talk.users[self.after], -1)
-        self.is_next = self.next_users[:, None, :] == self.users[..., None]  # [candidate, line after]
-
-    def table(self, of_pair, of_line, pair, line, of_none):
-        """Return the rows of all lines, one after the other: of each its candidates and then the row for none.
-
-        pair: {name: [line, candidate]}, line: {name: [line]}; of_none: those of `pair` that the row for none has, too,
-        {name: [line] or a number}; columns: `of_pair`, `of_line`.
-        """
-        table = np.full((len(self.at), WIDTH + 1, len(of_pair) + len(of_line)), np.nan, np.float32)
-        for number, name in enumerate(of_pair):
-            table[:, :WIDTH, number] = pair[name]
-            table[:, WIDTH, number] = of_none.get(name, np.nan)
-        for number, name in enumerate(of_line, len(of_pair)):
-            table[..., number] = line[name][:, None]
-        return table[self.rows()]
-
-    def rows(self):
-        return np.concatenate([self.there, np.ones((len(self.at), 1), bool)], 1)
+    characters: sparse.csr_matrix  # [message, n-gram]: tf-idf
+    words: sparse.csr_matrix  # [message, word]: tf-idf
+    length: np.ndarray  # [message]: characters
+    question: np.ndarray  # [message]: does it hold a question mark?
+    link: np.ndarray  # [message]
+    order_sign: np.ndarray  # [message]: does it begin as orders to bots do?
+    calls: np.ndarray  # [message]: does it call somebody, known or not?
+    names: PairCounts  # (one, other) -> how often one names the other
+    follows: PairCounts  # (one, other) -> how often one writes right after the other
+    messages_of: np.ndarray  # [user]
+    naming_messages_of: np.ndarray  # [user]: messages that name somebody
+    naming: float  # fraction of the messages that name somebody
 
 
-def seconds(times):
-    """Return `times` (epoch seconds) as floats; where they are whole minutes, those of a minute are spread over it."""
-    times = np.asarray(times, float)
-    if len(times) and not (times % MINUTE).any():
-        starts = np.flatnonzero(np.diff(times, prepend=times[0] - 1))
-        counts = np.diff(np.append(starts, len(times)))
-        place = np.arange(len(times)) - np.repeat(starts, counts)
-        return times + MINUTE * (place + 0.5) / np.repeat(counts, counts)
-    return times
+def features(conversation: Conversation, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (rows, sizes, candidates) of the messages at `positions` of `conversation`.
+
+    rows: float32, for each message one row per candidate (the WIDTH messages before it, the nearest first) and one for
+    "replies to none", columns NAMES; sizes: rows of each message; candidates: the position of the candidate of each
+    row, -1 for none.
+    """
+    statistics = statistics_of(conversation)
+    chunks = [
+        features_of_chunk(ContextWindow(conversation, positions[start : start + CHUNK]), statistics)
+        for start in range(0, len(positions), CHUNK)
+    ]
+    rows, sizes, candidates = zip(*chunks, strict=True)
+    return np.concatenate(rows), np.concatenate(sizes), np.concatenate(candidates)
 
 
-def hashed(texts):
-    """Return (document, bucket) of every character n-gram of `texts`, as two arrays."""
-    joined = np.frombuffer("\0".join(texts).lower().encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
-    document = np.cumsum(joined == 0)
-    rows, buckets = [], []
-    for size in NGRAMS:
-        if len(joined) < size:
-            continue
-        many, ends = len(joined) - size + 1, joined == 0
-        value, crosses = np.full(many, size, np.uint64), np.zeros(many, bool)
-        for place in range(size):
-            value = value * np.uint64(0x9E3779B97F4A7C15) + joined[place : place + many]
-            value ^= value >> np.uint64(29)
-            crosses |= ends[place : place + many]
-        rows.append(document[:many][~crosses])
-        buckets.append((value % np.uint64(BUCKETS)).astype(np.int64)[~crosses])
-    return (np.concatenate(rows), np.concatenate(buckets)) if rows else (np.zeros(0, int), np.zeros(0, int))
+def statistics_of(conversation: Conversation) -> Statistics:
+    texts, users, people = conversation.texts, conversation.users, len(conversation.codes)
+    naming = np.any(conversation.named >= 0, 1)
+    return Statistics(
+        characters=character_weights(texts),
+        words=word_weights(texts),
+        length=np.array([min(len(text), LONGEST) for text in texts], np.float32),
+        question=np.array(["?" in text or "？" in text for text in texts]),
+        link=np.array([LINK.search(text) is not None for text in texts]),
+        order_sign=np.array([text[:1] in ("!", "/", ".", "！") for text in texts]),
+        calls=np.array([CALL.match(text) is not None for text in texts]),
+        names=pair_counts(np.repeat(users, NAMED), conversation.named.ravel(), people),
+        follows=pair_counts(users[1:], users[:-1], people),
+        messages_of=np.bincount(users, minlength=people),
+        naming_messages_of=np.bincount(users, naming, minlength=people),
+        naming=naming.mean() if len(naming) else 0,
+    )
 
 
-def weighted(rows, columns, shape):
-    """Return the sparse matrix of tf-idf weights, its rows of length 1."""
-    counts = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
-    counts.sum_duplicates()
-    documents = np.bincount(counts.indices, minlength=shape[1])
-    idf = np.log((shape[0] + 1) / (documents + 1)).astype(np.float32) + 1
-    counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
-    lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(1)).ravel())
-    return sparse.diags(1 / np.maximum(lengths, 1e-9)) @ counts
+def pair_counts(left: np.ndarray, right: np.ndarray, people: int) -> PairCounts:
+    """Return a function: (one, other) -> how often they stand at the same index of `left` and `right`.
 
-
-def of_characters(texts):
-    rows, buckets = hashed(texts)
-    return weighted(rows, buckets, (len(texts), BUCKETS))
-
-
-def of_words(texts):
-    codes, found = {}, [WORD.findall(text.lower()) for text in texts]
-    columns = [codes.setdefault(word, len(codes)) for word in chain.from_iterable(found)]
-    rows = np.repeat(np.arange(len(texts)), [len(words) for words in found])
-    return weighted(rows, np.array(columns, int), (len(texts), max(1, len(codes))))
-
-
-def likeness(matrix, left, right):
-    """Return the cosine of the rows `left` and `right` (arrays of one shape) of `matrix`, and its greatest part."""
-    product = matrix[left.ravel()].multiply(matrix[right.ravel()]).tocsr()
-    return (np.asarray(product.sum(1), np.float32).reshape(left.shape), product.max(1).toarray().reshape(left.shape))
-
-
-def pair_counts(left, right, people):
-    """Return a function: (one, other) -> how often they stand beside each other in the arrays `left`, `right`."""
-    good = (left >= 0) & (right >= 0)
-    keys, counts = np.unique(left[good] * people + right[good], return_counts=True)
+    people: number of user codes; negative codes are nobody.
+    """
+    valid = (left >= 0) & (right >= 0)
+    keys, counts = np.unique(left[valid] * people + right[valid], return_counts=True)
     keys, counts = np.append(keys, np.iinfo(np.int64).max), np.append(counts, 0)
 
-    def count(one, other):
-        wanted = one * people + other
-        place = np.searchsorted(keys, wanted)
-        return np.where(keys[place] == wanted, counts[place], 0)
+    def count(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        key = one * people + other
+        index = np.searchsorted(keys, key)
+        return np.where(keys[index] == key, counts[index], 0)
 
     return count
 
 
-def features(talk, places):
-    """Return (rows, sizes, candidates): what is known of the lines at `places` of `talk` and of each one before it.
-
-    rows: float32, for each line one row a candidate (the WIDTH lines before it, the nearest first) and one for `none`,
-    columns NAMES; sizes: rows of each line; candidates: the place of the candidate of each row, -1 for none.
-    """
-    places, texts = np.asarray(places, int), talk.texts
-    known = {
-        "characters": of_characters(texts),
-        "words": of_words(texts),
-        "length": np.array([min(len(text), 400) for text in texts], np.float32),
-        "question": np.array(["?" in text or "？" in text for text in texts]),
-        "link": np.array([LINK.search(text) is not None for text in texts]),
-        "order_sign": np.array([text[:1] in ("!", "/", ".", "！") for text in texts]),
-        "calls": np.array([CALL.match(text) is not None for text in texts]),
+def features_of_chunk(window: ContextWindow, statistics: Statistics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `features` does, for the messages of `window`."""
+    columns = {
+        **speaker_features(window),
+        **time_features(window),
+        **naming_features(window),
+        **dealing_features(window),
+        **habit_features(window, statistics),
+        **text_features(window, statistics),
+        **following_features(window),
     }
-    people = int(max(talk.users.max(), talk.named.max())) + 1
-    naming = talk.named >= 0
-    who = np.repeat(talk.users, NAMED)
-    known["names"] = pair_counts(who, talk.named.ravel(), people)
-    known["follows"] = pair_counts(talk.users[1:], talk.users[:-1], people)
-    known["lines_of"] = np.bincount(talk.users, minlength=people)
-    known["namings_of"] = np.bincount(talk.users, naming.any(1), minlength=people)
-    known["naming"] = naming.any(1).mean() if len(naming) else 0
-    parts = [part_of(talk, places[start : start + AT_ONCE], known) for start in range(0, len(places), AT_ONCE)]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    candidates = np.concatenate([window.index, np.full((len(window.index), 1), -1)], 1)
+    return window.table(OF_PAIR, OF_LINE, columns, {"is_none": 1}), window.rows.sum(1), candidates[window.rows]
 
 
-def part_of(talk, places, known):
-    """Return what `features` does, for a part of the lines."""
-    named = talk.named[places]
-    around = Around(talk, places)
-    there, at, me, users, own = around.there, around.at, around.me, around.users, around.own
-    later, same, is_next = around.later, around.same, around.is_next
-    names = np.where(there[..., None], talk.named[at], -1)
-    somebody = (names >= 0).any(2)
-    own = users == me
-    names_author = (names[:, None] == users[:, :, None, None]).any(3) & there[:, :, None]  # [candidate, other]
-    names_me = (names == me[..., None]).any(2)
-    column = np.arange(WIDTH)
-
-    def nearest(mask):
-        """The place of the first True along the last axis; the WIDTH where there is none."""
-        return np.where(mask.any(-1), mask.argmax(-1), WIDTH)
-
-    now, then = talk.times[places][:, None], np.where(there, talk.times[at], -FAR)
-    own_place = nearest(own)
-    my_naming = nearest(own & somebody)
-    my_last = np.take_along_axis(names, np.minimum(my_naming, WIDTH - 1)[:, None, None], 1)[:, 0]
-    my_last = np.where(my_naming[:, None] < WIDTH, my_last, -1)
-    author_naming = nearest(same & somebody[:, None, :])
-    dealings = (own[:, None, :] & names_author) | (same & names_me[:, None, :])
-    author_after = (same & later).sum(2)
-    latest = there & (author_after == 0)
-    is_named = (named[:, None, :] == users[..., None]).any(2)
-    any_named = (named >= 0).any(1)[:, None]
-    taken = ((own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])).sum(2)
-    own_text = np.broadcast_to(places[:, None], at.shape)
-    cosine = likeness(known["characters"], own_text, at)[0] * there
-    words, rarest = likeness(known["words"], own_text, at)
-    next_names = np.where(around.comes[..., None], talk.named[around.after], -1)
-    author_next = np.where(is_next.any(2), is_next.argmax(2), AHEAD)
-    next_names_me = is_next & (next_names == me[..., None]).any(2)[:, None, :]
-    mine_next = (around.next_users == me)[:, None, :]
-    my_next_names = ((next_names[:, None] == users[:, :, None, None]).any(3) & mine_next).any(2)
-    order = (-cosine).argsort(1, kind="stable").argsort(1, kind="stable")
-    author = np.where(there, users, 0)
-    mine = np.maximum(known["lines_of"][me] - 1, 1)
-    others = there & ~own
-    since_own = column < own_place[:, None]
-    pair = {
-        "is_none": np.zeros(at.shape),
-        "distance": np.broadcast_to(column + 1, at.shape),
-        "seconds": np.minimum(now - then, FAR),
+def speaker_features(window: ContextWindow) -> Columns:
+    """Return who wrote, and in which order."""
+    own, same, later, latest = window.own, window.same_author, window.later, window.latest
+    own_position, column = window.own_position[:, None], np.arange(WIDTH)
+    turns_taken = (own[:, None, :-1] & same[:, :, 1:]) | (same[:, :, :-1] & own[:, None, 1:])
+    earlier_turns = window.conversation.earlier_turns
+    return {
+        "is_none": np.zeros(own.shape),
+        "distance": np.broadcast_to(column + 1, own.shape),
         "own": own,
         "own_after": (own[:, None, :] & later).sum(2),
-        "author_after": author_after,
+        "author_after": window.author_after,
         "author_before": (same & later.T).sum(2),
         "people_after": ((latest & ~own)[:, None, :] & later).sum(2),
         "latest_of_author": latest,
-        "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
-        "named": is_named,
-        "names_other": any_named & ~is_named,
-        "names_me_first": names[..., 0] == me,
-        "names_me": names_me,
-        "names_somebody_else": somebody & ~names_me,
-        "names_the_same": ((names[..., None] == named[:, None, None, :]) & (names[..., None] >= 0)).any((2, 3)),
-        "author_is_my_last": (my_last[:, None, :] == users[..., None]).any(2),
-        "author_last_named_me": np.take_along_axis(names_me, np.minimum(author_naming, WIDTH - 1), 1)
-        & (author_naming < WIDTH),
-        "named_after": (names_author & later & ~own[:, None, :]).sum(2),
-        "i_named_author": (own[:, None, :] & names_author).sum(2),
-        "author_named_me": (same & names_me[:, None, :]).sum(2),
-        "since_dealings": nearest(dealings),
-        "turns_taken": taken,
-        "i_name_author_elsewhere": (known["names"](me, author) - is_named) / mine,
-        "author_names_me_elsewhere": known["names"](author, me) / np.maximum(known["lines_of"][author], 1),
-        "i_follow_author": (known["follows"](me, author) - (column == 0)) / mine,
-        "question": known["question"][at],
-        "length": known["length"][at],
-        "link": known["link"][at],
-        "order_sign": known["order_sign"][at],
-        "seconds_to_next": np.concatenate([now, then[:, :-1]], 1) - then,
-        "seconds_since_previous": np.minimum(then - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
-        "nearest_other": column == nearest(others)[:, None],
-        "latest_named": is_named & latest,
-        "characters": cosine,
-        "words": words * there,
-        "rarest_word": rarest * there,
-        "rank_of_characters": order,
-        "author_characters": np.where(same, cosine[:, None, :], 0).max(2),
-        "lines_after_own": own_place[:, None] - column,
-        "author_before_own": (same & (column > own_place[:, None])[:, None, :]).sum(2),
+        "turns_taken": turns_taken.sum(2),
+        "nearest_other": column == first_true(window.others)[:, None],
+        "lines_after_own": own_position - column,
+        "author_before_own": (same & (column > own_position)[:, None, :]).sum(2),
         "author_and_me_of_ten": (same | own[:, None, :])[..., :10].sum(2),
-        "author_next": author_next,
-        "author_next_names_me": next_names_me.any(2),
-        "i_name_author_next": my_next_names,
-        "author_said": talk.said[at],
-    }
-    line = {
-        "line_question": known["question"][places],
-        "line_length": known["length"][places],
-        "line_link": known["link"][places],
-        "line_order_sign": known["order_sign"][places],
-        "line_names": (named >= 0).sum(1),
-        "line_calls": known["calls"][places],
-        "line_named_here": is_named.any(1),
-        "own_distance": own_place,
-        "own_seconds": np.where(
-            own_place < WIDTH, pair["seconds"][np.arange(len(at)), np.minimum(own_place, WIDTH - 1)], FAR
-        ),
-        "waiting_for_me": (names_me & since_own).sum(1),
-        "seconds_of_ten": pair["seconds"][:, 9],
+        "author_said": earlier_turns[window.index],
+        "own_distance": window.own_position,
         "people_of_ten": latest[:, :10].sum(1),
         "people": latest.sum(1),
-        "line_characters": cosine.max(1),
-        "seen": there.sum(1),
-        "naming_in_group": np.full(len(at), known["naming"]),
-        "naming_by_me": ((known["namings_of"][me] - any_named) / mine)[:, 0],
-        "asked_by_others": (pair["question"] & others & since_own).sum(1),
-        "names_me_since_own": nearest(names_me & since_own),
-        "seconds_since_last": pair["seconds"][:, 0],
-        "line_said": talk.said[places],
+        "seen": window.exists.sum(1),
+        "line_said": earlier_turns[window.positions],
     }
-    used = around.rows()
-    candidates = np.concatenate([at, np.full((len(at), 1), -1)], 1)
-    return around.table(OF_PAIR, OF_LINE, pair, line, {"is_none": 1}), used.sum(1), candidates[used]
+
+
+def time_features(window: ContextWindow) -> Columns:
+    """Return when it was written, in seconds, FAR at most."""
+    times, own_position = window.conversation.times, window.own_position
+    now, then = times[window.positions][:, None], np.where(window.exists, times[window.index], -FAR)
+    seconds = np.minimum(now - then, FAR)
+    own_seconds = np.take_along_axis(seconds, np.minimum(own_position, WIDTH - 1)[:, None], 1)[:, 0]
+    return {
+        "seconds": seconds,
+        "seconds_to_next": np.concatenate([now, then[:, :-1]], 1) - then,
+        "seconds_since_previous": np.minimum(then - np.concatenate([then[:, 1:], then[:, -1:]], 1), FAR),
+        "own_seconds": np.where(own_position < WIDTH, own_seconds, FAR),
+        "seconds_of_ten": seconds[:, 9],
+        "seconds_since_last": seconds[:, 0],
+    }
+
+
+def naming_features(window: ContextWindow) -> Columns:
+    """Return whom the message names, and whom each candidate names."""
+    named, names, users = window.named, window.names, window.users
+    is_named, names_me, to_me = window.is_named, window.names_me, window.names_me & window.since_own
+    same_name = (names[..., None] == named[:, None, None, :]) & (names[..., None] >= 0)
+    return {
+        "named_first": users == np.where(named[:, :1] >= 0, named[:, :1], -99),
+        "named": is_named,
+        "names_other": window.names_anybody & ~is_named,
+        "names_me_first": names[..., 0] == window.me,
+        "names_me": names_me,
+        "names_somebody_else": window.names_somebody & ~names_me,
+        "names_the_same": same_name.any((2, 3)),
+        "latest_named": is_named & window.latest,
+        "line_names": (named >= 0).sum(1),
+        "line_named_here": is_named.any(1),
+        "waiting_for_me": to_me.sum(1),
+        "names_me_since_own": first_true(to_me),
+    }
+
+
+def dealing_features(window: ContextWindow) -> Columns:
+    """Return how I and the candidate's author have named each other in the candidates, and been named."""
+    own, same, names_me = window.own, window.same_author, window.names_me
+    names_author = (window.names[:, None] == window.users[:, :, None, None]).any(3) & window.exists[:, :, None]
+    my_naming = first_true(own & window.names_somebody)[:, None]
+    my_names = np.take_along_axis(window.names, np.minimum(my_naming, WIDTH - 1)[..., None], 1)[:, 0]
+    my_names = np.where(my_naming < WIDTH, my_names, -1)  # those in my latest message that names somebody
+    author_naming = first_true(same & window.names_somebody[:, None, :])
+    author_named_me = np.take_along_axis(names_me, np.minimum(author_naming, WIDTH - 1), 1)
+    mine, authors = own[:, None, :] & names_author, same & names_me[:, None, :]
+    return {
+        "author_is_my_last": (my_names[:, None, :] == window.users[..., None]).any(2),
+        "author_last_named_me": author_named_me & (author_naming < WIDTH),
+        "named_after": (names_author & window.later & ~own[:, None, :]).sum(2),
+        "i_named_author": mine.sum(2),
+        "author_named_me": authors.sum(2),
+        "since_dealings": first_true(mine | authors),
+    }
+
+
+def habit_features(window: ContextWindow, statistics: Statistics) -> Columns:
+    """Return how often they name and follow each other in the whole conversation, this message not counted."""
+    me, author = window.me, np.where(window.exists, window.users, 0)
+    my_messages = np.maximum(statistics.messages_of[me] - 1, 1)
+    author_messages = np.maximum(statistics.messages_of[author], 1)
+    my_naming = statistics.naming_messages_of[me] - window.names_anybody
+    return {
+        "i_name_author_elsewhere": (statistics.names(me, author) - window.is_named) / my_messages,
+        "author_names_me_elsewhere": statistics.names(author, me) / author_messages,
+        "i_follow_author": (statistics.follows(me, author) - (np.arange(WIDTH) == 0)) / my_messages,
+        "naming_in_group": np.full(len(me), statistics.naming),
+        "naming_by_me": (my_naming / my_messages)[:, 0],
+    }
+
+
+def text_features(window: ContextWindow, statistics: Statistics) -> Columns:
+    """Return what kind of texts they are, and how similar."""
+    index, positions, exists, shape = window.index, window.positions, window.exists, window.index.shape
+    this = np.broadcast_to(positions[:, None], shape)
+    similarity = cosine(products(statistics.characters, this, index), shape) * exists
+    words = products(statistics.words, this, index)
+    question = statistics.question[index]
+    return {
+        "question": question,
+        "length": statistics.length[index],
+        "link": statistics.link[index],
+        "order_sign": statistics.order_sign[index],
+        "characters": similarity,
+        "words": cosine(words, shape) * exists,
+        "rarest_word": greatest_part(words, shape) * exists,
+        "rank_of_characters": (-similarity).argsort(1, kind="stable").argsort(1, kind="stable"),
+        "author_characters": np.where(window.same_author, similarity[:, None, :], 0).max(2),
+        "line_question": statistics.question[positions],
+        "line_length": statistics.length[positions],
+        "line_link": statistics.link[positions],
+        "line_order_sign": statistics.order_sign[positions],
+        "line_calls": statistics.calls[positions],
+        "line_characters": similarity.max(1),
+        "asked_by_others": (question & window.others & window.since_own).sum(1),
+    }
+
+
+def following_features(window: ContextWindow) -> Columns:
+    """Return who writes after the message, and whom they name."""
+    is_next, users, me = window.is_next, window.users, window.me
+    names = np.where(window.next_exists[..., None], window.conversation.named[window.next_index], -1)
+    names_me = (names == me[..., None]).any(2)  # [message, following]
+    names_author = (names[:, None] == users[:, :, None, None]).any(3)  # [message, candidate, following]
+    return {
+        "author_next": np.where(is_next.any(2), is_next.argmax(2), LOOKAHEAD),
+        "author_next_names_me": (is_next & names_me[:, None, :]).any(2),
+        "i_name_author_next": (names_author & (window.next_users == me)[:, None, :]).any(2),
+    }

@@ -1,146 +1,160 @@
-"""The linker: boosted trees that say which turn is answered, and how sure that is. No language model.
+"""The linker: boosted trees that say which turn is replied to, with a probability. No language model.
 
     from huiyin.linking.linker import Linker
-    decisions = Linker().decide(cases, history)
+    decisions = Linker().decide_cases(cases, history)
 
-Two passes over the lines: the second knows what the first has made of the lines around, so who waits for an answer and
-who talks with whom. What the lines of a turn answer, the turn answers.
+Two passes over the messages: the second knows what the first has found for the messages around, so who waits for a
+reply and who talks with whom. A turn replies to whatever its messages reply to.
 
-`bench/train_linker.py` makes linker.txt and linker_second.txt; README.md beside them says from what, and what they are
-worth.
+`bench/train_linker.py` makes linker.txt and linker_second.txt; README.md beside them describes the training data.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from huiyin.linking import features, threads
-from huiyin.linking.features import AHEAD, WIDTH
-from huiyin.linking.lines import lines_of, shares_of_turns, with_said
+from huiyin.linking.calibration import Decisions
+from huiyin.linking.cases import Case, History, Namer, Turn
+from huiyin.linking.conversation import LOOKAHEAD, WIDTH, Conversation
+from huiyin.linking.messages import messages_of, probabilities_of_turns, with_earlier_turns
+
+if TYPE_CHECKING:
+    import lightgbm
 
 FOLDER = Path(__file__).parent
 FIRST, SECOND = "linker.txt", "linker_second.txt"
-REACH = 10  # turns before one that it may answer
+HORIZON = 10  # turns before one that it may reply to
 CASES_AT_ONCE = 5_000  # with all turns around them: some 2 GB
 
 
-def starts_of(sizes):
-    """Return where each of the runs of rows begins."""
-    return np.cumsum(sizes) - sizes
+class Linker:
+    """The two models in `folder`, loaded when they are first used."""
+
+    def __init__(self, folder: Path = FOLDER):
+        self.folder = folder
+
+    @cached_property
+    def first(self) -> "lightgbm.Booster":
+        return load(self.folder / FIRST, features.NAMES)
+
+    @cached_property
+    def second(self) -> "lightgbm.Booster":
+        return load(self.folder / SECOND, features.NAMES + threads.NAMES)
+
+    def probabilities(self, conversation: Conversation, asked: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """Return [message, distance]: the probability that a message replies to the one distance + 1 before it.
+
+        asked, near: which messages of `conversation` are asked about, and which the first pass looks at: those and all
+        that are near (arrays of bool).
+        """
+        positions, count = np.flatnonzero(near), len(conversation.users)
+        rows, sizes, _ = features.features(conversation, positions)
+        first = as_matrix(softmax(scores(self.first, rows), sizes), positions, sizes, count)
+        kept = asked[positions]
+        rows, sizes, positions = rows[np.repeat(kept, sizes)], sizes[kept], positions[kept]
+        rows = np.concatenate([rows, threads.thread_features(conversation, positions, *first)], 1)
+        return as_matrix(softmax(scores(self.second, rows), sizes), positions, sizes, count)[0]
+
+    def decide_turns(
+        self, turns: Sequence[Turn], named: Namer, asked: np.ndarray, candidates: int, stop_at_own_turn: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (indexes, confidences) of `decide` for the turns with the indexes `asked`.
+
+        turns: those of one group, oldest first, `asked` and all that are near, with `earlier_turns`.
+        """
+        conversation, turn_of, _ = messages_of(turns, named)
+        near = np.unique(np.add.outer(asked, np.arange(-WIDTH, LOOKAHEAD + 1)))
+        of_messages = self.probabilities(conversation, np.isin(turn_of, asked), np.isin(turn_of, near))
+        of_turns = probabilities_of_turns(of_messages, turn_of, len(turns), HORIZON)
+        users = np.unique([turn["user_id"] for turn in turns], return_inverse=True)[1]
+        return decide(of_turns, users, asked, candidates, stop_at_own_turn)
+
+    def decide_cases(self, cases: Iterable[Case], history: History) -> Decisions:
+        """Return {turn_id of each Case: (turn_id that it replies to or None, probability that this is right)}.
+
+        A turn that a Case has changed is seen as the Case has it, by the others too: nobody sees the mention that
+        would give a held-out quote away.
+        """
+        decisions: dict[int, tuple[int | None, float]] = {}
+        changed = {case.turn["turn_id"]: case.turn for case in cases}
+        for group in dict.fromkeys(turn["group_id"] for turn in changed.values()):
+            of_group = with_earlier_turns(history.turns.filter(pl.col("group_id") == group))
+            ids = np.unique([turn_id for turn_id, turn in changed.items() if turn["group_id"] == group])
+            for asked in np.array_split(ids, -(-len(ids) // CASES_AT_ONCE)):
+                window = np.unique(np.add.outer(asked, np.arange(-2 * WIDTH, 2 * LOOKAHEAD + 1)))
+                near = of_group.filter(pl.col("turn_id").is_in(window))
+                turns = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
+                indexes = near["turn_id"].search_sorted(asked).to_numpy()
+                decided = self.decide_turns(turns, history.named, indexes, history.candidates, history.stop_at_own_turn)
+                for turn_id, index, confidence in zip(asked.tolist(), *decided, strict=True):
+                    replied_to = near["turn_id"][int(index)] if index >= 0 else None
+                    decisions[turn_id] = replied_to, round(float(confidence), 4)
+        return decisions
 
 
-def softmax(scores, sizes):
-    """Return the probabilities of the rows; those of a line (`sizes` rows each) sum to 1."""
+def load(path: Path, names: list[str]) -> "lightgbm.Booster":
+    """Return the trees in the file at `path`, which must have been trained with the features `names`."""
+    import lightgbm  # takes half a second, and there may be nothing to decide
+
+    model = lightgbm.Booster(model_file=path)
+    if model.feature_name() != names:
+        raise AssertionError(f"{path} was trained with other features; run bench/train_linker.py to train it again")
+    return model
+
+
+def scores(model: "lightgbm.Booster", rows: np.ndarray) -> np.ndarray:
+    return np.asarray(model.predict(rows, raw_score=True, num_threads=1))
+
+
+def softmax(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the probabilities of the rows; those of a message (`sizes` rows each) sum to 1."""
     starts = starts_of(sizes)
     powers = np.exp(scores - np.repeat(np.maximum.reduceat(scores, starts), sizes))
     return powers / np.repeat(np.add.reduceat(powers, starts), sizes)
 
 
-def by_distance(shares, places, sizes, lines):
-    """Return ([line, distance], [line]): how probable it is that a line answers that one, and that it answers none.
+def starts_of(sizes: np.ndarray) -> np.ndarray:
+    """Return the index of the first row of each message."""
+    return np.cumsum(sizes) - sizes
 
-    shares: of `softmax`, for the lines at `places`; those of other lines are 0 and -1.
+
+def as_matrix(
+    probabilities: np.ndarray, positions: np.ndarray, sizes: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ([message, distance], [message]): `probabilities` that each of `count` messages replies to that, to none.
+
+    probabilities: of the rows of the messages at `positions`; other messages get 0, and -1 for none.
     """
-    ends = np.cumsum(sizes) - 1
-    column = np.arange(len(shares)) - np.repeat(starts_of(sizes), sizes)
-    table, none = np.zeros((lines, WIDTH)), np.full(lines, -1.0)
-    of_candidates = np.ones(len(shares), bool)
-    of_candidates[ends] = False
-    table[np.repeat(places, sizes)[of_candidates], column[of_candidates]] = shares[of_candidates]
-    none[places] = shares[ends]
-    return table, none
+    last = np.cumsum(sizes) - 1
+    column = np.arange(len(probabilities)) - np.repeat(starts_of(sizes), sizes)
+    matrix, none = np.zeros((count, WIDTH)), np.full(count, -1.0)
+    of_candidates = np.ones(len(probabilities), bool)
+    of_candidates[last] = False
+    matrix[np.repeat(positions, sizes)[of_candidates], column[of_candidates]] = probabilities[of_candidates]
+    none[positions] = probabilities[last]
+    return matrix, none
 
 
-def choose(shares, users, places, most, stop_at_own_turn):
-    """Return (places, confidences): the place each turn answers, or -1, and how probable it is that this is right.
+def decide(
+    probabilities: np.ndarray, users: np.ndarray, asked: np.ndarray, candidates: int, stop_at_own_turn: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (indexes, confidences): the turn that each turn replies to, or -1, and the probability that this is right.
 
-    shares: [turn, distance] of `shares_of_turns`; users: of all turns; places: of the turns that are decided.
-    Candidates are turns of others among the `most` before; whatever else is answered counts as no answer.
+    probabilities: of `probabilities_of_turns`; users: of all turns; asked: the indexes of the turns that are decided.
+    Candidates are turns of others among the `candidates` before; replies to anything else count as replies to none.
     """
-    distance = np.arange(REACH)
-    at = places[:, None] - 1 - distance
-    own = (at >= 0) & (users[np.maximum(at, 0)] == users[places][:, None])
-    in_view = (at >= 0) & ~own & (distance < most)
+    distance = np.arange(HORIZON)
+    before = asked[:, None] - 1 - distance
+    own = (before >= 0) & (users[np.maximum(before, 0)] == users[asked][:, None])
+    allowed = (before >= 0) & ~own & (distance < candidates)
     if stop_at_own_turn:
-        in_view &= ~np.logical_or.accumulate(own, 1)
-    shares = np.where(in_view, shares[places], 0)
-    best, none = shares.argmax(1), np.maximum(1 - shares.sum(1), 0)
-    surest = shares.max(1)
-    return np.where(surest > none, places - 1 - best, -1), np.maximum(surest, none)
-
-
-class Linker:
-    def __init__(self, folder=FOLDER):
-        self.folder = Path(folder)
-
-    @cached_property
-    def first(self):
-        return load(self.folder / FIRST, features.NAMES)
-
-    @cached_property
-    def second(self):
-        return load(self.folder / SECOND, features.NAMES + threads.NAMES)
-
-    def shares(self, talk, asked, around):
-        """Return [line, distance]: how probable it is that a line answers the one so far before it.
-
-        asked, around: which lines of `talk` are asked about, and which the first pass looks at: those, too, and all
-        that are near (arrays of bool).
-        """
-        around, lines = np.flatnonzero(around), len(talk.users)
-        rows, sizes, _ = features.features(talk, around)
-        first = by_distance(softmax(scores(self.first, rows), sizes), around, sizes, lines)
-        wanted = asked[around]
-        rows, sizes, places = rows[np.repeat(wanted, sizes)], sizes[wanted], around[wanted]
-        rows = np.concatenate([rows, threads.thread_features(talk, places, *first)], 1)
-        return by_distance(softmax(scores(self.second, rows), sizes), places, sizes, lines)[0]
-
-    def answered(self, turns, named, places, most, stop_at_own_turn):
-        """Return (places, confidences) of `choose` for the `places` of `turns`.
-
-        turns: dicts of one group, oldest first, and all that are near, with `said`; named: as `lines_of` wants it.
-        """
-        talk, turn_of, _ = lines_of(turns, named)
-        asked = np.isin(turn_of, places)
-        around = np.isin(turn_of, np.unique(np.add.outer(places, np.arange(-WIDTH, AHEAD + 1))))
-        of_turns = shares_of_turns(self.shares(talk, asked, around), turn_of, len(turns), REACH)
-        users = np.unique([turn["user_id"] for turn in turns], return_inverse=True)[1]
-        return choose(of_turns, users, places, most, stop_at_own_turn)
-
-    def decide(self, cases, history):
-        """Return {turn_id of each Case: (the turn_id that it replies to or None, how probable it is that this is right)}.
-
-        A turn that a Case has changed is seen as the Case has it, by the others too: what a held-out quote must not
-        mention, nobody sees.
-        """
-        decisions = {}
-        changed = {case.turn["turn_id"]: case.turn for case in cases}
-        for group in dict.fromkeys(turn["group_id"] for turn in changed.values()):
-            of_group = with_said(history.turns.filter(pl.col("group_id") == group))
-            ids = np.unique([turn_id for turn_id, turn in changed.items() if turn["group_id"] == group])
-            for asked in np.array_split(ids, -(-len(ids) // CASES_AT_ONCE)):
-                around = np.unique(np.add.outer(asked, np.arange(-2 * WIDTH, 2 * AHEAD + 1)))
-                near = of_group.filter(pl.col("turn_id").is_in(around))
-                turns = [{**turn, **changed.get(turn["turn_id"], {})} for turn in near.iter_rows(named=True)]
-                places = near["turn_id"].search_sorted(asked).to_numpy()
-                answers = self.answered(turns, history.named, places, history.candidates, history.stop_at_own_turn)
-                for turn_id, answered, confidence in zip(asked.tolist(), *answers, strict=True):
-                    replied_to = near["turn_id"][int(answered)] if answered >= 0 else None
-                    decisions[turn_id] = replied_to, round(float(confidence), 4)
-        return decisions
-
-
-def load(path, names):
-    """Return the trees in the file at `path`."""
-    import lightgbm  # takes half a second, and there may be nothing to decide
-
-    model = lightgbm.Booster(model_file=path)
-    if model.feature_name() != names:
-        raise AssertionError(f"{path} was trained with other features; bench/train_linker.py makes it anew")
-    return model
-
-
-def scores(model, rows):
-    return model.predict(rows, raw_score=True, num_threads=1)
+        allowed &= ~np.logical_or.accumulate(own, 1)
+    probabilities = np.where(allowed, probabilities[asked], 0)
+    best, none = probabilities.argmax(1), np.maximum(1 - probabilities.sum(1), 0)
+    most_probable = probabilities.max(1)
+    return np.where(most_probable > none, asked - 1 - best, -1), np.maximum(most_probable, none)

@@ -1,75 +1,74 @@
-"""Who is named in a text: for sources which have no mention elements, and for people who call others without an @."""
+"""Who is named in a text: for sources without mention elements, and for people who call others without an @."""
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from huiyin.common.tables import COMMA
 
 SHORTEST_NAME = 2
-COMMON_SHARE, COMMON_FROM = 0.005, 3  # a name in more of the texts than this, and more than so many, is a word, too
-ADDRESS = ":：,，"  # `name: text` and `name，text` address somebody, whatever the name means otherwise
-EDGES = "_|`^[]{}-\\~ "  # what people leave away when they call `name_` or `[name]`
+COMMON_SHARE, COMMON_FROM = 0.005, 3  # a name in a larger share of the texts, and in more than 3, is a word, too
+ADDRESS = ":：,，"  # `name: text` and `name，text` address somebody, whatever else the name means
+EDGES = "_|`^[]{}-\\~ "  # what people leave out when they call `name_` or `[name]`
 
 
 class Names:
     """The names of one group.
 
-    `names` is [(name, user id), ...], of two who bear the same name the later counts; `texts` shows which of the
-    names are words of everyday talk: those count only where they address somebody.
+    names: (name, user id); if two people have the same name, the later one counts. texts: they show which names are
+    also common words; those count only where they address somebody.
     """
 
-    def __init__(self, names, texts):
-        self.users = {}
+    def __init__(self, names: Sequence[tuple[str, str]], texts: Sequence[str]):
+        self.users: dict[str, str] = {}
         for name, user in names:
             if len(short := name.strip(EDGES).casefold()) > SHORTEST_NAME:
                 self.users.setdefault(short, user)
         for name, user in names:
             if len(name) >= SHORTEST_NAME:
                 self.users[name.casefold()] = user
-        self.lengths = {}  # first character of a name -> lengths such names have, longest first
-        for name in self.users:
-            self.lengths.setdefault(name[0], set()).add(len(name))
-        self.lengths = {first: sorted(lengths, reverse=True) for first, lengths in self.lengths.items()}
-        self.common = set()
-        seen = Counter()
+        self.lengths: dict[str, list[int]] = {}  # first character of a name -> lengths of such names, longest first
+        for first, length in sorted({(name[0], len(name)) for name in self.users}, reverse=True):
+            self.lengths.setdefault(first, []).append(length)
+        counts: Counter[str] = Counter()
         for text in texts:
-            # `name: text` says nothing of how common the word is
-            seen.update({name for name, addressed in self.found(text) if not addressed})
-        self.common = {name for name, count in seen.items() if count > max(COMMON_FROM, COMMON_SHARE * len(texts))}
+            # `name: text` does not show how common the word is
+            counts.update({name for name, addressed in self.occurrences(text) if not addressed})
+        least = max(COMMON_FROM, COMMON_SHARE * len(texts))
+        self.common = {name for name, count in counts.items() if count > least}
 
-    def named(self, text):
-        """Return the ids of those whom `text` names, who is addressed first; each once."""
-        found = sorted(self.found(text), key=lambda hit: not hit[1])
-        return list(
-            dict.fromkeys(self.users[name] for name, addressed in found if addressed or name not in self.common)
-        )
+    def named(self, text: str) -> list[str]:
+        """Return the ids of those whom `text` names, each once; who is addressed comes first."""
+        names = sorted(self.occurrences(text), key=lambda occurrence: not occurrence[1])
+        users = (self.users[name] for name, addressed in names if addressed or name not in self.common)
+        return list(dict.fromkeys(users))
 
-    def found(self, text):
+    def occurrences(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield (name, does it address somebody?) for each name in `text`, the longest where several begin."""
-        text, place, start = text.casefold(), 0, True  # start: of a message; combine joins them with `，`
-        while place < len(text):
-            length = next(
-                (
-                    length
-                    for length in self.lengths.get(text[place], ())
-                    if text[place : place + length] in self.users and whole(text, place, place + length)
-                ),
-                0,
-            )
+        text, position, is_start = text.casefold(), 0, True  # is_start: of a message; combine joins them with COMMA
+        while position < len(text):
+            length = self.length_at(text, position)
             if length:
-                after = text[place + length : place + length + 1]
-                yield text[place : place + length], start and after != "" and after in ADDRESS
-            start = not length and (text[place] == COMMA or (start and text[place] in "@ "))
-            place += length or 1
+                after = text[position + length : position + length + 1]
+                yield text[position : position + length], is_start and after != "" and after in ADDRESS
+            is_start = not length and (text[position] == COMMA or (is_start and text[position] in "@ "))
+            position += length or 1
+
+    def length_at(self, text: str, start: int) -> int:
+        """Return the length of the longest name that begins at `start` of `text`, 0 if there is none."""
+        for length in self.lengths.get(text[start], ()):
+            if text[start : start + length] in self.users and is_whole_word(text, start, start + length):
+                return length
+        return 0
 
 
-def whole(text, start, end):
-    """Is text[start:end] no part of a longer word? Only letters and digits of the Latin kind form words so."""
+def is_whole_word(text: str, start: int, end: int) -> bool:
+    """Is text[start:end] not part of a longer word? Only words of Latin letters and digits have such limits."""
     return not (
-        (start and latin(text[start - 1]) and latin(text[start]))
-        or (end < len(text) and latin(text[end]) and latin(text[end - 1]))
+        (start and is_latin(text[start - 1]) and is_latin(text[start]))
+        or (end < len(text) and is_latin(text[end]) and is_latin(text[end - 1]))
     )
 
 
-def latin(character):
+def is_latin(character: str) -> bool:
     return re.match(r"[0-9A-Za-z_\u00c0-\u024f]", character) is not None

@@ -1,11 +1,14 @@
-"""What the first pass found, as numbers for the second: which threads there are, and who has answered whom.
+"""Features of the second pass, from what the first one found: which threads there are, and who replied to whom.
 
-As in `features`, the axes are [line, candidate]; where two candidates are compared, [line, candidate, candidate].
+Arrays have the axes of `conversation.py`; in the names of features, "answers" are replies and "share" is a probability.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from huiyin.linking.features import AT_ONCE, WIDTH, Around
+from huiyin.linking.conversation import WIDTH, Columns, ContextWindow, Conversation
+from huiyin.linking.features import CHUNK
 
 OF_PAIR = [
     "first_share",
@@ -33,87 +36,120 @@ OF_PAIR = [
 ]
 OF_LINE = ["first_none", "next_answer_me", "my_next_go_on"]
 NAMES = [*OF_PAIR, *OF_LINE]
-LONGEST = 8  # depth of a thread is counted up to that
+DEEPEST = 8  # replies; deeper messages count as that deep
 
 
-def threads(parents):
-    """Return (root, depth) of each line; parents: the line that each answers, -1 for none."""
-    root, depth, above = np.where(parents >= 0, parents, np.arange(len(parents))), np.zeros(len(parents), int), parents
-    for _ in range(int(np.log2(max(len(parents), 2))) + 1):
-        root = root[root]
-    for _ in range(LONGEST):
-        depth += above >= 0
-        above = np.where(above >= 0, parents[above], -1)
-    return root, depth
+@dataclass
+class FirstPass:
+    """The result of the first pass for the messages of a conversation."""
+
+    probabilities: np.ndarray  # [message, distance]: that it replies to the one distance + 1 before it
+    none: np.ndarray  # [message]: that it replies to none; -1 where the first pass was not asked
+    parents: np.ndarray  # [message]: position of the one that it replies to, -1 for none
+    roots: np.ndarray  # [message]: position of the first message of its thread
+    depths: np.ndarray  # [message]: replies from there, DEEPEST at most
 
 
-def thread_features(talk, places, shares, none):
-    """Return the rows that go beside those of `features` for `places`, columns NAMES.
+def thread_features(
+    conversation: Conversation, positions: np.ndarray, probabilities: np.ndarray, none: np.ndarray
+) -> np.ndarray:
+    """Return the rows that are put beside those of `features` for `positions`, columns NAMES.
 
-    shares: [line of `talk`, distance], none: [line]: what the first pass says; -1 in `none` where it was not asked.
+    probabilities, none: as in `FirstPass`.
     """
-    best = shares.argmax(1)
-    answering = (none >= 0) & (shares.max(1) > none)
-    parents = np.where(answering, np.arange(len(none)) - 1 - best, -1)
-    known = parents, *threads(parents)
-    places = np.asarray(places, int)
-    return np.concatenate(
-        [
-            part_of(talk, places[start : start + AT_ONCE], shares, none, *known)
-            for start in range(0, len(places), AT_ONCE)
-        ]
-    )
+    replies = (none >= 0) & (probabilities.max(1) > none)
+    parents = np.where(replies, np.arange(len(none)) - 1 - probabilities.argmax(1), -1)
+    first = FirstPass(probabilities, none, parents, *roots_and_depths(parents))
+    starts = range(0, len(positions), CHUNK)
+    windows = (ContextWindow(conversation, positions[start : start + CHUNK]) for start in starts)
+    return np.concatenate([features_of_chunk(window, first) for window in windows])
 
 
-def part_of(talk, places, shares, none, parents, roots, depths):
-    around, column = Around(talk, places), np.arange(WIDTH)
-    there, at, me, own, later = around.there, around.at, around.me, around.own, around.later
-    first = shares[places]
-    nobody = none[places][:, None]
-    surest = np.maximum(first.max(1), nobody[:, 0])[:, None]
-    parent = np.where(there, parents[at], -2)
-    answers = (parent[:, None, :] == at[:, :, None]) & later & there[:, :, None]
-    back = np.maximum(column[:, None] - column - 1, 0)
-    answers_share = np.where(later & there[:, :, None], shares[at[:, None, :], back], 0)
-    root = np.where(there, roots[at], -1 - column)
-    my_last = np.take_along_axis(root, own.argmax(1)[:, None], 1)
-    same = root[:, :, None] == root[:, None, :]
-    repeated = (around.same & later).any(2)  # somebody has a later line here
-    two_before = at[:, :, None] - 1 - column
-    answered_users = np.where(two_before >= 0, talk.users[np.maximum(two_before, 0)], -1)
-    distance = around.after - places[:, None] - 1
-    to_me = np.where(around.comes & (distance < WIDTH), shares[around.after, np.clip(distance, 0, WIDTH - 1)], 0)
-    distance = around.after[:, :, None] - at[:, None, :] - 1  # [line, line after, candidate]
-    to_it = np.where(
-        around.comes[:, :, None] & there[:, None, :] & (distance < WIDTH),
-        shares[around.after[:, :, None], np.clip(distance, 0, WIDTH - 1)],
-        0,
-    )
-    mine, authors = (around.next_users == me)[:, :, None], around.is_next.transpose(0, 2, 1)
-    pair = {
-        "first_share": first,
-        "first_rank": (-first).argsort(1, kind="stable").argsort(1, kind="stable"),
-        "first_lead": first - surest,
-        "answers": answers.sum(2),
-        "my_answers": (answers & own[:, None, :]).sum(2),
-        "answers_share": answers_share.sum(2),
-        "my_answers_share": (answers_share * own[:, None, :]).sum(2),
-        "starts": none[at],
-        "answers_me": (shares[at] * (answered_users == me[:, :, None])).sum(2),
-        "answers_somebody": shares[at].sum(2),
-        "in_thread_of_my_last": own.any(1)[:, None] & (root == my_last),
-        "i_am_in_thread": (same & own[:, None, :]).any(2),
-        "newest_of_thread": ~(same & later).any(2),
-        "size_of_thread": same.sum(2),
-        "unanswered": ~answers.any(2),
-        "answers_mine": (parent >= 0) & (talk.users[np.maximum(parent, 0)] == me),
-        "depth": depths[at],
-        "people_of_thread": (same & ~repeated[:, None, :]).sum(2),
-        "author_answers_me_next": (authors * to_me[:, :, None]).sum(1),
-        "my_next_answer_it": (to_it * mine).sum(1),
-        "next_of_others_answer_it": (to_it * ~mine * ~authors).sum(1),
-        "author_goes_on_next": (to_it * authors).sum(1),
+def roots_and_depths(parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `roots` and `depths` of `FirstPass`."""
+    roots, depths = np.where(parents >= 0, parents, np.arange(len(parents))), np.zeros(len(parents), int)
+    for _ in range(int(np.log2(max(len(parents), 2))) + 1):
+        roots = roots[roots]
+    ancestors = parents
+    for _ in range(DEEPEST):
+        depths += ancestors >= 0
+        ancestors = np.where(ancestors >= 0, parents[ancestors], -1)
+    return roots, depths
+
+
+def features_of_chunk(window: ContextWindow, first: FirstPass) -> np.ndarray:
+    """Return what `thread_features` does, for the messages of `window`."""
+    probabilities, none = first.probabilities[window.positions], first.none[window.positions]
+    most_probable = np.maximum(probabilities.max(1), none)
+    columns = {
+        "first_share": probabilities,
+        "first_rank": (-probabilities).argsort(1, kind="stable").argsort(1, kind="stable"),
+        "first_lead": probabilities - most_probable[:, None],
+        "first_none": none,
+        **reply_features(window, first),
+        **membership_features(window, first),
+        **following_features(window, first),
     }
-    line = {"first_none": nobody[:, 0], "next_answer_me": to_me.sum(1), "my_next_go_on": (to_me * mine[..., 0]).sum(1)}
-    of_none = {"first_share": nobody[:, 0], "first_lead": (nobody - surest)[:, 0]}
-    return around.table(OF_PAIR, OF_LINE, pair, line, of_none)
+    return window.table(OF_PAIR, OF_LINE, columns, {"first_share": none, "first_lead": none - most_probable})
+
+
+def reply_features(window: ContextWindow, first: FirstPass) -> Columns:
+    """Return which candidates reply to the candidate, and whom it replies to."""
+    index, own, users = window.index, window.own[:, None, :], window.conversation.users
+    column = np.arange(WIDTH)
+    parent = np.where(window.exists, first.parents[index], -2)
+    is_later = window.later & window.exists[:, :, None]  # [message, candidate, other]
+    replies = (parent[:, None, :] == index[:, :, None]) & is_later
+    distance = np.maximum(column[:, None] - column - 1, 0)  # [candidate, other]: from the other to the candidate
+    probability = np.where(is_later, first.probabilities[index[:, None, :], distance], 0)
+    before = index[:, :, None] - 1 - column  # [message, candidate, distance]: what the candidate may reply to
+    users_before = np.where(before >= 0, users[np.maximum(before, 0)], -1)
+    return {
+        "answers": replies.sum(2),
+        "my_answers": (replies & own).sum(2),
+        "answers_share": probability.sum(2),
+        "my_answers_share": (probability * own).sum(2),
+        "starts": first.none[index],
+        "answers_me": (first.probabilities[index] * (users_before == window.me[:, :, None])).sum(2),
+        "answers_somebody": first.probabilities[index].sum(2),
+        "unanswered": ~replies.any(2),
+        "answers_mine": (parent >= 0) & (users[np.maximum(parent, 0)] == window.me),
+    }
+
+
+def membership_features(window: ContextWindow, first: FirstPass) -> Columns:
+    """Return which candidates are in the same thread."""
+    own, later = window.own, window.later
+    root = np.where(window.exists, first.roots[window.index], -1 - np.arange(WIDTH))
+    root_of_my_last = np.take_along_axis(root, own.argmax(1)[:, None], 1)
+    same_thread = root[:, :, None] == root[:, None, :]
+    is_last_of_author = window.author_after == 0
+    return {
+        "in_thread_of_my_last": own.any(1)[:, None] & (root == root_of_my_last),
+        "i_am_in_thread": (same_thread & own[:, None, :]).any(2),
+        "newest_of_thread": ~(same_thread & later).any(2),
+        "size_of_thread": same_thread.sum(2),
+        "depth": first.depths[window.index],
+        "people_of_thread": (same_thread & is_last_of_author[:, None, :]).sum(2),
+    }
+
+
+def following_features(window: ContextWindow, first: FirstPass) -> Columns:
+    """Return which of the following messages reply to the message, and which to the candidate."""
+    exists, following = window.next_exists, window.next_index
+    distance = following - window.positions[:, None] - 1  # [message, following]
+    probabilities = first.probabilities[following, np.clip(distance, 0, WIDTH - 1)]
+    to_message = np.where(exists & (distance < WIDTH), probabilities, 0)
+    distance = following[:, :, None] - window.index[:, None, :] - 1  # [message, following, candidate]
+    probabilities = first.probabilities[following[:, :, None], np.clip(distance, 0, WIDTH - 1)]
+    possible = exists[:, :, None] & window.exists[:, None, :] & (distance < WIDTH)
+    to_candidate = np.where(possible, probabilities, 0)
+    mine, authors = (window.next_users == window.me)[:, :, None], window.is_next.transpose(0, 2, 1)
+    return {
+        "author_answers_me_next": (authors * to_message[:, :, None]).sum(1),
+        "my_next_answer_it": (to_candidate * mine).sum(1),
+        "next_of_others_answer_it": (to_candidate * ~mine * ~authors).sum(1),
+        "author_goes_on_next": (to_candidate * authors).sum(1),
+        "next_answer_me": to_message.sum(1),
+        "my_next_go_on": (to_message * mine[..., 0]).sum(1),
+    }
