@@ -352,8 +352,8 @@ def test_ollamas_image_cannot_be_fetched(box):
 @pytest.mark.skipif(shutil.which("nvidia-ctk") is not None, reason="the toolkit is here")
 def test_no_nvidia_toolkit(box):
     assert complaint(box, "pair", "TARGET=10003", "GPU=0") == (
-        "docker: Docker has no access to a graphics card: install the NVIDIA Container Toolkit (see 'Docker' in README.md), "
-        "or say GPU=none"
+        "docker: Docker has no access to a graphics card: install the NVIDIA Container Toolkit "
+        "(see 'Docker' in README.md), or say GPU=none"
     )
     assert box.make("members", "GPU=0")[0] == 0  # which needs none
 

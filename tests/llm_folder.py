@@ -2,8 +2,8 @@
 
 import json
 
+from case_folders import read_lines, turns
 from helpers import run_script
-from test_cases import read_lines, turns
 
 HISTORY = [
     {"time": 0, "user_id": "2", "text": "晚上吃什么"},

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from case_folders import MESSAGE
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
 from scripts import combine
-from test_cases import MESSAGE
 
 PRESETS = {name: combine.Settings(**values) for name, values in combine.Settings.PRESETS.items()}
 NOTICE = "请使用最新版手机QQ体验新功能"

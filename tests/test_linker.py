@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import huiyin.linking.linker
+from case_folders import START, cases, compare, ledger_of, read_lines, turns
 from huiyin.linking.calibration import calibrated_threshold
 from huiyin.linking.cases import Case, History
 from huiyin.linking.conversation import WIDTH, Conversation
@@ -18,7 +19,6 @@ from huiyin.linking.messages import messages_of, probabilities_of_turns
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import roots_and_depths, thread_features
 from llm_folder import prompt_of, succeeded
-from test_cases import START, cases, compare, ledger_of, read_lines, turns
 
 
 @cases("pair_with_a_model")

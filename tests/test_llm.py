@@ -5,11 +5,11 @@ import math
 
 import pytest
 
+from case_folders import read_lines, turns
 from huiyin.llm.backend import Answer
 from huiyin.llm.confidence import confidence_of
 from llm_folder import complaint, prompt_of, reply_in, succeeded
 from ollama_server import too_long
-from test_cases import read_lines, turns
 
 
 def test_the_number_the_model_names_is_the_turn(folder):

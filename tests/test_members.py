@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
+from case_folders import MESSAGE
 from helpers import run_script
-from test_cases import MESSAGE
 
 START = datetime(2024, 1, 31, 23, tzinfo=UTC)
 ANONYMOUS = "80000000"
