@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
@@ -26,7 +26,9 @@ from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.filling import missing_halves
 from huiyin.questions.prompts import Prompt, name_of, read_prompt
-from huiyin.questions.redaction import Redaction
+
+if TYPE_CHECKING:
+    from huiyin.questions.redaction import Redaction
 
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
@@ -153,6 +155,8 @@ def rows_of(samples: list[Record], system: str, settings: Settings) -> list[Reco
 
 def redaction_for(turns: pl.DataFrame, settings: Settings) -> Redaction:
     """Return the Redaction that knows the accounts of this history, and its names if they are to be hidden, too."""
+    from huiyin.questions.redaction import Redaction  # telephone numbers take a while to load
+
     ids = [turns["user_id"], turns["group_id"], turns["mentions"].explode()]
     accounts = pl.concat([column.drop_nulls().unique() for column in ids]).to_list()
     return Redaction(accounts, turns["nickname"].unique().to_list() if settings.hide_names else ())

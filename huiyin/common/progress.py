@@ -4,8 +4,6 @@ import sys
 import time
 from typing import Self
 
-from tqdm import tqdm
-
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -17,6 +15,8 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int | None, unit: str, bytes: bool = False):
+        from tqdm import tqdm  # here: --help shows no progress
+
         self.name, self.total, self.unit = name, total, unit
         scale = {"unit_scale": True, "unit_divisor": 1024} if bytes else {}
         unit = unit if bytes else f" {unit}"
@@ -42,7 +42,7 @@ class Progress:
         if self.bar.disable and now >= self.next_line:
             self.next_line = now + SECONDS_BETWEEN_LINES
             rate = self.done / (now - self.started)
-            left = tqdm.format_interval((self.total - self.done) / rate) if self.total and rate else None
+            left = self.bar.format_interval((self.total - self.done) / rate) if self.total and rate else None
             of = f" of {self.total:,}, {left} left" if left else ""
             note = f", {self.note}" if self.note else ""
             print(f"{self.name}: {self.done:,}{of}, {rate:,.1f} {self.unit}/s{note}", file=sys.stderr, flush=True)
