@@ -179,7 +179,7 @@ def test_a_large_model_takes_four_bits_and_nothing_smaller_will_do(nvml, tmp_pat
         plan(nvml, tmp_path, RTX_3060, NONE, config=SEVEN)
     assert str(error.value) == (
         "NVIDIA GeForce RTX 3060 has 11.3 GiB free of 12.0, too little for this model even with every concession "
-        "(liger_kernel and bitsandbytes would allow more, but cannot be imported); "
+        "(liger_kernel and bitsandbytes would help, but cannot be imported); "
         "close what uses the card, or take a smaller model in train.yaml"
     )
 
@@ -207,7 +207,7 @@ def test_each_choice_can_be_fixed(nvml, tmp_path):
         "quantization_bit": 4,
     }
     assert found.rows_cut == 3
-    with pytest.raises(UserError, match="micro_batch 3 does not divide the 16 rows a step"):
+    with pytest.raises(UserError, match="micro_batch 3 does not divide the 16 rows per step"):
         plan(nvml, tmp_path, H100, settings=Settings(micro_batch=3))
 
 
@@ -253,7 +253,7 @@ def test_a_card_torch_no_longer_serves(nvml):
         check_card(find_card("0"), "13.0")
     assert str(error.value) == (
         "Tesla P100-PCIE-16GB (compute capability 6.0) is too old for torch with CUDA 13.0, "
-        "which serves 7.5 and newer; install an older torch, or say GPU=none"
+        "which supports 7.5 and newer; install an older torch, or say GPU=none"
     )
 
 

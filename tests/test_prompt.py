@@ -124,7 +124,7 @@ def test_ollama_asks_as_the_training_did(trained, ollama_prompts, name, system):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_transformers_asks_as_the_training_did(trained, name, system):
     model = trained[name]
-    template = model.prompt.jinja(system, False)
+    template = model.prompt.jinja_template(system, False)
     for conversation in [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]:
         asked = model.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
         assert asked == model.trained_on(conversation, system)
@@ -135,7 +135,7 @@ def test_a_fixed_system_text_lets_no_other_through(trained, ollama_prompts, syst
     model = trained["qwen"]
     conversations = given_system(CONVERSATIONS, "Current date: 2026-11-23")
     prompts = ollama_prompts(modelfile(model.prompt, system, True, {}), conversations)
-    template = model.prompt.jinja(system, True)
+    template = model.prompt.jinja_template(system, True)
     for conversation, prompt in zip(conversations, prompts, strict=True):
         wanted = model.trained_on(conversation[1:], system)
         assert model.tokens(prompt) == wanted
