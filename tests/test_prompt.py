@@ -94,7 +94,7 @@ class Trained:
         return self.template.encode_oneturn(self.tokenizer, [*messages, reply], system)[0]
 
     def tokens(self, text):
-        """Return the tokens of a prompt as llama-server reads it: with special tokens, and the first one if configured."""
+        """Return the tokens of a prompt as llama-server reads it, with special tokens and the configured first one."""
         config = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         first = [self.tokenizer.bos_token_id] if config.get("add_bos_token") else []
         return first + self.tokenizer.encode(text, add_special_tokens=False)
