@@ -27,8 +27,8 @@ def check_servable(template: str, config: Path, backend: str) -> None:
         )
     if template not in TEMPLATES:
         raise UserError(
-            f"template {template} in train.yaml: only for {' and '.join(TEMPLATES)} is it tested that Ollama prompts the "
-            f"model as the training did; take a base model with one of them, {ALTERNATIVE}"
+            f"template {template} in train.yaml: only for {' and '.join(TEMPLATES)} is it tested that Ollama prompts "
+            f"the model as the training did; take a base model with one of them, {ALTERNATIVE}"
         )
 
 
@@ -61,7 +61,7 @@ def weight_shapes(merged: Path) -> Iterator[list[int]]:
 
 
 def choose_quantize(setting: str, merged: Path) -> str:
-    """Return the quantization for the weights in `merged`: the setting, or if it is auto by the length of their rows."""
+    """Return the quantization for the weights in `merged`: the setting, or if auto, by the length of their rows."""
     if setting != "auto":
         return setting
     rows = [shape[-1] for shape in weight_shapes(merged) if len(shape) > 1]
