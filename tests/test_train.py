@@ -30,6 +30,11 @@ SHORT_RUN = {
 }
 
 
+def replies(text):
+    """Return a stand-in for `ask`, which takes ten seconds to load torch: a model that always replies `text`."""
+    return lambda models, rows, *_: [{"replies": [text for _ in rows]}]
+
+
 class Training:
     """A folder with the demo's dataset, and the default training settings for its tiny model."""
 
@@ -80,8 +85,9 @@ def training(demo, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(demo, tmp_path_factory):
-    """A finished training with the shipped settings."""
+    """A finished training with the shipped settings, but one epoch."""
     training = Training(demo, tmp_path_factory.mktemp("trained"))
+    training.settings["num_train_epochs"] = 1.0
     done = training.run()
     assert done.returncode == 0, done.stderr
     return training
@@ -271,7 +277,8 @@ def assert_same_adapter(folder, expected, tolerance):
         numpy.testing.assert_allclose(weights[name], others[name], rtol=0, atol=tolerance)
 
 
-def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training):
+def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypatch):
+    monkeypatch.setattr(train, "ask", replies("好"))
     training.without_evaluation()
     training.settings |= {**SHORT_RUN, "max_steps": 18}
     assert training.run().returncode == 0
@@ -304,7 +311,8 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_deleted(tmp_path, conte
     assert json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["train_batch_size"] == 2
 
 
-def test_two_processes_train_together(training):
+def test_two_processes_train_together(training, monkeypatch):
+    monkeypatch.setattr(train, "ask", replies("好"))
     training.without_evaluation()
     training.settings |= {"max_steps": 2, "ddp_backend": "gloo"}
     done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"})
@@ -318,9 +326,10 @@ def test_two_processes_train_together(training):
 # ---- Failures of a card, on a simulated one
 
 
-def train_on_card(training, monkeypatch, **environment):
+def train_on_card(training, monkeypatch, reply="好", **environment):
     """Train on a simulated RTX 3060 that fails as `environment` says; return (attempts of the receipt, output)."""
     Nvml(monkeypatch, RTX_3060)
+    monkeypatch.setattr(train, "ask", replies(reply))
     monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
     monkeypatch.setattr(llamafactory, "PROGRAM", [sys.executable, ROOT / "tests/simulated_card.py"])
     training.without_evaluation()
@@ -335,7 +344,6 @@ def restarted(demo, tmp_path_factory):
     """A finished training whose loss was NaN in bf16: (folder, attempts, output)."""
     training = Training(demo, tmp_path_factory.mktemp("restarted"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train, "garbled", lambda reply: False)  # random weights reply anything
         return training.path / "trained", *train_on_card(training, monkeypatch, CARD_BREAKS="bf16")
 
 
@@ -349,7 +357,6 @@ def test_a_broken_loss_restarts_the_training_in_the_other_precision(restarted):
 
 
 def test_out_of_memory_resumes_with_half_the_micro_batch_and_gives_the_same_adapter(training, restarted, monkeypatch):
-    monkeypatch.setattr(train, "garbled", lambda reply: False)
     attempts, output = train_on_card(training, monkeypatch, CARD_ROWS="2", CARD_STEP="5")
     assert [
         (attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
@@ -381,9 +388,8 @@ def test_garbled_replies_restart_the_training_in_the_other_precision(training, t
             shutil.copy2(trained.path / source / name, folder)
         (folder / "all_results.json").write_text("{}")
 
-    monkeypatch.setattr(train, "ask", lambda models, rows, *_: [{"replies": ["哈" * 40 for _ in rows]}])
     monkeypatch.setattr(train, "run_program", run_program)
-    attempts, output = train_on_card(training, monkeypatch)
+    attempts, output = train_on_card(training, monkeypatch, reply="哈" * 40)
     problem = "5 of 5 held-out replies are garbled"
     assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [("bf16", problem), ("fp16", problem)]
     assert output.splitlines()[-3:-1] == [
