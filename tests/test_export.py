@@ -73,17 +73,17 @@ class Export:
 
     def run_on_terminal(self):
         """Run with a terminal as standard output; return its lines."""
-        ours, theirs = pty.openpty()
+        parent_end, child_end = pty.openpty()
         program = [sys.executable, ROOT / "scripts/export.py", *map(str, self.arguments())]
-        with subprocess.Popen(program, cwd=ROOT, env={**CLEAN, **ONE_THREAD}, stdout=theirs) as running:
-            os.close(theirs)
+        with subprocess.Popen(program, cwd=ROOT, env={**CLEAN, **ONE_THREAD}, stdout=child_end) as running:
+            os.close(child_end)
             output = b""
             try:
-                while piece := os.read(ours, 10_000):
+                while piece := os.read(parent_end, 10_000):
                     output += piece
             except OSError:  # the other end is closed
                 pass
-        os.close(ours)
+        os.close(parent_end)
         assert running.returncode == 0
         return output.decode().splitlines()
 
@@ -224,11 +224,11 @@ def test_ollama_that_does_not_answer_is_one_line(export):
     assert export.error() == ("no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml")
 
 
-@pytest.mark.parametrize("ours", [None, "another digest"])
-def test_a_model_that_somebody_else_made_is_not_replaced(export, ollama, ours):
+@pytest.mark.parametrize("digest", [None, "another digest"])
+def test_a_model_that_somebody_else_made_is_not_replaced(export, ollama, digest):
     ollama.models[NAME] = "somebody else's"
-    if ours:
-        (export.path / "exported.ollama").write_text(ours)
+    if digest:
+        (export.path / "exported.ollama").write_text(digest)
     assert export.error() == (
         "Ollama already has a model huiyin-10002 which this pipeline did not make; "
         "rename it (ollama cp) and remove it: ollama rm huiyin-10002"
@@ -323,7 +323,7 @@ def test_another_base_model_than_that_of_the_training_is_refused(export):
 
 
 def test_a_merged_model_that_differs_is_refused(demo, tmp_path):
-    """One changed weight is found; the loss differs by more than 1e-4, which rounded weights would be allowed."""
+    """A changed weight is noticed; the loss differs by more than 1e-4, which rounded weights would be allowed."""
     target, base = demo[0] / "data/demo/10002", demo[0] / "data/tiny/tiny-qwen2"
     merged = shutil.copytree(target / "exported/merged", tmp_path / "merged")
     weights = load_file(merged / "model.safetensors")
