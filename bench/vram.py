@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from huiyin.training.memory import peak_bytes, read_shape
+from huiyin.training.memory import Shape, peak_bytes, read_shape
 
 RANK = 8
 VOCABULARY = 151_936
@@ -34,7 +34,7 @@ SETTINGS = [(1, 512), (1, 1024), (2, 1024), (1, 2048)]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage that an operation makes until it is freed."""
+    """Counts the bytes of the storages that operations allocate, until they are freed."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def config_of(name):
+def config_of(name: str) -> transformers.Qwen2Config:
     hidden, feed_forward, layers, heads, kv_heads, tied, vocabulary = MODELS[name]
     return transformers.Qwen2Config(
         hidden_size=hidden,
@@ -78,7 +78,7 @@ def config_of(name):
     )
 
 
-def simulate(name, rows, length, checkpointing):
+def simulate(name: str, rows: int, length: int, checkpointing: bool) -> tuple[int, int, int]:
     """Return (peak bytes of the second step, parameters, trained parameters)."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.bfloat16)
@@ -107,18 +107,18 @@ def simulate(name, rows, length, checkpointing):
         return count.peak, parameters, sum(weight.numel() for weight in trained)
 
 
-def shape_of(name):
+def shape_of(name: str) -> Shape:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(name).to_dict()), encoding="utf-8")
         return read_shape(path)
 
 
-def main():
+def main() -> None:
     # fake tensors cannot be moved to a device, and need not be
     BaseTunerLayer._move_adapter_to_device_of_base_layer = lambda *args, **kwargs: None
     torch.nn.Module.to = lambda self, *args, **kwargs: self
-    print("model  rows x tokens  checkpointing  simulated MiB  formula MiB   off by", flush=True)
+    print("model  rows x tokens  checkpointing  simulated MiB  formula MiB    error", flush=True)
     worst = 0.0
     for name, (rows, length), checkpointing in itertools.product(MODELS, SETTINGS, (True, False)):
         simulated, parameters, trained = simulate(name, rows, length, checkpointing)

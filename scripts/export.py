@@ -1,21 +1,22 @@
-"""Merge the adapter into its base model and make it ready to talk.
+"""Merge the adapter into its base model and create the Ollama model.
 
     python scripts/export.py data/default/10001/trained --generated data/default/10001/generated --name huiyin-10001 \\
         --config config/export.yaml --cache .cache --llm config/llm.yaml --out data/default/10001/exported
 
-Writes merged/ and Modelfile. The merged model must be the trained one: its loss on held-out rows is compared. With
-Ollama as the language model's backend it also creates the Ollama model, whose digest then lies beside the folder.
-Either way the exported model is asked one question; the receipt says which of the two answered.
+Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. If the backend
+in llm.yaml is Ollama, the Ollama model is created, too, and its digest is written to <out>.ollama.
+Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model.
 """
 
+import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-import psutil
 import yaml
 
 from huiyin.common.errors import UserError, run
@@ -23,22 +24,22 @@ from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settin
 from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
 from huiyin.llm.backend import ChatRequest, Unavailable, Unusable
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
-from huiyin.llm.ollama import tagged
-from huiyin.serving.ollama_limits import check_served, choose_quantize, flatten_rope
+from huiyin.llm.ollama import Ollama, tagged
+from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
 from huiyin.serving.process import ask
-from huiyin.serving.template import modelfile, read_prompt
+from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment, run_program
-from huiyin.training.memory import GIB, as_text
+from huiyin.training.memory import GIB, format_size
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
 QUESTION_TOKENS = 60
-SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and for replies to look at
-TOLERANCE = {"float32": 1e-4}  # of the loss, as a share; what is merged in 16 bits is rounded
-ROUNDED = 0.01
-PROGRAMS = 1.5 * GIB  # torch and LLaMA-Factory themselves
-OLLAMA_COPIES = 3.3  # of the weights: as they come, converted, the layer, and the result in 4 bits
+SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and those whose replies are printed
+TOLERANCE = {"float32": 1e-4}  # relative difference of the loss by type of the weights
+TOLERANCE_16_BITS = 0.01  # merging in 16 bits rounds the weights
+PROGRAM_BYTES = 1.5 * GIB  # torch and LLaMA-Factory themselves
+OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
 
 
 @dataclass
@@ -53,11 +54,29 @@ class Settings:
     num_predict: AtLeast1 = 256
     question: str = "在吗？"
 
-    PRESETS: ClassVar = {"default": {}}
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: LLaMA-Factory's settings, its receipt, the system prompt of its dataset, its base model."""
+
+    used: dict[str, Any]
+    receipt: dict[str, Any]
+    system: str
+    base: Path
 
 
-def check_base(base, digests):
-    """Raise `UserError` unless the base model is the very one of the training."""
+def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
+    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml", "receipt.json"):
+        stage.input(need(args.trained / name, "`make train` makes it"))
+    for name in ("alpaca.json", "alpaca_eval.json"):
+        stage.input(need(args.generated / name, "`make gen` makes it"))
+    system = stage.input(args.generated / "system.txt").read_text(encoding="utf-8")
+    used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
+    return Trained(used, read_receipt(args.trained), system, Path(used["model_name_or_path"]))
+
+
+def check_base(base: Path, digests: Mapping[str, str]) -> None:
+    """Raise `UserError` unless the base model is unchanged since the training."""
     now = digest_tree(base) if base.is_dir() else {}
     changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
     if changed:
@@ -67,43 +86,55 @@ def check_base(base, digests):
         )
 
 
-def check_memory(size, memory, swap):
-    """Say what merging weights of `size` bytes needs, and raise `UserError` where it cannot be had."""
-    needed, free = size + PROGRAMS, memory.available + swap.free
-    print(f"export: merging needs about {as_text(needed)} of RAM, {as_text(free)} are free", flush=True)
-    if needed > free:
+def check_memory(size: int, available: int) -> None:
+    """Print the RAM that merging weights of `size` bytes needs; `UserError` if it is more than `available`."""
+    needed = size + PROGRAM_BYTES
+    print(f"export: merging needs about {format_size(needed)} of RAM, {format_size(available)} are free", flush=True)
+    if needed > available:
         raise UserError(
-            f"merging needs {as_text(needed)} of RAM and {as_text(free)} are free; close programs, or in "
+            f"merging needs {format_size(needed)} of RAM and {format_size(available)} are free; close programs, or in "
             "WSL, which gets half of the machine's, set memory= in .wslconfig"
         )
 
 
-def check_room(out, size, store):
-    """Raise `UserError` unless the disks hold the merged model and what Ollama makes of it in its folder `store`."""
-    together = store is not None and store.stat().st_dev == out.stat().st_dev
-    copies = OLLAMA_COPIES if together else 0
-    check_disk(out, (1 + copies) * size, "the merged model" + (" with Ollama's copies of it" if together else ""))
-    if store is not None and not together:
+def check_room(out: Path, size: int, store: Path | None) -> None:
+    """Raise `UserError` unless the disks have room for the merged model, and for Ollama's copies in its `store`."""
+    same_disk = store is not None and store.stat().st_dev == out.stat().st_dev
+    copies = OLLAMA_COPIES if same_disk else 0
+    check_disk(out, (1 + copies) * size, "the merged model" + (" with Ollama's copies of it" if same_disk else ""))
+    if store is not None and not same_disk:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 
 
-def check_name(ollama, ours):
-    """Raise `UserError` where Ollama has a model of that name which we did not make; `ours` holds the digest of ours."""
+def check_resources(out: Path, base: Path, ollama: Ollama | None) -> None:
+    """Raise `UserError` if there is too little RAM or disk to merge `base` and to create the Ollama model."""
+    import psutil
+
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    check_memory(size, psutil.virtual_memory().available + psutil.swap_memory().free)
+    check_room(out, size, ollama.store() if ollama else None)
+
+
+def check_name(ollama: Ollama, digest_file: Path) -> None:
+    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`."""
     present = ollama.models().get(tagged(ollama.model))
-    if present and not (ours.exists() and ours.read_text() == present):
+    if present and not (digest_file.exists() and digest_file.read_text() == present):
         raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
             f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
         )
 
 
-def merge(used, trained, cache, work, merged):
-    """Merge with LLaMA-Factory into the folder `merged`; `work` gets its log. On the processor, in the base's type."""
+def merge(trained: Trained, adapter: Path, cache: Path, work: Path, merged: Path) -> Prompt:
+    """Merge with LLaMA-Factory into the folder `merged`, on the processor, in the type of the base model.
+
+    work: the folder for its log. Returns the `Prompt` of the training.
+    """
     values = {
-        "model_name_or_path": used["model_name_or_path"],
-        "adapter_name_or_path": str((trained / "adapter").absolute()),
-        "template": used["template"],
-        "trust_remote_code": bool(used.get("trust_remote_code")),
+        "model_name_or_path": trained.used["model_name_or_path"],
+        "adapter_name_or_path": str(adapter.absolute()),
+        "template": trained.used["template"],
+        "trust_remote_code": bool(trained.used.get("trust_remote_code")),
         "finetuning_type": "lora",
         "default_system": "",
         "export_dir": str(merged.absolute()),
@@ -113,10 +144,13 @@ def merge(used, trained, cache, work, merged):
     }
     run_program("export", values, work, environment("none", cache, work))
     check_merged(merged)
+    prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
+    (merged / "Modelfile").unlink()  # it has another num_ctx and no system prompt
+    return prompt
 
 
-def check_merged(merged):
-    """Raise `UserError` unless every file of a loadable model is there; it has been seen to end well without them."""
+def check_merged(merged: Path) -> None:
+    """Raise `UserError` unless all files of a model are there; LLaMA-Factory has ended with status 0 without them."""
     index = merged / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if index.exists():
@@ -125,19 +159,19 @@ def check_merged(merged):
         need(merged / name, "LLaMA-Factory should have written it; export again")
 
 
-def write_chat_template(merged, prompt, system, fixed):
-    """Let transformers, vLLM and llama-server, too, ask with the prompt of the training instead of the base model's."""
-    (merged / "chat_template.jinja").write_text(prompt.jinja(system, fixed), encoding="utf-8")
+def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) -> None:
+    """Give the merged model the chat template of the training, for transformers, vLLM and llama-server."""
+    (merged / "chat_template.jinja").write_text(prompt.jinja_template(system, fixed), encoding="utf-8")
     path = merged / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("chat_template", None)
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def check_loss(trained, merged, kind, samples):
-    """Raise `UserError` unless the two mean losses agree as weights of the type `kind` can; return the difference."""
-    difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, ROUNDED)
-    if not difference <= allowed:  # nor is NaN well
+def check_loss(trained: float, merged: float, kind: str, samples: int) -> float:
+    """Return the relative difference of the mean losses; `UserError` if it is too large for weights of type `kind`."""
+    difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, TOLERANCE_16_BITS)
+    if not difference <= allowed:  # also if it is NaN
         raise UserError(
             f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
             f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again"
@@ -145,130 +179,136 @@ def check_loss(trained, merged, kind, samples):
     return difference
 
 
-def check_merge(base, adapter, merged, generated, question, system, work, variables):
-    """Compare the merged model with the trained one; return (what was found, the merged model's reply to `question`).
+def check_merge(
+    models: list[tuple[Path, Path | None]],
+    generated: Path,
+    question: Mapping[str, Any],
+    work: Path,
+    variables: Mapping[str, str],
+) -> tuple[dict[str, Any], str]:
+    """Compare the merged model with the trained one; return (the check, for the receipt; the merged model's reply).
 
-    On a terminal the replies of both are shown; they are kept nowhere.
+    models: [(base model, adapter), (merged model, None)]; question: the row to reply to; work: a folder for files;
+    variables: the environment of the process that asks. On a terminal replies of both models are printed.
     """
+    merged = models[1][0]
     rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
-    samples = (rows[0] or rows[1])[-SAMPLES:]  # too small a dataset keeps nothing for evaluation
-    asked = samples[-SHOWN:]
-    question_row = {"system": system, "history": [], "instruction": question}
-    models = [(base, adapter), (merged, None)]
-    trained, after = ask(models, [*asked, question_row], work, variables, samples, tokenizer=merged)
-    if sys.stdout.isatty():  # they are talk of the group: not for a log
-        for row, *replies in zip(asked, trained["replies"], after["replies"], strict=False):
+    samples = (rows[0] or rows[1])[-SAMPLES:]  # a very small dataset has no rows for evaluation
+    prompts = [*samples[-SHOWN:], question]
+    before, after = ask(models, prompts, work, variables, samples, tokenizer=merged)
+    if sys.stdout.isatty():  # not into a log: these are messages of the group
+        for row, *replies in zip(samples[-SHOWN:], before["replies"], after["replies"], strict=False):
             print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
     config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
     kind = config.get("dtype", config.get("torch_dtype"))
-    difference = check_loss(trained["loss"], after["loss"], kind, len(samples))
-    print(f"export: mean loss on {len(samples)} rows {trained['loss']:.4f} trained, {after['loss']:.4f} merged")
-    return {
-        "rows": len(samples),
-        "trained_loss": trained["loss"],
-        "merged_loss": after["loss"],
-        "difference": difference,
-    }, after["replies"][-1]
+    difference = check_loss(before["loss"], after["loss"], kind, len(samples))
+    print(f"export: mean loss on {len(samples)} rows {before['loss']:.4f} trained, {after['loss']:.4f} merged")
+    losses = {"trained_loss": before["loss"], "merged_loss": after["loss"], "difference": difference}
+    return {"rows": len(samples), **losses}, after["replies"][-1]
 
 
-def create(ollama, merged, quantize, template, system, parameters, ours):
-    """Create the Ollama model and return its digest; the file `ours` remembers that it is ours."""
+def create(
+    ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
+) -> str:
+    """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
     files = {
         file.name: file
         for file in sorted(merged.iterdir())
         if file.suffix in (".safetensors", ".json") or file.name == "tokenizer.model"
     }
-    digest = ollama.create(files, quantize, template, system, parameters)
-    ours.write_text(digest)
+    fixed = receipt["fixed_system"]
+    template = prompt.go_template_with(system, fixed) if fixed else prompt.go_template()
+    digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
+    digest_file.write_text(digest)
     return digest
 
 
-def model_card(trained, used):
-    """Where the model comes from: what its receipt says besides its own making."""
+def ask_ollama(ollama: Ollama, settings: Settings) -> str:
+    """Return the reply of the new Ollama model to the question in the settings."""
+    messages = [{"role": "user", "content": settings.question}]
+    request = ChatRequest(messages, None, settings.temperature, 0, QUESTION_TOKENS)
+    try:
+        return ollama.chat(request, may_be_cut=True).text
+    except (Unavailable, Unusable) as error:
+        raise UserError(f"{ollama.model} was created but does not answer: {error}; export again") from None
+
+
+def model_card(trained: Trained) -> dict[str, Any]:
+    """Return what the receipt says about the origin of the model."""
+    receipt = trained.receipt
     return {
-        "base_model": {**trained["base_model"], "folder": used["model_name_or_path"]},
-        "dataset": trained["inputs"],
-        "training": {"settings": trained["settings"], "versions": trained["versions"]},
-        "losses": trained["results"],
+        "base_model": {**receipt["base_model"], "folder": trained.used["model_name_or_path"]},
+        "dataset": receipt["inputs"],
+        "training": {"settings": receipt["settings"], "versions": receipt["versions"]},
+        "losses": receipt["results"],
     }
 
 
-def main(argv=None):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments(__doc__, "trained")
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
+    digest_file = args.out.with_name(f"{args.out.name}.ollama")
 
     with Stage("export", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
-        for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml", "receipt.json"):
-            stage.input(need(args.trained / name, "`make train` makes it"))
-        for name in ("alpaca.json", "alpaca_eval.json"):
-            stage.input(need(args.generated / name, "`make gen` makes it"))
-        system = stage.input(args.generated / "system.txt").read_text(encoding="utf-8")
-        used, trained = read_mapping(args.trained / "train.yaml", yaml.SafeLoader), read_receipt(args.trained)
-        base, ours = Path(used["model_name_or_path"]), args.out.with_name(f"{args.out.name}.ollama")
-        check_base(base, trained["base_model"]["sha256"])
-        check_served(used["template"], base / "config.json", llm.backend)
-        num_ctx = settings.num_ctx or used.get("cutoff_len", 2048)
+        trained = read_trained(args, stage)
+        check_base(trained.base, trained.receipt["base_model"]["sha256"])
+        check_servable(trained.used["template"], trained.base / "config.json", llm.backend)
+        num_ctx = settings.num_ctx or trained.used.get("cutoff_len", 2048)
         ollama = open_ollama(llm, args.ollama_url, args.name, num_ctx) if llm.backend == "ollama" else None
         if ollama:
-            check_name(ollama, ours)
-        size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-        check_memory(size, psutil.virtual_memory(), psutil.swap_memory())
-        check_room(args.out, size, ollama and ollama.store())
+            check_name(ollama, digest_file)
+        check_resources(args.out, trained.base, ollama)
 
         work, merged = args.out / ".work", stage.output("merged")
         shutil.rmtree(work, ignore_errors=True)
-        merge(used, args.trained, args.cache, work, merged)
-        prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
-        (merged / "Modelfile").unlink()  # its num_ctx is not ours, and it knows no system text
+        prompt = merge(trained, args.trained / "adapter", args.cache, work, merged)
         flatten_rope(merged / "config.json", needed=ollama is not None)
-        write_chat_template(merged, prompt, system, settings.fixed_system)
+        set_chat_template(merged, prompt, trained.system, settings.fixed_system)
         check, reply = check_merge(
-            base,
-            args.trained / "adapter",
-            merged,
+            [(trained.base, args.trained / "adapter"), (merged, None)],
             args.generated,
-            settings.question,
-            system,
+            {"system": trained.system, "history": [], "instruction": settings.question},
             work,
             environment("none", args.cache, work),
         )
 
-        parameters = {"stop": prompt.stop, "num_ctx": num_ctx, **{name: getattr(settings, name) for name in SAMPLING}}
-        quantize, fixed = choose_quantize(settings.quantize, merged), settings.fixed_system
-        stage.output("Modelfile").write_text(modelfile(prompt, system, fixed, parameters), encoding="utf-8")
         stage.receipt |= {
-            **model_card(trained, used),
+            **model_card(trained),
             "check": check,
-            "parameters": parameters,
-            "quantize": quantize,
-            "fixed_system": fixed,
+            "parameters": {
+                "stop": prompt.stop,
+                "num_ctx": num_ctx,
+                **{name: getattr(settings, name) for name in SAMPLING},
+            },
+            "quantize": choose_quantize(settings.quantize, merged),
+            "fixed_system": settings.fixed_system,
         }
-        asked = "the merged model, loaded once"
+        stage.output("Modelfile").write_text(
+            modelfile(prompt, trained.system, settings.fixed_system, stage.receipt["parameters"]), encoding="utf-8"
+        )
+        who = "the merged model, loaded once"
         if ollama:
-            template = prompt.go_with(system, fixed) if fixed else prompt.go()
-            digest = create(ollama, merged, quantize, template, system, parameters, ours)
+            digest = create(ollama, merged, prompt, trained.system, stage.receipt, digest_file)
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
-            asked = "the Ollama model"
-            try:
-                question = [{"role": "user", "content": settings.question}]
-                request = ChatRequest(question, None, settings.temperature, 0, QUESTION_TOKENS)
-                reply = ollama.chat(request, may_be_cut=True).text
-            except (Unavailable, Unusable) as error:
-                raise UserError(f"{args.name} is made but does not answer: {error}; export again") from None
-        stage.receipt["asked"] = {"who": asked, "question": settings.question, "reply": reply}
+            who, reply = "the Ollama model", ask_ollama(ollama, settings)
+        stage.receipt["asked"] = {"who": who, "question": settings.question, "reply": reply}
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
         print(
-            f"export: no Ollama here; where there is one, this makes the model: "
-            f"ollama create {args.name} --quantize {quantize} -f {args.out}/Modelfile"
+            f"export: the backend is not Ollama; where Ollama runs, this creates the model: "
+            f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
         )
 
 

@@ -1,21 +1,23 @@
-"""Train a LoRA adapter with LLaMA-Factory, after looking whether it fits.
+"""Train a LoRA adapter with LLaMA-Factory, after checking that it fits the card.
 
     python scripts/train.py data/default/10001/generated --config config/train.yaml --preflight config/preflight.yaml \\
         --gpu 0 --cache .cache --llm config/llm.yaml --out data/default/10001/trained [--dry-run]
 
-config/train.yaml is LLaMA-Factory's own format and is passed on; the data, the folders and what depends on the card are
-ours. Killed and started again it goes on from its last checkpoint; a finished run is never entered again.
+config/train.yaml is in LLaMA-Factory's own format and is passed on; data, folders and what depends on the card are set
+here. A killed run resumes from its last checkpoint; a finished one is not repeated.
 Writes adapter/, training_loss.png, trainer_log.jsonl, llamafactory.log, and train.yaml (what was passed on).
 """
 
+import argparse
 import json
 import math
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import psutil
 import yaml
 
 from huiyin.common.errors import UserError, run
@@ -24,18 +26,18 @@ from huiyin.common.settings import read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
 from huiyin.llm.answer_cache import digest
 from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
-from huiyin.serving.ollama_limits import check_served
+from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
 from huiyin.training.base import check_disk, find_base, token_lengths
-from huiyin.training.card import check_card, find_card, torch_cuda
+from huiyin.training.card import check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
-from huiyin.training.memory import GIB, LORA_BYTES, as_text, read_shape
-from huiyin.training.plan import Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
+from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
-OURS = [
+PIPELINE_KEYS = [
     "stage",
     "do_train",
     "do_eval",
@@ -54,100 +56,113 @@ OURS = [
     "include_num_input_tokens_seen",
     "full_determinism",
 ]
-FROM_PREFLIGHT = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
-HELD_OUT = 5
+PREFLIGHT_KEYS = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
+PROMPTS = 5  # held-out rows that the trained model replies to
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
-OTHER = {"bf16": "fp16", "fp16": "bf16"}
+OTHER_PRECISION = {"bf16": "fp16", "fp16": "bf16"}
+
+Values = dict[str, Any]  # settings of LLaMA-Factory
 
 
-def read_train_settings(path):
-    """Return LLaMA-Factory's settings of the user; LLaMA-Factory itself refuses the keys it does not know."""
+def read_train_settings(path: Path) -> Values:
+    """Return the user's settings of LLaMA-Factory, which itself refuses unknown keys."""
     given = read_mapping(path, yaml.SafeLoader)
-    for name in [*OURS, *FROM_PREFLIGHT]:
+    for name in [*PIPELINE_KEYS, *PREFLIGHT_KEYS]:
         if name in given:
-            where = "chosen in preflight.yaml" if name in FROM_PREFLIGHT else "set by the pipeline"
-            raise UserError(f"{path}: {name} is {where}; take it out")
+            owner = "chosen in preflight.yaml" if name in PREFLIGHT_KEYS else "set by the pipeline"
+            raise UserError(f"{path}: {name} is {owner}; remove it")
     for name in ("model_name_or_path", "template"):
         if not given.get(name):
             raise UserError(f"{path}: {name} is missing")
     return given
 
 
-def work_of(given, rows, base):
-    """Return the `Work` that the dataset and the settings make."""
+def read_dataset(folder: Path) -> tuple[list[Path], list[Any], list[Any]]:
+    """Return the files of the dataset, its rows for training and its held-out rows."""
+    names = ("alpaca", "alpaca_eval", "dataset_info")
+    files = [need(folder / f"{name}.json", "`make gen` makes it") for name in names]
+    rows, held_out = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
+    if not rows:
+        raise UserError(f"{files[0]}: no rows to learn from; the receipt beside it tells why turns were dropped")
+    return files, rows, held_out
+
+
+def work_of(given: Values, rows: list[Any], base: Path) -> Work:
     shape = read_shape(base / "config.json")
     targets = str(given.get("lora_target", "all")).replace(" ", "").split(",")
-    batch = given.get("per_device_train_batch_size", 1) * given.get("gradient_accumulation_steps", 1)
     return Work(
         shape,
-        token_lengths(rows, base),
-        shape.lora_parameters(given.get("lora_rank", 8), targets),
-        batch,
-        given.get("cutoff_len", 2048),
-        float(given.get("num_train_epochs", 3)),
+        lengths=token_lengths(rows, base),
+        lora=shape.lora_parameters(given.get("lora_rank", 8), targets),
+        batch=given.get("per_device_train_batch_size", 1) * given.get("gradient_accumulation_steps", 1),
+        cutoff_len=given.get("cutoff_len", 2048),
+        epochs=float(given.get("num_train_epochs", 3)),
     )
 
 
-def preflight(gpu, given, work, settings):
-    """Return (what was found, the `Plan`); `UserError` where nothing fits."""
+def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[dict[str, Any], Plan]:
+    """Return (the device, for the receipt; the `Plan`); `UserError` if the training does not fit."""
     if gpu == "none":
-        memory, cores = psutil.virtual_memory(), os.cpu_count()
-        found = {
-            "device": "processor",
-            "cores": cores,
-            "total_gib": gib(memory.total),
-            "free_gib": gib(memory.available),
-        }
-        rows_at_once = given.get("per_device_train_batch_size", 1)
-        return found, plan_for_processor(memory.available, cores, work, rows_at_once, settings)
+        import psutil
+
+        memory, cores = psutil.virtual_memory(), os.cpu_count() or 1
+        sizes = {"total_gib": gib(memory.total), "free_gib": gib(memory.available)}
+        micro_batch = given.get("per_device_train_batch_size", 1)
+        plan = plan_for_processor(memory.available, cores, work, micro_batch, settings)
+        return {"device": "processor", "cores": cores, **sizes}, plan
     cards = [find_card(index) for index in gpu.split(",")]
     built_with = torch_cuda()
     for card in cards:
         check_card(card, built_with)
-    card = min(cards, key=lambda card: card.free)  # the others will have room if this one has
-    found = {
+    card = min(cards, key=lambda card: card.free)  # what fits on this one fits on the others
+    device = {
         "device": card.name,
         "cards": len(cards),
         "total_gib": gib(card.total),
         "free_gib": gib(card.free),
-        "capability": ".".join(map(str, card.capability)),
+        "capability": dotted(card.capability),
         "driver": card.driver,
-        "driver_cuda": ".".join(map(str, card.cuda)),
+        "driver_cuda": dotted(card.cuda),
         "torch_cuda": built_with,
     }
-    return found, plan_for_card(card, work, settings, installed())
+    return device, plan_for_card(card, work, settings, installed())
 
 
-def gib(size):
+def gib(size: int) -> float:
     return round(size / GIB, 1)
 
 
-def show(found, work, plan):
-    """Print the table: found, chosen, predicted."""
+def show(device: Mapping[str, Any], work: Work, plan: Plan) -> None:
+    """Print what was found, chosen and predicted."""
     mean = sum(work.lengths) / len(work.lengths)
     lines = {
-        "found": ", ".join(f"{name} {value}" for name, value in found.items()),
+        "found": ", ".join(f"{name} {value}" for name, value in device.items()),
         "rows": f"{len(work.lengths):,}, longest {max(work.lengths):,} tokens, mean {mean:,.0f}",
-        "chosen": f"{plan.precision}, {plan.micro_batch} rows at a time x {plan.accumulation} = {work.batch} a step, "
-        f"checkpointing {'used' if plan.checkpointing else 'not needed'}"
+        "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {work.batch} rows per step"
+        f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
-        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are cut",
-        "predicted": f"peak {as_text(plan.peak)}, roughly {plan.hours:.1f} hours",
+        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are truncated",
+        "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
     }
     for name, line in lines.items():
         print(f"preflight: {name:<10} {line}", flush=True)
 
 
-def full_settings(given, data, has_eval, gpu, plan, base, run_folder):
-    """Return all that LLaMA-Factory is given: the user's settings with ours on top."""
+def disk_bytes(given: Values, work: Work, dataset: Path) -> int:
+    """Return an upper estimate of the bytes that checkpoints and the prepared rows of `dataset` need."""
+    return (given.get("save_total_limit", 5) + 1) * LORA_BYTES * work.lora + 20 * dataset.stat().st_size
+
+
+def full_settings(args: argparse.Namespace, given: Values, has_eval: bool, plan: Plan, base: Path) -> Values:
+    """Return all settings for LLaMA-Factory: the user's, the plan's and the pipeline's."""
     evaluation = {"do_eval": True, "eval_dataset": "alpaca_eval"} if has_eval else {}
-    # on the processor a run that was killed shall end with the very adapter of one that was not
-    device = {"use_cpu": True, "full_determinism": True} if gpu == "none" else {}
+    # on the processor a run that was killed and resumed gives the same adapter as an uninterrupted one
+    device = {"use_cpu": True, "full_determinism": True} if args.gpu == "none" else {}
     processes = world_size()
     if plan.accumulation % processes:
         raise UserError(
-            f"{plan.accumulation} rows accumulated cannot be shared out among {processes} processes; "
-            "choose gradient_accumulation_steps in train.yaml accordingly"
+            f"gradient accumulation over {plan.accumulation} micro-batches cannot be divided among {processes} "
+            "processes; choose gradient_accumulation_steps in train.yaml accordingly"
         )
     return {
         **given,
@@ -157,45 +172,45 @@ def full_settings(given, data, has_eval, gpu, plan, base, run_folder):
         "stage": "sft",
         "do_train": True,
         "dataset": "alpaca",
-        "dataset_dir": str(data.absolute()),
-        "default_system": (data / "system.txt").read_text(encoding="utf-8"),
-        "output_dir": str(run_folder.absolute()),
+        "dataset_dir": str(args.generated.absolute()),
+        "default_system": (args.generated / "system.txt").read_text(encoding="utf-8"),
+        "output_dir": str(run_folder_of(args).absolute()),
         "plot_loss": True,
         "logging_first_step": True,
         "report_to": "none",
-        # a loss that is no number must be seen, not smoothed over
-        "logging_nan_inf_filter": False,
+        "logging_nan_inf_filter": False,  # it would hide a loss that is NaN
         "include_num_input_tokens_seen": True,
         **evaluation,
         **device,
     }
 
 
-def fingerprint(values, files):
-    """What makes a run the same work: all but how many rows are taken at a time."""
-    rest = {
-        name: value
-        for name, value in values.items()
-        if name not in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    }
+def run_folder_of(args: argparse.Namespace) -> Path:
+    return args.out / ".run"
+
+
+def fingerprint(values: Values, files: Sequence[Path]) -> str:
+    """Return a digest of the settings and data of a run; the micro-batch and the accumulation do not count."""
+    sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    rest = {name: value for name, value in values.items() if name not in sizes}
     return digest(rest, [sha256(file) for file in files])
 
 
-def prepare(run_folder, mark, micro_batch):
-    """Keep the run folder of a killed run of the same work, if it has a checkpoint; otherwise start an empty one."""
+def prepare(run_folder: Path, mark: str, micro_batch: int) -> None:
+    """Keep the folder of a killed run with the fingerprint `mark` if it can be resumed; otherwise empty it."""
     kept = run_folder / "fingerprint"
     same = kept.exists() and kept.read_text() == mark
-    if not same or not (mend_checkpoints(run_folder, micro_batch) or (run_folder / "done").exists()):
+    if not same or not (fix_checkpoints(run_folder, micro_batch) or (run_folder / "done").exists()):
         shutil.rmtree(run_folder, ignore_errors=True)
         run_folder.mkdir(parents=True)
         kept.write_text(mark)
 
 
-def mend_checkpoints(run_folder, micro_batch):
-    """Make the checkpoints such that a run can go on from them; return how many there are.
+def fix_checkpoints(run_folder: Path, micro_batch: int) -> int:
+    """Make the checkpoints fit to resume from; return their number.
 
-    The state is the last file of a checkpoint: one without was being written, or removed, when the run was killed. The
-    rows at a time are taken from there, whatever the settings say, so `micro_batch` is put in.
+    trainer_state.json is the last file of a checkpoint to be written; one without it is incomplete and is deleted.
+    A resumed run takes its micro-batch from that file, not from the settings, so `micro_batch` is written there.
     """
     count = 0
     for checkpoint in run_folder.glob("checkpoint-*"):
@@ -210,8 +225,8 @@ def mend_checkpoints(run_folder, micro_batch):
     return count
 
 
-def train_once(values, run_folder, variables):
-    """Run LLaMA-Factory, unless this very run has ended already."""
+def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -> None:
+    """Run LLaMA-Factory, unless the run in `run_folder` has finished before."""
     if (run_folder / "done").exists():
         return
     with Progress("train", None, "steps") as progress:
@@ -220,63 +235,65 @@ def train_once(values, run_folder, variables):
     (run_folder / "done").touch()
 
 
-def train(args, values, plan, files, run_folder, held_out):
-    """Train until it is well, with few retries; return (attempts for the receipt, five held-out replies).
+def train(
+    args: argparse.Namespace, values: Values, plan: Plan, files: Sequence[Path], held_out: list[Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train, with retries; return (the attempts for the receipt, the replies to `held_out`).
 
-    Out of memory: half the rows at a time, on from the last checkpoint. A broken loss or garbled replies: once in the
-    other precision, from the start.
+    Out of memory: resume from the last checkpoint with half the micro-batch. A diverged loss or garbled replies: start
+    again, once, in the other precision.
     """
-    attempts, variables = [], environment(args.gpu, args.cache, run_folder)
-    other_tried = args.gpu == "none"
+    attempts, run_folder = [], run_folder_of(args)
+    variables = environment(args.gpu, args.cache, run_folder)
+    last_precision = args.gpu == "none"
     while True:
         prepare(run_folder, fingerprint(values, files), plan.micro_batch)
-        attempts.append({**asdict(plan), "peak": int(plan.peak)})
+        attempts.append(attempt := {**asdict(plan), "peak": int(plan.peak)})
         try:
             train_once(values, run_folder, variables)
-            [asked] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
-            replies = asked["replies"]
-            attempts[-1]["ended"] = "well"
-            count = sum(map(garbled, replies))
-            problem = f"{count} of {len(replies)} held-out replies are garbled"
-            if count:
-                attempts[-1]["ended"] = problem
-            if not count or other_tried:
-                if count:
-                    print(f"train: {problem}; {ADVICE}", flush=True)
-                return attempts, replies
         except OutOfMemory as error:
-            attempts[-1]["ended"] = "out of memory"
             if plan.micro_batch == 1:
                 raise UserError(
-                    f"{error}; even with one row at a time: close what uses the card, or take a shorter "
-                    "cutoff_len or a smaller model"
+                    f"{error}; even a micro-batch of one row needs too much: close what uses the card, or take a "
+                    "shorter cutoff_len or a smaller model"
                 ) from None
+            attempt["ended"] = "out of memory"
             plan = replace(plan, micro_batch=plan.micro_batch // 2, accumulation=plan.accumulation * 2)
-            print(f"train: out of memory, going on with {plan.micro_batch} rows at a time", flush=True)
+            print(f"train: out of memory; resuming with a micro-batch of {plan.micro_batch}", flush=True)
             values = {**values, **plan.values(), "gradient_accumulation_steps": plan.accumulation // world_size()}
             continue
         except BrokenLoss as broken:
-            attempts[-1]["ended"] = problem = str(broken)
-            if other_tried:
+            if last_precision:
                 raise UserError(
                     f"{broken}, in {plan.precision}; lower learning_rate in {args.config}, or try "
                     f"flash_attn: disabled there; the log is {run_folder}/llamafactory.log"
                 ) from None
-        other_tried = True
-        plan = replace(plan, precision=OTHER[plan.precision])
-        print(f"train: {problem}; once more in {plan.precision}", flush=True)
+            problem = str(broken)
+        else:
+            [answers] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
+            replies = answers["replies"]
+            count = sum(map(garbled, replies))
+            problem = f"{count} of {len(replies)} held-out replies are garbled" if count else ""
+            if last_precision or not problem:
+                if problem:
+                    print(f"train: {problem}; {ADVICE}", flush=True)
+                attempt["ended"] = problem or "well"
+                return attempts, replies
+        attempt["ended"], last_precision = problem, True
+        plan = replace(plan, precision=OTHER_PRECISION[plan.precision])
+        print(f"train: {problem}; starting again in {plan.precision}", flush=True)
         values = {**values, "bf16": plan.precision == "bf16", "fp16": plan.precision == "fp16"}
 
 
-def losses(values, run_folder, variables):
-    """Return evaluation loss and perplexity of the adapter and of the untouched base model."""
+def losses(values: Values, run_folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Return LLaMA-Factory's results, with evaluation loss and perplexity of the adapter and of the base model."""
     results = json.loads((run_folder / "all_results.json").read_text(encoding="utf-8"))
     if "eval_loss" not in results:
         return results
     folder = run_folder / "base"
-    untouched = {**values, "do_train": False, "output_dir": str(folder.absolute()), "plot_loss": False}
+    base_values = {**values, "do_train": False, "output_dir": str(folder.absolute()), "plot_loss": False}
     if not (folder / "all_results.json").exists():
-        run_program("train", untouched, folder, variables)
+        run_program("train", base_values, folder, variables)
     base_loss = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))["eval_loss"]
     return {
         **results,
@@ -287,56 +304,57 @@ def losses(values, run_folder, variables):
     }
 
 
-def main(argv=None):
+def copy_results(stage: Stage, run_folder: Path) -> None:
+    """Copy the files of the finished run to the outputs of the stage."""
+    adapter = stage.output("adapter")
+    adapter.mkdir()
+    targets = dict.fromkeys(ADAPTER_FILES, adapter) | {name: stage.output(name) for name in OTHER_FILES}
+    for name, target in targets.items():
+        shutil.copy2(need(run_folder / name, "LLaMA-Factory should have written it"), target)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments(__doc__, "generated")
     parser.add_argument("--preflight", type=Path, required=True, metavar="FILE", help="preflight.yaml")
     parser.add_argument("--gpu", required=True, help="index of the card (several: 0,1), or none")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
-    parser.add_argument("--dry-run", action="store_true", help="say whether it fits, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check whether it fits, and stop")
     llm_arguments(parser, answers=False)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     given = read_train_settings(args.config)
     settings = read_settings(args.preflight, Settings)
     llm = read_llm_settings(args)
-    files = [
-        need(args.generated / f"{name}.json", "`make gen` makes it")
-        for name in ("alpaca", "alpaca_eval", "dataset_info")
-    ]
-    rows, held_out = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
-    if not rows:
-        raise UserError(f"{files[0]}: no rows to learn from; the receipt beside it says what became of the turns")
+    files, rows, held_out = read_dataset(args.generated)
 
     if args.gpu != "none" and not args.dry_run:
-        unload_model(llm, args.ollama_url)  # one card, two tenants; only now is its memory what training will find
+        unload_model(llm, args.ollama_url)  # before preflight, which counts the free memory of the card
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
-    check_served(given["template"], base / "config.json", llm.backend)
+    check_servable(given["template"], base / "config.json", llm.backend)
     work = work_of(given, rows, base)
-    found, plan = preflight(args.gpu, given, work, settings)
-    show(found, work, plan)
+    device, plan = preflight(args.gpu, given, work, settings)
+    show(device, work, plan)
     if args.dry_run:
         return
 
     with Stage("train", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
-        stage.use(args.config, given), stage.use(args.preflight, settings)
+        stage.use(args.config, given)
+        stage.use(args.preflight, settings)
         for file in files:
             stage.input(file)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), args.out / ".run"
-        checkpoints = (given.get("save_total_limit", 5) + 1) * LORA_BYTES * work.lora
-        check_disk(args.out, checkpoints + 20 * files[0].stat().st_size, "training (checkpoints and prepared rows)")
-        values = full_settings(given, args.generated, bool(held_out), args.gpu, plan, base, run_folder)
-        asked = (held_out or rows)[-HELD_OUT:]
-        attempts, replies = train(args, values, plan, files, run_folder, asked)
+        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), run_folder_of(args)
+        check_disk(args.out, disk_bytes(given, work, files[0]), "training (checkpoints and prepared rows)")
+        values = full_settings(args, given, bool(held_out), plan, base)
+        attempts, replies = train(args, values, plan, files, (held_out or rows)[-PROMPTS:])
 
-        adapter = stage.output("adapter")
-        adapter.mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copy2(need(run_folder / name, "LLaMA-Factory should have written it"), adapter)
-        for name in OTHER_FILES:
-            shutil.copy2(need(run_folder / name, "LLaMA-Factory should have written it"), stage.output(name))
+        copy_results(stage, run_folder)
         stage.ledger.read = stage.ledger.written = len(rows) + len(held_out)
         stage.receipt |= {
             "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
-            "found": found,
+            "found": device,
             "attempts": attempts,
             "rows": {"train": len(rows), "eval": len(held_out)},
             "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),

@@ -1,9 +1,9 @@
-"""A card that is not there: LLaMA-Factory's own program on the processor, failing as a card does.
+"""A simulated card: LLaMA-Factory's own program on the processor, failing as a card does.
 
     python simulated_card.py train SETTINGS.yaml
 
-The environment says how: CARD_ROWS, more rows at a time than this are out of memory from step CARD_STEP on, with the
-exception torch raises then; CARD_BREAKS, in this precision (bf16 or fp16) the loss is no number.
+Environment variables: CARD_ROWS, a larger micro-batch than this raises torch's out-of-memory error from step CARD_STEP
+on; CARD_BREAKS, in this precision (bf16 or fp16) the loss is NaN.
 """
 
 import json
@@ -22,10 +22,10 @@ broken = values.get(os.environ.get("CARD_BREAKS"), False)
 real_step = Trainer.training_step
 
 
-def training_step(self, model, inputs, *more):
+def training_step(self, model, inputs, *others):
     if len(inputs["input_ids"]) > rows and self.state.global_step >= step:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    loss = real_step(self, model, inputs, *more)
+    loss = real_step(self, model, inputs, *others)
     return loss * float("nan") if broken else loss
 
 

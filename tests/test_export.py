@@ -16,11 +16,13 @@ from safetensors.numpy import load_file, save_file
 import huiyin.training.base
 from helpers import CLEAN, ROOT, run_script
 from huiyin.common.errors import UserError
+from huiyin.llm.ollama import Ollama
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
+from huiyin.serving.template import Prompt
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB
-from ollama_server import Refusal
-from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room
+from ollama_server import OllamaServer, Refusal
+from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room, create
 
 NAME = "huiyin-10002:latest"
 PARAMETERS = {
@@ -32,10 +34,16 @@ PARAMETERS = {
     "repeat_penalty": 1.0,
     "num_predict": 256,
 }
+ALTERNATIVE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
+NOT_SERVED = (
+    "base/config.json: Ollama cannot serve Qwen3ForCausalLM with the chat template of the training; take a Qwen2.5 or "
+    f"Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests run side by side; more threads only get in each other's way
 
 
 class Export:
-    """A folder with the demo's adapter, exported to the test server."""
+    """A folder with the demo's adapter, to be exported to the test server."""
 
     def __init__(self, demo, path, ollama):
         self.path, self.folder, self.target = path, path / "exported", demo[0] / "data/demo/10002"
@@ -45,31 +53,48 @@ class Export:
         used = json.loads((path / "trained/train.yaml").read_text(encoding="utf-8"))
         (path / "trained/train.yaml").write_text(json.dumps({**used, "model_name_or_path": str(path / "base")}))
         (path / "export.yaml").write_text("preset: default\n")
+        (path / "chat.yaml").write_text("split: false\n")
         self.system = (self.target / "generated/system.txt").read_text(encoding="utf-8")
 
     def arguments(self):
         (self.path / "llm.yaml").write_text(f"url: {self.url}\n")
-        return [
-            self.path / "trained",
-            "--generated",
-            self.target / "generated",
-            "--name",
-            "huiyin-10002",
-            "--config",
-            self.path / "export.yaml",
-            "--cache",
-            self.path / "cache",
-            "--llm",
-            self.path / "llm.yaml",
-            "--out",
-            self.folder,
-        ]
+        options = {
+            "--generated": self.target / "generated",
+            "--name": "huiyin-10002",
+            "--config": self.path / "export.yaml",
+            "--cache": self.path / "cache",
+            "--llm": self.path / "llm.yaml",
+            "--out": self.folder,
+        }
+        return [self.path / "trained", *(word for option in options.items() for word in option)]
 
     def run(self):
-        return run_script("export", *self.arguments())
+        return run_script("export", *self.arguments(), env=ONE_THREAD)
 
-    def complaint(self):
-        """The one line of a run that fails; it leaves nothing behind."""
+    def run_on_terminal(self):
+        """Run with a terminal as standard output; return its lines."""
+        parent_end, child_end = pty.openpty()
+        program = [sys.executable, ROOT / "scripts/export.py", *map(str, self.arguments())]
+        with subprocess.Popen(program, cwd=ROOT, env={**CLEAN, **ONE_THREAD}, stdout=child_end) as running:
+            os.close(child_end)
+            output = b""
+            try:
+                while piece := os.read(parent_end, 10_000):
+                    output += piece
+            except OSError:  # the other end is closed
+                pass
+        os.close(parent_end)
+        assert running.returncode == 0
+        return output.decode().splitlines()
+
+    def chat(self):
+        options = ["--config", self.path / "chat.yaml", "--llm", self.path / "llm.yaml"]
+        program = [sys.executable, ROOT / "scripts/tools/chat.py", self.folder, *options]
+        lines = "在吗？\n\n吃了吗\n/reset\n再见\n"
+        return subprocess.run(program, env=CLEAN, input=lines, capture_output=True, encoding="utf-8")
+
+    def error(self):
+        """Return the one line of a run that fails; it leaves nothing behind."""
         before = self.receipt()
         done = self.run()
         assert done.returncode == 1
@@ -82,12 +107,15 @@ class Export:
         path = self.folder / "receipt.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def asked(self):
+        return [request.body for request in self.ollama.requests if request.path == "/api/chat"]
+
     def change(self, name, **values):
         path = self.path / name
         path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}))
 
     def base_is(self, **values):
-        """Let the base model be another one, and have been so when it was trained."""
+        """Change the base model, and the receipt of the training with it."""
         self.change("base/config.json", **values)
         trained = json.loads((self.path / "trained/receipt.json").read_text(encoding="utf-8"))
         digest = hashlib.sha256((self.path / "base/config.json").read_bytes()).hexdigest()
@@ -100,17 +128,24 @@ def export(demo, tmp_path, ollama):
     return Export(demo, tmp_path, ollama)
 
 
-def test_the_round_trip(export, ollama):
-    """What Ollama's API document asks for, field by field; a chat; and whose model is replaced."""
-    done = export.run()
-    assert done.returncode == 0, done.stderr
-    assert "create: success" in done.stdout.splitlines()
-    made = ollama.created[NAME]
+@pytest.fixture(scope="module")
+def exported(demo, tmp_path_factory, gguf):
+    """A finished export, with the server that got the model."""
+    with OllamaServer(gguf, []) as ollama:
+        export = Export(demo, tmp_path_factory.mktemp("export"), ollama)
+        done = export.run()
+        assert done.returncode == 0, done.stderr
+        assert "create: success" in done.stdout.splitlines()
+        yield export
+
+
+def test_ollama_is_given_what_its_api_asks_for(exported):
+    made = exported.ollama.created[NAME]
     assert set(made) - {"config"} == {"model", "files", "quantize", "template", "system", "parameters"}
     assert made["model"] == "huiyin-10002"
     merged = {
         path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for path in (export.folder / "merged").iterdir()
+        for path in (exported.folder / "merged").iterdir()
         if path.suffix in (".json", ".safetensors")
     }
     assert made["files"] == merged
@@ -123,170 +158,162 @@ def test_the_round_trip(export, ollama):
         "tokenizer_config.json",
     } <= set(made["files"])
     assert made["quantize"] == "q8_0"  # the tiny model's rows are 64 long
-    assert made["system"] == export.system
+    assert made["system"] == exported.system
     assert made["config"]["rope_theta"] == 1_000_000
     assert made["parameters"] == PARAMETERS  # num_ctx is the trained length
-    modelfile = (export.folder / "Modelfile").read_text(encoding="utf-8")
-    assert f'TEMPLATE """{made["template"]}"""' in modelfile and f'SYSTEM """{export.system}"""' in modelfile
-    assert [request.body["model"] for request in ollama.requests if request.path == "/api/chat"] == ["huiyin-10002"]
+    modelfile = (exported.folder / "Modelfile").read_text(encoding="utf-8")
+    assert f'TEMPLATE """{made["template"]}"""' in modelfile and f'SYSTEM """{exported.system}"""' in modelfile
 
-    receipt = export.receipt()
-    trained = json.loads((export.path / "trained/receipt.json").read_text(encoding="utf-8"))
-    assert receipt["ollama"] == {"name": "huiyin-10002", "digest": ollama.models[NAME]}
-    assert receipt["base_model"] == {**trained["base_model"], "folder": str(export.path / "base")}
+
+def test_the_receipt_is_the_model_card(exported):
+    receipt = exported.receipt()
+    trained = json.loads((exported.path / "trained/receipt.json").read_text(encoding="utf-8"))
+    assert receipt["ollama"] == {"name": "huiyin-10002", "digest": exported.ollama.models[NAME]}
+    assert (exported.path / "exported.ollama").read_text() == exported.ollama.models[NAME]
+    assert receipt["base_model"] == {**trained["base_model"], "folder": str(exported.path / "base")}
     assert receipt["dataset"] == trained["inputs"] and receipt["losses"] == trained["results"]
     assert receipt["losses"]["eval_loss"] < receipt["losses"]["base_eval_loss"]
     assert receipt["training"] == {"settings": trained["settings"], "versions": trained["versions"]}
     assert receipt["check"]["rows"] == 11 and receipt["check"]["difference"] < 1e-4
     assert receipt["asked"]["who"] == "the Ollama model"
-    assert not (export.folder / ".work").exists()
+    assert exported.asked()[0]["model"] == "huiyin-10002"
+    assert not (exported.folder / ".work").exists()
 
-    (export.path / "chat.yaml").write_text("split: false\n")
-    talk = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts/tools/chat.py",
-            export.folder,
-            "--config",
-            export.path / "chat.yaml",
-            "--llm",
-            export.path / "llm.yaml",
-        ],
-        env=CLEAN,
-        input="在吗？\n\n吃了吗\n/reset\n再见\n",
-        capture_output=True,
-        encoding="utf-8",
-    )
+
+def test_the_exported_model_can_be_talked_to(exported):
+    before = len(exported.asked())
+    talk = exported.chat()
     assert (talk.returncode, talk.stderr) == (0, "")
-    asked = [request.body for request in ollama.requests if request.path == "/api/chat"][1:]
-    assert [len(body["messages"]) for body in asked] == [1, 3, 1]
-    assert asked[1]["messages"][0] == {"role": "user", "content": "在吗？"}
-    assert asked[1]["messages"][1]["content"] in talk.stdout and "options" not in asked[0]
+    bodies = exported.asked()[before:]
+    assert [len(body["messages"]) for body in bodies] == [1, 3, 1]
+    assert bodies[1]["messages"][0] == {"role": "user", "content": "在吗？"}
+    assert bodies[1]["messages"][1]["content"] in talk.stdout and "options" not in bodies[0]
 
-    shutil.rmtree(export.folder)  # make clean-export
+
+def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(export, ollama):
+    ollama.models[NAME] = "made before"
+    (export.path / "exported.ollama").write_text("made before")
     (export.path / "export.yaml").write_text("fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n")
-    assert export.run().returncode == 0, "ours is still ours"
+    lines = export.run_on_terminal()
     made = ollama.created[NAME]
     assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
     assert made["parameters"] == {**PARAMETERS, "num_ctx": 300, "temperature": 0.0} and made["quantize"] == "f16"
+    assert (export.path / "exported.ollama").read_text() == ollama.models[NAME] != "made before"
 
-    ollama.models[NAME] = "somebody else's"
-    before = len(ollama.requests)
-    assert export.complaint() == (
-        "Ollama already has a model huiyin-10002 which this pipeline did not make; "
-        "rename it (ollama cp) and remove it: ollama rm huiyin-10002"
-    )
-    assert [request.path for request in ollama.requests[before:]] == ["/api/tags"]
-    (export.path / "exported.ollama").unlink()
-    gone = run_script(
-        "tools/chat", export.folder, "--config", export.path / "chat.yaml", "--llm", export.path / "llm.yaml"
-    )
-    assert gone.stderr == "chat.py: the Ollama model huiyin-10002 is not the one that export made; make export again\n"
+    assert len([line for line in lines if ": trained '" in line]) == 5
+    rows = json.loads((export.target / "generated/alpaca_eval.json").read_text(encoding="utf-8"))[-5:]
+    kept = json.dumps(export.receipt(), ensure_ascii=False)
+    assert [row["instruction"] for row in rows if f"'{row['instruction']}'" in kept] == []
+
+
+def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
+    project, output = demo
+    receipt = json.loads((project / "data/demo/10002/exported/receipt.json").read_text(encoding="utf-8"))
+    assert receipt["asked"]["who"] == "the merged model, loaded once" and "ollama" not in receipt
+    assert (
+        "export: the backend is not Ollama; where Ollama runs, this creates the model: ollama create huiyin-10002 "
+        "--quantize q8_0 -f data/demo/10002/exported/Modelfile\n"
+    ) in output
 
 
 # ---- One line each
 
 
-def test_ollama_does_not_answer(export):
+def test_ollama_that_does_not_answer_is_one_line(export):
     export.url = "http://127.0.0.1:9"
-    assert export.complaint() == (
-        "no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml"
+    assert export.error() == ("no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml")
+
+
+@pytest.mark.parametrize("digest", [None, "another digest"])
+def test_a_model_that_somebody_else_made_is_not_replaced(export, ollama, digest):
+    ollama.models[NAME] = "somebody else's"
+    if digest:
+        (export.path / "exported.ollama").write_text(digest)
+    assert export.error() == (
+        "Ollama already has a model huiyin-10002 which this pipeline did not make; "
+        "rename it (ollama cp) and remove it: ollama rm huiyin-10002"
     )
+    assert [request.path for request in ollama.requests] == ["/api/tags"]
 
 
-def test_a_stream_that_ends_in_an_error_on_status_200(export, ollama):
+def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, ollama):
     def fail(body):
-        raise Refusal(500, "write /root/.ollama/models/blobs/x: no space left on device")  # the status is out already
+        raise Refusal(500, "write /root/.ollama/models/blobs/x: no space left on device")  # the status is sent already
 
     ollama.before_create = fail
-    assert export.complaint() == (
-        "Ollama at URL: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
+    folder = demo[0] / "data/demo/10002/exported"
+    receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
+    prompt = Prompt("", "{{ .System }}", "{{ .Content }}", "{{ .Content }}", [])
+    with pytest.raises(UserError) as error:
+        create(Ollama(ollama.url, "huiyin-10002", 512, 9), folder / "merged", prompt, "", receipt, tmp_path / "digest")
+    assert str(error.value) == (
+        f"Ollama at {ollama.url}: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
     )
-    assert NAME not in ollama.models
+    assert NAME not in ollama.models and not (tmp_path / "digest").exists()
 
 
-def test_no_room_on_the_disk(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(huiyin.training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
     check_room(tmp_path, 4 * GIB, None)
-    with pytest.raises(UserError) as error:
-        check_room(tmp_path, GIB, tmp_path)
-    assert str(error.value) == (
-        "the merged model with Ollama's copies of it needs 4.3 GiB of disk and 4.0 GiB are free; make room"
-    )
-    with pytest.raises(UserError) as error:
-        check_room(tmp_path, 5 * GIB, None)
-    assert str(error.value) == "the merged model needs 5.0 GiB of disk and 4.0 GiB are free; make room"
+    for size, store, what in (
+        (GIB, tmp_path, "the merged model with Ollama's copies of it needs 4.3 GiB"),
+        (5 * GIB, None, "the merged model needs 5.0 GiB"),
+    ):
+        with pytest.raises(UserError) as error:
+            check_room(tmp_path, size, store)
+        assert str(error.value) == f"{what} of disk and 4.0 GiB are free; make room"
 
 
-def test_no_room_in_memory(capsys):
-    Memory = namedtuple("Memory", "available")
-    Swap = namedtuple("Swap", "free")
-    check_memory(3 * GIB, Memory(4 * GIB), Swap(GIB))
+def test_too_little_memory_is_one_line(capsys):
+    check_memory(3 * GIB, 5 * GIB)
     assert capsys.readouterr().out == "export: merging needs about 4.5 GiB of RAM, 5.0 GiB are free\n"
     with pytest.raises(UserError) as error:
-        check_memory(3 * GIB, Memory(4 * GIB), Swap(0))
+        check_memory(3 * GIB, 4 * GIB)
     assert str(error.value) == (
         "merging needs 4.5 GiB of RAM and 4.0 GiB are free; close programs, or in WSL, which gets half of the "
         "machine's, set memory= in .wslconfig"
     )
 
 
-def test_an_architecture_ollama_does_not_know(export):
+def test_an_architecture_that_ollama_cannot_serve_is_refused(export):
     export.base_is(architectures=["Qwen3ForCausalLM"])
-    assert export.complaint() == (
-        "base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5 or Llama 3 model as "
-        "model_name_or_path in train.yaml, or set another backend than ollama in llm.yaml and serve the merged model "
-        "in a way of your own"
-    )
+    assert export.error() == NOT_SERVED
 
 
-def test_an_architecture_ollama_does_not_know_is_not_even_trained(export):
+def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training(export):
     export.change("base/config.json", architectures=["Qwen3ForCausalLM"])
     (export.path / "train.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
     (export.path / "llm.yaml").write_text(f"url: {export.url}\n")
-    done = run_script(
-        "train",
-        export.target / "generated",
-        "--config",
-        export.path / "train.yaml",
-        "--preflight",
-        "config/preflight.yaml",
-        "--gpu",
-        "none",
-        "--cache",
-        export.path / "cache",
-        "--llm",
-        export.path / "llm.yaml",
-        "--out",
-        export.path / "again",
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"train.py: {export.path}/base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5 or Llama 3 "
-        "model as model_name_or_path in train.yaml, or set another backend than ollama in llm.yaml and serve the "
-        "merged model in a way of your own\n"
-    )
+    options = {
+        "--config": export.path / "train.yaml",
+        "--preflight": "config/preflight.yaml",
+        "--gpu": "none",
+        "--cache": export.path / "cache",
+        "--llm": export.path / "llm.yaml",
+        "--out": export.path / "again",
+    }
+    done = run_script("train", export.target / "generated", *(word for option in options.items() for word in option))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"train.py: {export.path}/{NOT_SERVED}\n")
     assert not (export.path / "again").exists()
 
 
-def test_a_template_nobody_has_tested(export):
+def test_a_template_that_is_not_tested_with_ollama_is_refused(export):
     export.change("trained/train.yaml", template="gemma2")
-    assert export.complaint() == (
-        "template gemma2 in train.yaml: only of qwen and llama3 is it known that Ollama asks as the training did; take "
-        "a base model with one of them, or set another backend than ollama in llm.yaml and serve the merged model in a "
-        "way of your own"
+    assert export.error() == (
+        "template gemma2 in train.yaml: only for qwen and llama3 is it tested that Ollama prompts the model as the "
+        f"training did; take a base model with one of them, {ALTERNATIVE}"
     )
 
 
-def test_no_adapter(export):
+def test_a_missing_adapter_is_one_line(export):
     (export.path / "trained/adapter/adapter_model.safetensors").unlink()
-    assert export.complaint() == "trained/adapter/adapter_model.safetensors: no such file; `make train` makes it"
+    assert export.error() == "trained/adapter/adapter_model.safetensors: no such file; `make train` makes it"
 
 
-def test_another_base_model_than_that_of_the_training(export):
+def test_another_base_model_than_that_of_the_training_is_refused(export):
     export.change("base/config.json", rms_norm_eps=0.1)
-    assert export.complaint() == (
+    assert export.error() == (
         "base: config.json changed or gone since the training; bring the base model back, or train again (make "
         "clean-train)"
     )
@@ -295,31 +322,25 @@ def test_another_base_model_than_that_of_the_training(export):
 # ---- Is it the trained model?
 
 
-def test_a_merged_model_that_differs(demo, tmp_path):
-    """One changed weight is seen, whose 1e-4 of the loss a rounded model could have."""
+def test_a_merged_model_that_differs_is_refused(demo, tmp_path):
+    """A changed weight is noticed; the loss differs by more than 1e-4, which rounded weights would be allowed."""
     target, base = demo[0] / "data/demo/10002", demo[0] / "data/tiny/tiny-qwen2"
     merged = shutil.copytree(target / "exported/merged", tmp_path / "merged")
     weights = load_file(merged / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1.01)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    models = [(base, target / "trained/adapter"), (merged, None)]
+    question = {"system": "", "history": [], "instruction": "在吗？"}
+    variables = {**environment("none", tmp_path, tmp_path), **ONE_THREAD}
     with pytest.raises(UserError) as error:
-        check_merge(
-            base,
-            target / "trained/adapter",
-            merged,
-            target / "generated",
-            "在吗？",
-            "",
-            tmp_path,
-            environment("none", tmp_path, tmp_path),
-        )
-    said = str(error.value)
-    assert said.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
-    assert said.endswith(", more than 0.01% apart; export again")
+        check_merge(models, target / "generated", question, tmp_path, variables)
+    line = str(error.value)
+    assert line.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
+    assert line.endswith(", more than 0.01% apart; export again")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "model.safetensors", "Modelfile"])
-def test_a_file_that_the_merge_has_lost(demo, tmp_path, name):
+def test_a_file_that_the_merge_did_not_write_is_named(demo, tmp_path, name):
     merged = shutil.copytree(demo[0] / "data/demo/10002/exported/merged", tmp_path / "merged")
     (merged / "Modelfile").touch()
     check_merged(merged)
@@ -337,44 +358,11 @@ def test_the_tolerance_follows_the_type_of_the_weights():
             check_loss(trained, merged, kind, 50)
 
 
-def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
-    (export.path / "alone.yaml").write_text("backend: embedded\n")
-    arguments = [*export.arguments(), "--llm", export.path / "alone.yaml"]
-    ours, theirs = pty.openpty()
-    running = subprocess.Popen(
-        [sys.executable, ROOT / "scripts/export.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=CLEAN,
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-    )
-    os.close(theirs)
-    said = b""
-    try:
-        while piece := os.read(ours, 10_000):
-            said += piece
-    except OSError:  # the other end is closed
-        pass
-    running.communicate()
-    assert running.returncode == 0
-    lines = said.decode().splitlines()
-    replies = [line for line in lines if ": trained '" in line]
-    assert len(replies) == 5
-    assert lines[-1] == (
-        "export: no Ollama here; where there is one, this makes the model: ollama create huiyin-10002 "
-        f"--quantize q8_0 -f {export.folder}/Modelfile"
-    )
-    rows = json.loads((export.target / "generated/alpaca_eval.json").read_text(encoding="utf-8"))[-5:]
-    kept = json.dumps(export.receipt(), ensure_ascii=False)
-    assert [row["instruction"] for row in rows if f"'{row['instruction']}'" in kept] == []
-    assert export.receipt()["asked"]["who"] == "the merged model, loaded once" and "ollama" not in export.receipt()
-
-
 # ---- What Ollama needs
 
 
 @pytest.mark.parametrize(
-    ("rope", "wanted"),
+    ("rope", "expected"),
     [
         ({"rope_theta": 5.0}, {"rope_theta": 5.0}),
         ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
@@ -388,15 +376,15 @@ def test_replies_are_shown_on_a_terminal_and_kept_nowhere(export):
         ),
     ],
 )
-def test_rope_is_at_the_top_level(tmp_path, rope, wanted):
+def test_rope_is_written_at_the_top_level_of_the_config(tmp_path, rope, expected):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(rope))
     flatten_rope(config, needed=True)
     values = json.loads(config.read_text(encoding="utf-8"))
-    assert {name: value for name, value in values.items() if name != "rope_parameters"} == wanted
+    assert {name: value for name, value in values.items() if name != "rope_parameters"} == expected
 
 
-def test_no_rope_at_all(tmp_path):
+def test_a_base_model_without_rope_is_refused_only_for_ollama(tmp_path):
     config = tmp_path / "config.json"
     config.write_text("{}")
     flatten_rope(config, needed=False)
@@ -406,7 +394,7 @@ def test_no_rope_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "kind"), [(512, "q4_K_M"), (896, "q8_0"), (100, "f16")])
-def test_quantize_goes_by_the_length_of_the_rows(tmp_path, row, kind):
+def test_the_quantization_depends_on_the_length_of_the_rows(tmp_path, row, kind):
     weights = {"a": np.zeros((4, 1024), np.float32), "b": np.zeros((4, row), np.float32), "c": np.zeros(7, np.float32)}
     save_file(weights, tmp_path / "model.safetensors")
     assert choose_quantize("auto", tmp_path) == kind

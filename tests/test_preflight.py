@@ -1,5 +1,6 @@
-"""preflight: every decision on every kind of card, with a simulated NVML (a real one cannot be had in a test)."""
+"""preflight: every decision on every kind of card, with a simulated NVML."""
 
+import dataclasses
 import json
 import sys
 
@@ -12,7 +13,7 @@ from huiyin.training.memory import GIB, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 from scripts import train
 
-QWEN = {  # Qwen2.5-1.5B-Instruct's config.json, as far as it matters
+QWEN = {  # from config.json of Qwen2.5-1.5B-Instruct
     "architectures": ["Qwen2ForCausalLM"],
     "hidden_size": 1536,
     "intermediate_size": 8960,
@@ -45,7 +46,7 @@ BUSY = ("NVIDIA GeForce RTX 3060", 12, 1.0, (8, 6), 3584, 2100)
 
 
 class Nvml:
-    """NVML as its documentation describes it: errors before nvmlInit, without a driver, for an index out of range."""
+    """NVML with the errors that its documentation describes: before nvmlInit, without a driver, for a wrong index."""
 
     def __init__(self, monkeypatch, *cards, driver="580.95.05", cuda=13000, error=None):
         self.cards, self.driver, self.cuda, self.error, self.started = cards, driver, cuda, error, False
@@ -102,7 +103,7 @@ class Nvml:
 
 @pytest.fixture
 def nvml(monkeypatch):
-    return lambda *cards, **more: Nvml(monkeypatch, *cards, **more)
+    return lambda *cards, **options: Nvml(monkeypatch, *cards, **options)
 
 
 def work(tmp_path, config=QWEN, lengths=(1500, 900, 300, 200), cutoff_len=1024, batch=16):
@@ -111,19 +112,19 @@ def work(tmp_path, config=QWEN, lengths=(1500, 900, 300, 200), cutoff_len=1024, 
     return Work(shape, list(lengths), shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0)
 
 
-def plan(nvml, tmp_path, card, helpers=ALL, settings=None, **more):
+def plan(nvml, tmp_path, card, helpers=ALL, settings=None, **options):
     nvml(card)
-    return plan_for_card(find_card("0"), work(tmp_path, **more), settings or Settings(), helpers)
+    return plan_for_card(find_card("0"), work(tmp_path, **options), settings or Settings(), helpers)
 
 
-def test_parameters_are_counted_as_the_models_have_them(tmp_path):
+def test_the_parameters_of_a_model_are_counted_exactly(tmp_path):
     shape = work(tmp_path).shape
     assert (shape.parameters, shape.lora_parameters(8, ["all"])) == (1_543_714_304, 9_232_384)
     assert shape.lora_parameters(8, ["q_proj", "v_proj"]) == 28 * 8 * (1536 + 1536 + 1536 + 256)
     assert work(tmp_path, SEVEN).shape.parameters == 7_615_616_512
 
 
-def test_the_formula_gives_what_was_simulated(tmp_path):
+def test_the_formula_agrees_with_the_simulation(tmp_path):
     """Peaks in MiB of simulated runs with 1.5B, bench/vram.py."""
     job = work(tmp_path)
     for tokens, checkpointing, simulated in [
@@ -140,7 +141,7 @@ def test_the_formula_gives_what_was_simulated(tmp_path):
 @pytest.mark.parametrize(
     ("card", "helpers", "expected"),
     [
-        # precision, rows at a time, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut
+        # precision, micro-batch, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut
         (RTX_3060, ALL, ("bf16", 2, 8, True, False, False, 1024, 1)),
         (RTX_3060, NONE, ("bf16", 2, 8, True, False, False, 1024, 1)),
         (RTX_2060, ALL, ("fp16", 4, 4, True, True, False, 1024, 1)),
@@ -150,41 +151,32 @@ def test_the_formula_gives_what_was_simulated(tmp_path):
         (H100, ALL, ("bf16", 8, 2, False, False, False, 1024, 1)),
     ],
 )
-def test_what_is_chosen_for_a_card(nvml, tmp_path, card, helpers, expected):
-    found = plan(nvml, tmp_path, card, helpers)
-    assert (
-        found.precision,
-        found.micro_batch,
-        found.accumulation,
-        found.checkpointing,
-        found.liger,
-        found.four_bit,
-        found.cutoff_len,
-        found.rows_cut,
-    ) == expected
-    assert found.peak <= (card[2] - 0.6) * 0.9 * GIB
-    assert 0 < found.hours < 1
+def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected):
+    chosen = plan(nvml, tmp_path, card, helpers)
+    assert dataclasses.astuple(chosen)[:8] == expected
+    assert chosen.peak <= (card[2] - 0.6) * 0.9 * GIB
+    assert 0 < chosen.hours < 1
 
 
-def test_short_rows_leave_room_for_more_at_a_time(nvml, tmp_path):
-    found = plan(nvml, tmp_path, RTX_3060, lengths=(250, 100))
-    assert (found.micro_batch, found.accumulation, found.rows_cut) == (8, 2, 0)
+def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
+    chosen = plan(nvml, tmp_path, RTX_3060, lengths=(250, 100))
+    assert (chosen.micro_batch, chosen.accumulation, chosen.rows_cut) == (8, 2, 0)
 
 
-def test_a_large_model_takes_four_bits_and_nothing_smaller_will_do(nvml, tmp_path):
-    found = plan(nvml, tmp_path, RTX_3060, config=SEVEN)
-    assert (found.four_bit, found.liger, found.cutoff_len) == (True, False, 1024)
-    assert found.values()["quantization_bit"] == 4
+def test_a_large_model_needs_four_bits(nvml, tmp_path):
+    chosen = plan(nvml, tmp_path, RTX_3060, config=SEVEN)
+    assert (chosen.four_bit, chosen.liger, chosen.cutoff_len) == (True, False, 1024)
+    assert chosen.values()["quantization_bit"] == 4
     with pytest.raises(UserError) as error:
         plan(nvml, tmp_path, RTX_3060, NONE, config=SEVEN)
     assert str(error.value) == (
         "NVIDIA GeForce RTX 3060 has 11.3 GiB free of 12.0, too little for this model even with every concession "
-        "(liger_kernel and bitsandbytes would allow more, but cannot be imported); "
+        "(liger_kernel and bitsandbytes would help, but cannot be imported); "
         "close what uses the card, or take a smaller model in train.yaml"
     )
 
 
-def test_a_busy_card_is_judged_by_what_is_free(nvml, tmp_path):
+def test_only_the_free_memory_of_a_card_counts(nvml, tmp_path):
     with pytest.raises(UserError) as error:
         plan(nvml, tmp_path, BUSY)
     assert str(error.value).startswith("NVIDIA GeForce RTX 3060 has 1.0 GiB free of 12.0, too little for this model")
@@ -194,8 +186,8 @@ def test_each_choice_can_be_fixed(nvml, tmp_path):
     fixed = Settings(
         precision="fp16", micro_batch=1, gradient_checkpointing=True, liger=True, four_bit=True, cutoff_len=256
     )
-    found = plan(nvml, tmp_path, H100, settings=fixed)
-    assert found.values() == {
+    chosen = plan(nvml, tmp_path, H100, settings=fixed)
+    assert chosen.values() == {
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": 16,
@@ -206,18 +198,18 @@ def test_each_choice_can_be_fixed(nvml, tmp_path):
         "enable_liger_kernel": True,
         "quantization_bit": 4,
     }
-    assert found.rows_cut == 3
-    with pytest.raises(UserError, match="micro_batch 3 does not divide the 16 rows a step"):
+    assert chosen.rows_cut == 3
+    with pytest.raises(UserError, match="micro_batch 3 does not divide the 16 rows per step"):
         plan(nvml, tmp_path, H100, settings=Settings(micro_batch=3))
 
 
-def test_the_second_of_two_cards(nvml):
+def test_the_second_of_two_cards_can_be_chosen(nvml):
     nvml(RTX_3060, T4)
     assert (find_card("1").name, find_card("1").capability) == ("Tesla T4", (7, 5))
 
 
 @pytest.mark.parametrize("gpu", ["2", "first", "-1"])
-def test_no_such_card(nvml, gpu):
+def test_a_wrong_index_is_answered_with_the_list_of_cards(nvml, gpu):
     nvml(RTX_3060, T4)
     with pytest.raises(UserError) as error:
         find_card(gpu)
@@ -227,7 +219,7 @@ def test_no_such_card(nvml, gpu):
     )
 
 
-def test_no_driver(nvml):
+def test_without_a_driver_the_processor_is_suggested(nvml):
     nvml(error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     with pytest.raises(UserError) as error:
         find_card("0")
@@ -236,34 +228,49 @@ def test_no_driver(nvml):
     )
 
 
-def test_a_driver_too_old_for_this_torch(nvml):
-    nvml(RTX_3060, driver="550.54.14", cuda=12040)
+OLD_DRIVER = {"driver": "550.54.14", "cuda": 12040}
+
+
+@pytest.mark.parametrize(
+    ("card", "driver", "built_with", "line"),
+    [
+        (
+            RTX_3060,
+            OLD_DRIVER,
+            "13.0",
+            "driver 550.54.14 supports CUDA 12.4, this torch needs 13.0: update the driver to >= 580, or install a "
+            "torch built for CUDA 12",
+        ),
+        (
+            P100,
+            {},
+            "13.0",
+            "Tesla P100-PCIE-16GB (compute capability 6.0) is too old for torch with CUDA 13.0, which supports 7.5 and "
+            "newer; install an older torch, or say GPU=none",
+        ),
+        (
+            RTX_3060,
+            {},
+            None,
+            "GPU=0 is a NVIDIA GeForce RTX 3060, but the torch installed here is a CPU build; install one with CUDA "
+            "into .venv, or say GPU=none",
+        ),
+    ],
+    ids=["old driver", "old card", "CPU build"],
+)
+def test_a_torch_that_cannot_use_the_card_is_refused(nvml, card, driver, built_with, line):
+    nvml(card, **driver)
     with pytest.raises(UserError) as error:
-        check_card(find_card("0"), "13.0")
-    assert str(error.value) == (
-        "driver 550.54.14 supports CUDA 12.4, this torch needs 13.0: "
-        "update the driver to >= 580, or install a torch built for CUDA 12"
-    )
+        check_card(find_card("0"), built_with)
+    assert str(error.value) == line
+
+
+def test_an_old_driver_is_enough_for_an_old_torch(nvml):
+    nvml(RTX_3060, **OLD_DRIVER)
     check_card(find_card("0"), "12.8")
 
 
-def test_a_card_torch_no_longer_serves(nvml):
-    nvml(P100)
-    with pytest.raises(UserError) as error:
-        check_card(find_card("0"), "13.0")
-    assert str(error.value) == (
-        "Tesla P100-PCIE-16GB (compute capability 6.0) is too old for torch with CUDA 13.0, "
-        "which serves 7.5 and newer; install an older torch, or say GPU=none"
-    )
-
-
-def test_a_torch_without_cuda(nvml):
-    nvml(RTX_3060)
-    with pytest.raises(UserError, match="the torch installed here is a CPU build"):
-        check_card(find_card("0"), None)
-
-
-def test_the_build_of_torch_is_known_without_loading_it():
+def test_the_build_of_torch_is_known_without_importing_it():
     before = "torch" in sys.modules
     assert torch_cuda() is None or float(torch_cuda()) >= 12
     assert ("torch" in sys.modules) == before
@@ -277,27 +284,27 @@ def test_the_build_of_torch_is_known_without_loading_it():
         ({}, "not the config.json of a language model"),
     ],
 )
-def test_models_that_are_not_known(tmp_path, config, problem):
+def test_an_unsupported_model_is_refused(tmp_path, config, problem):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=problem):
         read_shape(tmp_path / "config.json")
 
 
-def test_the_processor_takes_full_precision_and_needs_the_memory(tmp_path):
-    found = plan_for_processor(16 * GIB, 8, work(tmp_path), 2, Settings())
-    assert (found.precision, found.micro_batch, found.accumulation) == ("fp32", 2, 8)
-    assert found.values()["bf16"] is False and found.values()["fp16"] is False
+def test_the_processor_trains_in_full_precision_if_the_memory_suffices(tmp_path):
+    chosen = plan_for_processor(16 * GIB, 8, work(tmp_path), 2, Settings())
+    assert (chosen.precision, chosen.micro_batch, chosen.accumulation) == ("fp32", 2, 8)
+    assert chosen.values()["bf16"] is False and chosen.values()["fp16"] is False
     with pytest.raises(UserError, match=r"training takes about 6\.7 GiB of memory and 4\.0 are free"):
         plan_for_processor(4 * GIB, 8, work(tmp_path), 2, Settings())
 
 
-def test_the_table_says_what_was_found_and_chosen(nvml, tmp_path, capsys):
+def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     nvml(RTX_3060)
     job = work(tmp_path)
     card = find_card("0")
     train.show({"device": card.name}, job, plan_for_card(card, job, Settings(), ALL))
-    said = capsys.readouterr().out
-    assert "found      device NVIDIA GeForce RTX 3060\n" in said
-    assert "chosen     bf16, 2 rows at a time x 8 = 16 a step, checkpointing used\n" in said
-    assert "cutoff     1,024 tokens, 1 rows are cut\n" in said
-    assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in said
+    output = capsys.readouterr().out
+    assert "found      device NVIDIA GeForce RTX 3060\n" in output
+    assert "chosen     bf16, micro-batch 2 x 8 = 16 rows per step, checkpointing used\n" in output
+    assert "cutoff     1,024 tokens, 1 rows are truncated\n" in output
+    assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in output

@@ -1,7 +1,7 @@
 """The prompt of the training and the prompt of the finished model are the same, token for token.
 
-LLaMA-Factory's own encoding is held against what Go's text/template makes of our Modelfile, and what transformers makes
-of our chat template.
+LLaMA-Factory's own encoding is compared with what Go's text/template makes of our Modelfile, and with what transformers
+makes of our chat template.
 """
 
 import json
@@ -17,7 +17,7 @@ from helpers import CLEAN, EXAMPLES, ROOT
 from huiyin.serving.ollama_limits import TEMPLATES
 from huiyin.serving.template import modelfile, read_prompt
 
-# What differs from qwen in the tokenizers of Llama 3: the marks. Nothing there says add_bos_token.
+# The special tokens of Llama 3. Its tokenizers do not set add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"
 SYSTEMS = [
@@ -51,16 +51,16 @@ def given_system(conversations, text):
 
 @pytest.fixture(scope="session")
 def ollama_prompts(tmp_path_factory):
-    """Return a function (Modelfile, conversations) -> what Ollama would hand to the model."""
+    """Return a function (Modelfile, conversations) -> the prompts that Ollama would give to the model."""
     if not shutil.which("go"):
-        pytest.skip("no Go here, so nobody looks whether Ollama asks as the training did: apt install golang-go")
+        pytest.skip("no Go, so the prompts of Ollama cannot be compared: apt install golang-go")
     program = tmp_path_factory.mktemp("go") / "prompt"
     build = {**CLEAN, "GO111MODULE": "off", "GOCACHE": str(ROOT / ".cache/go")}
     subprocess.run(["go", "build", "-o", program, ROOT / "tests/prompt/main.go"], env=build, check=True)
 
     def prompts(text, conversations):
-        told = json.dumps({"modelfile": text, "conversations": conversations})
-        done = subprocess.run([program], input=told, capture_output=True, encoding="utf-8", check=True)
+        request = json.dumps({"modelfile": text, "conversations": conversations})
+        done = subprocess.run([program], input=request, capture_output=True, encoding="utf-8", check=True)
         return json.loads(done.stdout)["prompts"]
 
     return prompts
@@ -76,8 +76,8 @@ class Trained:
 
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         if name == "llama3":
-            marks = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "additional_special_tokens": LLAMA3[1:3]}
-            self.tokenizer.add_special_tokens(marks)
+            special = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "additional_special_tokens": LLAMA3[1:3]}
+            self.tokenizer.add_special_tokens(special)
         self.template = get_template_and_fix_tokenizer(self.tokenizer, DataArguments(template=name, default_system=""))
         self.tokenizer.save_pretrained(folder)
         self.folder = folder
@@ -86,7 +86,7 @@ class Trained:
         self.prompt = read_prompt(folder / "Modelfile", folder / "tokenizer_config.json")
 
     def trained_on(self, conversation, default_system):
-        """The tokens before the reply, as LLaMA-Factory encodes a row whose history and prompt these are."""
+        """Return the tokens before the reply, as LLaMA-Factory encodes a row with this history and prompt."""
         self.template.default_system = default_system
         system = conversation[0]["content"] if conversation[0]["role"] == "system" else None
         messages = [message for message in conversation if message["role"] != "system"]
@@ -94,7 +94,7 @@ class Trained:
         return self.template.encode_oneturn(self.tokenizer, [*messages, reply], system)[0]
 
     def tokens(self, text):
-        """As llama-server reads a prompt: special tokens are seen, and one first if the tokenizer says so."""
+        """Return the tokens of a prompt as llama-server reads it, with special tokens and the configured first one."""
         config = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         first = [self.tokenizer.bos_token_id] if config.get("add_bos_token") else []
         return first + self.tokenizer.encode(text, add_special_tokens=False)
@@ -106,13 +106,13 @@ def trained(demo, tmp_path_factory):
 
 
 def test_the_templates_named_as_supported_are_those_tested():
-    said = re.search(r"^# Its chat format: (.*?)\. ", (ROOT / "config/train.yaml").read_text(encoding="utf-8"), re.M)
-    assert re.findall(r"(\w+) \(", said[1]) == TEMPLATES
+    comment = re.search(r"^# Its chat template: (.*?)\. ", (ROOT / "config/train.yaml").read_text("utf-8"), re.M)
+    assert re.findall(r"(\w+) \(", comment[1]) == TEMPLATES
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ollama_asks_as_the_training_did(trained, ollama_prompts, name, system):
+def test_ollama_prompts_the_model_as_the_training_did(trained, ollama_prompts, name, system):
     model = trained[name]
     conversations = [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]
     text = modelfile(model.prompt, system, False, {"stop": model.prompt.stop})
@@ -122,33 +122,33 @@ def test_ollama_asks_as_the_training_did(trained, ollama_prompts, name, system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_transformers_asks_as_the_training_did(trained, name, system):
+def test_transformers_prompts_the_model_as_the_training_did(trained, name, system):
     model = trained[name]
-    template = model.prompt.jinja(system, False)
+    template = model.prompt.jinja_template(system, False)
     for conversation in [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]:
-        asked = model.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
-        assert asked == model.trained_on(conversation, system)
+        tokens = model.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
+        assert tokens == model.trained_on(conversation, system)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_fixed_system_text_lets_no_other_through(trained, ollama_prompts, system):
+def test_a_fixed_system_prompt_cannot_be_replaced(trained, ollama_prompts, system):
     model = trained["qwen"]
     conversations = given_system(CONVERSATIONS, "Current date: 2026-11-23")
     prompts = ollama_prompts(modelfile(model.prompt, system, True, {}), conversations)
-    template = model.prompt.jinja(system, True)
+    template = model.prompt.jinja_template(system, True)
     for conversation, prompt in zip(conversations, prompts, strict=True):
-        wanted = model.trained_on(conversation[1:], system)
-        assert model.tokens(prompt) == wanted
-        assert model.tokenizer.apply_chat_template(conversation, chat_template=template) == wanted
+        expected = model.trained_on(conversation[1:], system)
+        assert model.tokens(prompt) == expected
+        assert model.tokenizer.apply_chat_template(conversation, chat_template=template) == expected
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(system=st.text(max_size=20), said=st.lists(st.text(max_size=12).map(str.strip), min_size=3, max_size=3))
-def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompts, system, said):
+@given(system=st.text(max_size=20), texts=st.lists(st.text(max_size=12).map(str.strip), min_size=3, max_size=3))
+def test_any_text_is_prompted_by_ollama_as_in_the_training(trained, ollama_prompts, system, texts):
     system = system.encode(errors="ignore").decode().replace("{{content}}", "").replace("\r", "")
-    said = [text.encode(errors="ignore").decode() or "嗯" for text in said]
+    texts = [text.encode(errors="ignore").decode() or "嗯" for text in texts]
     conversation = [
-        {"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), said, strict=True)
+        {"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)
     ]
     model = trained["qwen"]
     [prompt] = ollama_prompts(modelfile(model.prompt, system, False, {}), [conversation])
@@ -156,20 +156,20 @@ def test_whatever_is_said_ollama_asks_as_the_training_did(trained, ollama_prompt
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_newline_more_would_be_seen(trained, ollama_prompts, name):
-    """Wherever one is put into what is said around the texts, some conversation gets other tokens."""
+def test_an_additional_newline_would_be_noticed(trained, ollama_prompts, name):
+    """At each position around the texts it changes the tokens of the conversation."""
     model = trained[name]
     text = modelfile(model.prompt, PERSONA, False, {})
     conversation = CONVERSATIONS[1]
     start, end = text.index('TEMPLATE """') + len('TEMPLATE """'), text.index('"""\n\nSYSTEM')
-    places = [start + place.start() for place in re.finditer(r"(?=<\|)|(?<=\|>)|(?<=\n)", text[start:end])]
-    assert len(places) > 8
-    for place in places:
-        [prompt] = ollama_prompts(text[:place] + "\n" + text[place:], [conversation])
-        assert model.tokens(prompt) != model.trained_on(conversation, PERSONA), text[place - 20 : place + 20]
+    positions = [start + match.start() for match in re.finditer(r"(?=<\|)|(?<=\|>)|(?<=\n)", text[start:end])]
+    assert len(positions) > 8
+    for position in positions:
+        [prompt] = ollama_prompts(text[:position] + "\n" + text[position:], [conversation])
+        assert model.tokens(prompt) != model.trained_on(conversation, PERSONA), text[position - 20 : position + 20]
 
 
-def test_a_first_token_that_the_tokenizer_adds_is_not_said_twice(trained, tmp_path):
+def test_a_first_token_that_the_tokenizer_adds_is_not_repeated(trained, tmp_path):
     model = trained["llama3"]
     assert model.prompt.prefix == "<|begin_of_text|>"
     config = json.loads((model.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -177,7 +177,7 @@ def test_a_first_token_that_the_tokenizer_adds_is_not_said_twice(trained, tmp_pa
     assert read_prompt(model.folder / "Modelfile", tmp_path / "tokenizer_config.json").prefix == ""
 
 
-def test_the_demos_model_is_asked_as_it_was_trained(demo, trained, ollama_prompts):
+def test_the_model_of_the_demo_is_prompted_as_it_was_trained(demo, trained, ollama_prompts):
     exported = demo[0] / "data/demo/10002/exported"
     rows = json.loads((demo[0] / "data/demo/10002/generated/alpaca.json").read_text(encoding="utf-8"))[-20:]
     conversations = [

@@ -1,4 +1,4 @@
-"""The tiny random model: the same in both formats, the same from the same seed, whole on disk or not there."""
+"""The tiny random model: the same in both formats, and the same from the same seed."""
 
 import json
 
@@ -10,7 +10,7 @@ from helpers import run_script
 from scripts.demo.tiny import write_gguf
 
 
-def test_both_formats_are_one_model(tmp_path):
+def test_both_formats_contain_the_same_model(tmp_path):
     done = run_script("demo/tiny", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tiny-qwen2"
@@ -29,17 +29,17 @@ def test_both_formats_are_one_model(tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 2_000_000
 
     model, weights = GGUFReader(tmp_path / "tiny.gguf"), load_file(folder / "model.safetensors")
-    ours = sorted(weight.tobytes() for weight in weights.values())
-    assert ours == sorted(np.ascontiguousarray(tensor.data).tobytes() for tensor in model.tensors)
+    expected = sorted(weight.tobytes() for weight in weights.values())
+    assert expected == sorted(np.ascontiguousarray(tensor.data).tobytes() for tensor in model.tensors)
     config, tokenizer = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("config", "tokenizer"))
     tokens = model.get_field("tokenizer.ggml.tokens").contents()
     assert config["vocab_size"] == len(tokens)
     assert config["rope_theta"] == model.get_field("qwen2.rope.freq_base").contents()
     assert config["eos_token_id"] == model.get_field("tokenizer.ggml.eos_token_id").contents()
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    assert all(tokens[number] == token for token, number in {**tokenizer["model"]["vocab"], **added}.items())
+    assert all(tokens[token_id] == token for token, token_id in {**tokenizer["model"]["vocab"], **added}.items())
 
 
-def test_the_seed_decides(tmp_path):
+def test_the_seed_determines_the_weights(tmp_path):
     first, again, other = (write_gguf(tmp_path / name, seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()

@@ -1,11 +1,11 @@
-"""Ask models for losses and greedy replies, in a process of its own, which gives the card back when it ends.
+"""Ask models for losses and greedy replies; a program of its own, so that the card is free when it ends.
 
     python huiyin/serving/ask.py QUESTIONS.json ANSWERS.json
 
 In:  {"tokenizer": folder, "models": [[folder, adapter or null], ...], "samples": rows for the loss, "asked": rows to
      reply to}; rows are those of an Alpaca dataset
 Out: for each model {"loss": mean over the samples, null without any, "replies": [...]}
-It prints an empty line when a row is done.
+It prints an empty line after each row.
 """
 
 import json
@@ -22,7 +22,7 @@ REPLY_TOKENS = 60
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
-    """The conversation of an Alpaca row up to the reply."""
+    """Return the conversation of an Alpaca row up to the reply."""
     system = [{"role": "system", "content": row["system"]}] if row["system"] else []
     history = [
         {"role": role, "content": text}
@@ -33,13 +33,13 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def loss(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
-    """Mean cross-entropy (nats a token) of the row's reply, given its prompt; the two meet as in the training."""
+    """Return the mean cross-entropy (nats per token) of the reply, tokenized apart from its prompt as in training."""
     messages = messages_of(row)
     prompt = tokenizer.apply_chat_template(messages, tokenize=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": row["output"]}], tokenize=False)
-    asked, reply = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole[len(prompt) :]))
-    tokens = torch.tensor([asked + reply]).to(model.device)
-    labels = torch.tensor([[-100] * len(asked) + reply]).to(model.device)
+    before, reply = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, whole[len(prompt) :]))
+    tokens = torch.tensor([before + reply]).to(model.device)
+    labels = torch.tensor([[-100] * len(before) + reply]).to(model.device)
     return model(input_ids=tokens, labels=labels).loss.item()
 
 
@@ -58,7 +58,8 @@ def reply(model: Any, tokenizer: Any, row: dict[str, Any]) -> str:
     return tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
-def shown(results: Iterable[Any]) -> Iterator[Any]:
+def with_lines(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield `results` and print a line after each."""
     for result in results:
         print(flush=True)
         yield result
@@ -68,16 +69,16 @@ def shown(results: Iterable[Any]) -> Iterator[Any]:
 def main(questions: str, answers: str) -> None:
     given = json.loads(Path(questions).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
-    device, found = "cuda" if torch.cuda.is_available() else "cpu", []
-    for folder, adapter in given["models"]:  # one after the other: memory holds one
+    device, results = "cuda" if torch.cuda.is_available() else "cpu", []
+    for folder, adapter in given["models"]:  # one after the other, to hold one at a time in memory
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
         model = PeftModel.from_pretrained(model, adapter) if adapter else model
         model.eval()
-        losses = list(shown(loss(model, tokenizer, row) for row in given["samples"]))
-        replies = list(shown(reply(model, tokenizer, row) for row in given["asked"]))
-        found.append({"loss": sum(losses) / len(losses) if losses else None, "replies": replies})
+        losses = list(with_lines(loss(model, tokenizer, row) for row in given["samples"]))
+        replies = list(with_lines(reply(model, tokenizer, row) for row in given["asked"]))
+        results.append({"loss": sum(losses) / len(losses) if losses else None, "replies": replies})
         del model
-    Path(answers).write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    Path(answers).write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

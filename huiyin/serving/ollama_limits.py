@@ -1,61 +1,42 @@
-"""What Ollama can make a model of, and serve under the very prompt of the training."""
+"""Which models Ollama can serve with exactly the chat template of the training, and what it needs for that."""
 
 import json
-
-from safetensors import safe_open
+from collections.abc import Iterator
+from pathlib import Path
 
 from huiyin.common.errors import UserError
 
-# LLaMA-Factory's templates whose prompt in Ollama is proved equal, token for token (tests/test_prompt.py).
+# LLaMA-Factory's templates whose prompt in Ollama is proved equal, token for token (tests/test_prompt.py), and the
+# architectures of the models that have them. Ollama 0.33 imports more (convert/convert.go), but not plain Qwen3.
 TEMPLATES = ["qwen", "llama3"]
+ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
+ALTERNATIVE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
 
-# The text models among those that convert/convert.go of Ollama 0.33 lists. Not there: plain Qwen3, Mistral.
-ARCHITECTURES = {
-    "CohereForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Gemma3ForConditionalGeneration",
-    "GemmaForCausalLM",
-    "Glm4MoeLiteForCausalLM",
-    "GptOssForCausalLM",
-    "Lfm2ForCausalLM",
-    "Llama4ForConditionalGeneration",
-    "LlamaForCausalLM",
-    "Ministral3ForCausalLM",
-    "Mistral3ForConditionalGeneration",
-    "MixtralForCausalLM",
-    "Olmo3ForCausalLM",
-    "Phi3ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3NextForCausalLM",
-}
-OTHERWISE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
-
-BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # a row of weights is packed in blocks of so many
+BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # {quantization: weights per block; the length of a row must be a multiple}
 
 
-def check_served(template, config, backend):
-    """Raise `UserError` where Ollama is to serve the model and cannot; `config`: config.json of the base model."""
+def check_servable(template: str, config: Path, backend: str) -> None:
+    """Raise `UserError` if Ollama is the backend and cannot serve the model; `config`: its config.json."""
     if backend != "ollama":
         return
-    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of no known kind"]
+    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of unknown kind"]
     if architectures[0] not in ARCHITECTURES:
         raise UserError(
-            f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5 or Llama 3 model as "
-            f"model_name_or_path in train.yaml, {OTHERWISE}"
+            f"{config}: Ollama cannot serve {architectures[0]} with the chat template of the training; take a Qwen2.5 "
+            f"or Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
         )
     if template not in TEMPLATES:
         raise UserError(
-            f"template {template} in train.yaml: only of {' and '.join(TEMPLATES)} is it known that Ollama "
-            f"asks as the training did; take a base model with one of them, {OTHERWISE}"
+            f"template {template} in train.yaml: only for {' and '.join(TEMPLATES)} is it tested that Ollama prompts "
+            f"the model as the training did; take a base model with one of them, {ALTERNATIVE}"
         )
 
 
-def flatten_rope(config, needed):
-    """Ollama reads rope_theta and rope_scaling at the top level of config.json only, where transformers 5 has neither.
+def flatten_rope(config: Path, needed: bool) -> None:
+    """Write rope_theta and rope_scaling at the top level of config.json, where Ollama reads them.
 
-    Without them the model would talk nonsense, so what is `needed` and not there is `UserError`.
+    transformers 5 writes them into rope_parameters. Without them the model would produce nonsense, so if Ollama is
+    `needed` a missing rope_theta is `UserError`.
     """
     values = json.loads(config.read_text(encoding="utf-8"))
     rope = values.get("rope_parameters") or {}
@@ -67,20 +48,21 @@ def flatten_rope(config, needed):
     scaling = values.get("rope_scaling") or {name: value for name, value in rope.items() if name != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
-        values["rope_scaling"] = {**scaling, "type": kind, "rope_type": kind}  # its converters look for either
+        values["rope_scaling"] = {**scaling, "type": kind, "rope_type": kind}  # Ollama's converters read either
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def shapes(merged):
-    """Yield the shape of each weight."""
+def weight_shapes(merged: Path) -> Iterator[list[int]]:
+    from safetensors import safe_open  # here: `--help` need not wait for it
+
     for path in sorted(merged.glob("*.safetensors")):
         with safe_open(path, "np") as weights:
             yield from (weights.get_slice(name).get_shape() for name in weights.keys())  # noqa: SIM118
 
 
-def choose_quantize(wanted, merged):
-    """Return how Ollama shall pack the weights in the folder `merged`: as wanted, or by the length of their rows."""
-    if wanted != "auto":
-        return wanted
-    rows = [shape[-1] for shape in shapes(merged) if len(shape) > 1]
+def choose_quantize(setting: str, merged: Path) -> str:
+    """Return the quantization for the weights in `merged`: the setting, or if auto, by the length of their rows."""
+    if setting != "auto":
+        return setting
+    rows = [shape[-1] for shape in weight_shapes(merged) if len(shape) > 1]
     return next((kind for kind, block in BLOCKS.items() if not any(row % block for row in rows)), "f16")

@@ -1,4 +1,4 @@
-"""Models asked in a process of its own: torch loads there, and the card is free when it ends."""
+"""Ask models in a child process (ask.py): torch loads there, and the card is free when it ends."""
 
 import ctypes
 import json
@@ -32,8 +32,9 @@ def ask(
 ) -> list[dict[str, Any]]:
     """Return for each of `models`, (folder, adapter or None): its greedy "replies" to `rows`, its "loss" on `samples`.
 
-    tokenizer: the folder of the one that all use, with its chat template (default: that of the first model); folder:
-    for what passes between the processes; variables: the environment.
+    folder: for the files that the two processes exchange; variables: the environment of the child; tokenizer: the
+    folder of the tokenizer and chat template that all models use (default: the first model). Raises `UserError` if the
+    child fails.
     """
     given = {
         "tokenizer": str(tokenizer or models[0][0]),
@@ -43,7 +44,7 @@ def ask(
     }
     questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.json", "log"))
     questions.write_text(json.dumps(given), encoding="utf-8")
-    program = [sys.executable, Path(__file__).with_name("ask.py"), questions, answers]
+    program: list[str | Path] = [sys.executable, Path(__file__).with_name("ask.py"), questions, answers]
     with (
         open(log, "w", encoding="utf-8") as errors,
         Progress("ask", len(models) * (len(samples) + len(rows)), "rows") as progress,

@@ -1,11 +1,12 @@
-"""The prompt of the training, in the words of those who ask the finished model: Ollama and transformers.
+"""The chat template used in training, translated for the programs that serve the model: Ollama and transformers.
 
-LLaMA-Factory writes a Modelfile when it merges; its TEMPLATE is the only place where it tells its prompt.
+LLaMA-Factory writes a Modelfile when it merges; only the TEMPLATE in it shows the prompt that it trained with.
 """
 
 import json
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from huiyin.common.errors import UserError
 
@@ -19,7 +20,7 @@ STOP = re.compile(r'^PARAMETER stop "(.*)"$', re.MULTILINE)
 
 
 class Prompt(NamedTuple):
-    """The pieces of a prompt; `system` has the gap {{ .System }}, `user` and `assistant` have {{ .Content }}."""
+    """The parts of a prompt; `system` has the placeholder {{ .System }}, `user` and `assistant` {{ .Content }}."""
 
     prefix: str
     system: str
@@ -27,63 +28,51 @@ class Prompt(NamedTuple):
     assistant: str
     stop: list[str]
 
-    def go(self, value=".System"):
-        """Return the TEMPLATE of a Modelfile (Go's text/template); `value`: where it finds the system text."""
-        system = self.system.replace("{{ .System }}", f"{{{{ {value} }}}}")
+    def go_template(self, variable: str = ".System") -> str:
+        """Return the TEMPLATE of a Modelfile (Go's text/template); `variable` holds the system prompt."""
+        system = self.system.replace("{{ .System }}", f"{{{{ {variable} }}}}")
         return (
-            f"{self.prefix}{{{{ if {value} }}}}{system}{{{{ end }}}}"
+            f"{self.prefix}{{{{ if {variable} }}}}{system}{{{{ end }}}}"
             f'{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.user}'
             f'{{{{ else if eq .Role "assistant" }}}}{self.assistant}{{{{ end }}}}{{{{ end }}}}'
         )
 
-    def go_with(self, system, fixed):
-        """Return a TEMPLATE that has the system text `system` inside: where none is given, or `fixed`, always."""
-        text = (
-            '"'
-            + "".join(
-                character if character.isascii() and character.isalnum() else f"\\U{ord(character):08x}"
-                for character in system
-            )
-            + '"'
-        )
-        ours = "" if fixed else "{{ if .System }}{{ $system = .System }}{{ end }}"
-        return f"{{{{ $system := {text} }}}}{ours}{self.go('$system')}"
+    def go_template_with(self, system: str, fixed: bool) -> str:
+        """Return a TEMPLATE that contains the system prompt `system`: the default, or if `fixed` the only one."""
+        escaped = "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in system)
+        override = "" if fixed else "{{ if .System }}{{ $system = .System }}{{ end }}"
+        return f'{{{{ $system := "{escaped}" }}}}{override}{self.go_template("$system")}'
 
-    def jinja(self, system, fixed):
-        """Return the chat template of transformers, vLLM and llama-server, with `system` inside as in `go_with`."""
-        ours = f"{{% set system = {quoted(system)} %}}"
-        given = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% endif %}"
+    def jinja_template(self, system: str, fixed: bool) -> str:
+        """Return the chat template for transformers, vLLM and llama-server; arguments as in `go_template_with`."""
+        override = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% endif %}"
 
-        def said(piece, gap, value):
-            before, after = piece.split(gap)
-            return "{{ " + " + ".join([quoted(before), value, quoted(after)]) + " }}"
+        def output(part: str, placeholder: str, variable: str) -> str:
+            before, after = part.split(placeholder)
+            return "{{ " + " + ".join([quoted(before), variable, quoted(after)]) + " }}"
 
         return (
-            f"{ours}{'' if fixed else given}{{{{ {quoted(self.prefix)} }}}}"
-            f"{{% if system %}}{said(self.system, '{{ .System }}', 'system')}{{% endif %}}"
+            f"{{% set system = {quoted(system)} %}}{'' if fixed else override}{{{{ {quoted(self.prefix)} }}}}"
+            f"{{% if system %}}{output(self.system, '{{ .System }}', 'system')}{{% endif %}}"
             "{% for message in messages %}"
-            f"{{% if message['role'] == 'user' %}}{said(self.user, '{{ .Content }}', 'message.content')}"
+            f"{{% if message['role'] == 'user' %}}{output(self.user, '{{ .Content }}', 'message.content')}"
             f"{{% elif message['role'] == 'assistant' %}}"
-            f"{said(self.assistant, '{{ .Content }}', 'message.content')}{{% endif %}}{{% endfor %}}"
+            f"{output(self.assistant, '{{ .Content }}', 'message.content')}{{% endif %}}{{% endfor %}}"
         )
 
 
-def quoted(text):
-    return json.dumps(text, ensure_ascii=False)  # a string of JSON is one of Jinja, too
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a JSON string is also a Jinja string
 
 
-def read_prompt(modelfile, tokenizer_config):
-    """Return the `Prompt` in LLaMA-Factory's Modelfile, without the first token where the tokenizer adds that itself.
+def read_prompt(modelfile: Path, tokenizer_config: Path) -> Prompt:
+    """Return the `Prompt` in LLaMA-Factory's Modelfile, without the first token if the tokenizer adds it itself.
 
-    Ollama has llama-server do so if `add_bos_token` in tokenizer_config.json is true; in the text it would come twice.
+    If `add_bos_token` in tokenizer_config.json is true, Ollama lets llama-server add it; it would be there twice.
     """
-    text = modelfile.read_text(encoding="utf-8")
-    match = TEMPLATE.search(text)
+    match = TEMPLATE.search(text := modelfile.read_text(encoding="utf-8"))
     if not match:
-        raise UserError(
-            f"{modelfile}: LLaMA-Factory has written no TEMPLATE there that can be read; "
-            "take another template in train.yaml"
-        )
+        raise UserError(f"{modelfile}: no TEMPLATE of the known form in it; take another template in train.yaml")
     settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
     first = settings.get("bos_token") or ""
     first = first if isinstance(first, str) else first["content"]
@@ -91,20 +80,18 @@ def read_prompt(modelfile, tokenizer_config):
     return prompt._replace(prefix=prompt.prefix.removeprefix(first)) if settings.get("add_bos_token") else prompt
 
 
-def modelfile(prompt, system, fixed, parameters):
+def modelfile(prompt: Prompt, system: str, fixed: bool, parameters: dict[str, Any]) -> str:
     """Return the Modelfile of the model in ./merged.
 
-    What Ollama's parser (parser/parser.go) cannot take back out of SYSTEM goes escaped into TEMPLATE: three quotation
-    marks at the end of a line, or characters Go does not print, such as the joiners of emojis.
+    System prompts that Ollama's parser (parser/parser.go) does not read back from SYSTEM are written escaped into
+    TEMPLATE: those with three quotation marks, or with characters Go does not print, such as the joiners of emojis.
     """
     plain = '"""' not in system and all(character.isprintable() or character == "\n" for character in system)
-    words = [
-        f'TEMPLATE """{prompt.go() if plain and not fixed else prompt.go_with(system, fixed)}"""',
-        *([f'SYSTEM """{system}"""'] if plain else []),
-    ]
+    template = prompt.go_template() if plain and not fixed else prompt.go_template_with(system, fixed)
     lines = [
         f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
         for name, value in parameters.items()
         for item in (value if isinstance(value, list) else [value])
     ]
-    return "\n\n".join(["FROM ./merged", *words, "\n".join(lines)]) + "\n"
+    system_lines = [f'SYSTEM """{system}"""'] if plain else []
+    return "\n\n".join(["FROM ./merged", f'TEMPLATE """{template}"""', *system_lines, "\n".join(lines)]) + "\n"

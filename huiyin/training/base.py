@@ -1,84 +1,93 @@
-"""Where the base model is: a folder, or on a hub, from which it is fetched into the cache."""
+"""The base model: a folder, or a model on a hub, which is downloaded into the cache.
+
+huggingface_hub and tokenizers are imported in functions: `--help` would wait half a second for them.
+"""
 
 import shutil
 from pathlib import Path
-
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from requests import RequestException
-from tokenizers import Tokenizer
+from typing import Any
 
 from huiyin.common.errors import UserError
-from huiyin.training.memory import as_text
+from huiyin.common.lazy import requests
+from huiyin.training.memory import format_size
 
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-SMALL = ["config.json", "tokenizer.json"]
+ALL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+SMALL_FILES = ["config.json", "tokenizer.json"]
 
 
-def find_base(name, cache, whole):
+def find_base(name: str, cache: Path, whole: bool) -> Path:
     """Return the folder of the base model `name` (a folder, or owner/model on the hub).
 
-    From the hub come config.json and tokenizer.json only, or with `whole` all that is needed, into `cache`. The
-    library that fetches honours HF_ENDPOINT, proxies and HF_HUB_OFFLINE.
+    From the hub only config.json and tokenizer.json are downloaded into `cache`, or with `whole` every file that is
+    needed. huggingface_hub obeys HF_ENDPOINT, HF_HUB_OFFLINE and the variables that name a proxy.
     """
     if Path(name).is_dir():
-        return check(Path(name))
+        return check_files(Path(name))
     if name.count("/") != 1 or name.startswith(("/", ".")):
         raise UserError(
-            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); mend train.yaml"
+            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
         )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ALL_FILES if whole else SMALL_FILES
     try:
         if whole:
             check_space(name, cache)
-        folder = snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=PATTERNS if whole else SMALL)
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestException, HfHubHTTPError) as error:
+        folder = snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, requests.RequestException, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            raise UserError(f"the hub has no open model {name}; mend model_name_or_path in train.yaml") from None
+            raise UserError(f"the hub has no public model {name}; fix model_name_or_path in train.yaml") from None
         raise UserError(
             f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
             "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
         ) from None
-    return check(Path(folder))
+    return check_files(Path(folder))
 
 
-def check(folder):
-    for name in SMALL:
+def check_files(folder: Path) -> Path:
+    for name in SMALL_FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} in it; model_name_or_path must be a whole Hugging Face model")
     return folder
 
 
-def check_space(name, cache):
-    """Say how much is to be fetched, and refuse where the disk has no room for it; nothing where the hub is offline."""
+def check_space(name: str, cache: Path) -> None:
+    """Print the size of the download; `UserError` if the disk has no room for it. An offline hub is ignored."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
     try:
         files = HfApi().model_info(name, files_metadata=True, timeout=10).siblings
-    except (OfflineModeIsEnabled, RequestException, HfHubHTTPError):
-        return  # what is in the cache may do
+    except (OfflineModeIsEnabled, requests.RequestException, HfHubHTTPError):
+        return  # the model may be in the cache
     size = sum(file.size or 0 for file in files if file.rfilename.endswith((".safetensors", ".json")))
     cache.mkdir(parents=True, exist_ok=True)
     check_disk(cache, size, f"the base model {name}")
 
 
-def check_disk(folder, size, what):
-    """Say that `what` needs `size` bytes on the disk of `folder`; raise `UserError` unless there is that much room."""
+def check_disk(folder: Path, size: float, what: str) -> None:
+    """Print that `what` needs `size` bytes on the disk of `folder`; `UserError` if less is free."""
     free = shutil.disk_usage(folder).free
-    print(f"{what} needs {as_text(size)} of disk, {as_text(free)} are free", flush=True)
+    print(f"{what} needs {format_size(size)} of disk, {format_size(free)} are free", flush=True)
     if size > free:
-        raise UserError(f"{what} needs {as_text(size)} of disk and {as_text(free)} are free; make room")
+        raise UserError(f"{what} needs {format_size(size)} of disk and {format_size(free)} are free; make room")
 
 
-def token_lengths(rows, folder):
+def token_lengths(rows: list[dict[str, Any]], folder: Path) -> list[int]:
     """Return the length in tokens of each Alpaca row in ChatML, as the `qwen` template of LLaMA-Factory writes it."""
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def count(texts):
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def count(texts: list[str]) -> int:
+        return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
 
     lengths = []
     for row in rows:
         exchanges = [*row["history"], [row["instruction"], row["output"]]]
-        words = sum(count([text for exchange in exchanges for text in exchange]))
-        system = 5 + sum(count([row["system"]])) if row["system"] else 0  # <|im_start|>system\n ... <|im_end|>\n
-        lengths.append(system + words + 10 * len(exchanges))
+        system = 5 + count([row["system"]]) if row["system"] else 0  # <|im_start|>system\n ... <|im_end|>\n
+        texts = [text for exchange in exchanges for text in exchange]
+        lengths.append(system + count(texts) + 10 * len(exchanges))
     return lengths

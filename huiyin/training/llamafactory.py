@@ -1,32 +1,34 @@
-"""LLaMA-Factory as a program: how train.py and export.py run it."""
+"""Run LLaMA-Factory as a program, for train.py and export.py."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.serving.process import end_with_parent
 
 POLL_SECONDS = 0.5
-OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # torch's names for it
+OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # as torch words it
 PROGRAM = [Path(sys.executable).parent / "llamafactory-cli"]
 
 
 class OutOfMemory(UserError):
-    """The card's memory did not do; fewer rows at a time may."""
+    """The card has too little memory for this micro-batch; a smaller one may fit."""
 
 
-def environment(gpu, cache, run_folder):
-    """Return the environment of a run: the card it may use, and caches that stay in the repository.
+def environment(gpu: str, cache: Path, run_folder: Path) -> dict[str, str]:
+    """Return the environment variables of a run: the card that it may use, and its caches.
 
-    The datasets cache holds the corpus, so it lies in the run's own folder and goes with it.
+    The cache of `datasets` contains the corpus, so it is in the run's own folder and is deleted with it.
     """
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # it calls a bare `torchrun`
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # for torchrun
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu,
         "HF_HUB_CACHE": str(cache.absolute() / "huggingface"),
@@ -37,24 +39,31 @@ def environment(gpu, cache, run_folder):
         "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUTF8": "1",
-        "MKL_CBWR": "AUTO,STRICT",  # on the processor the same sums are the same bits in every run
+        "MKL_CBWR": "AUTO,STRICT",  # bit-identical results in every run on the processor
     }
 
 
-def world_size():
-    """How many processes train together, by the variables of LLaMA-Factory's own launcher, torchrun."""
+def world_size() -> int:
+    """Return the number of training processes, from the variables that LLaMA-Factory hands to torchrun."""
     return int(os.environ.get("NPROC_PER_NODE") or 1) * int(os.environ.get("NNODES") or 1)
 
 
-def run_program(command, values, folder, variables, watch=lambda: None):
-    """Run `llamafactory-cli command` on the settings `values`, calling `watch` now and then; a failure is `UserError`.
+def run_program(
+    command: str,
+    values: dict[str, Any],
+    folder: Path,
+    variables: Mapping[str, str],
+    watch: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `llamafactory-cli command` with the settings `values` and call `watch` every `POLL_SECONDS`.
 
-    Its standard output is thrown away, since it prints samples of the chat there; the rest is in
-    folder/llamafactory.log.
+    Standard output is discarded, because samples of the chat are printed there; standard error goes to
+    folder/llamafactory.log. Raises `OutOfMemory` (the card's memory) or `UserError` if the program fails, and whatever
+    `watch` raises, after ending the program.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / f"{command}.yaml"
-    settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML without its traps
+    settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is a subset of YAML without its pitfalls
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
         child = subprocess.Popen(
@@ -74,8 +83,8 @@ def run_program(command, values, folder, variables, watch=lambda: None):
             child.wait()
     watch()
     if child.returncode != 0:
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        if any(name in line for line in said for name in OUT_OF_MEMORY):
-            raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; all it said is in {log}")
-        reason = said[-1] if said else f"exit status {child.returncode}"
-        raise UserError(f"llamafactory-cli {command} failed: {reason}; all it said is in {log}")
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if any(name in line for line in lines for name in OUT_OF_MEMORY):
+            raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; its output is in {log}")
+        reason = lines[-1] if lines else f"exit status {child.returncode}"
+        raise UserError(f"llamafactory-cli {command} failed: {reason}; its output is in {log}")

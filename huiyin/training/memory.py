@@ -1,33 +1,35 @@
-"""How much memory LoRA training takes, from the shape of the base model alone.
+"""The memory that LoRA training needs, estimated from the sizes in config.json of the base model.
 
-The terms were fitted to simulations of the real code with fake tensors (bench/vram.py compares the two): the logits of
-a large vocabulary, not the parameters, decide for small models.
+The terms were fitted to simulations of the real code with fake tensors (bench/vram.py compares the two). For small
+models the logits of a large vocabulary need more than the parameters.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from huiyin.common.errors import UserError
 
 GIB = 1 << 30
-# Decoders that are built like Qwen2 and Llama: four attention projections and three of a gated feed-forward a layer.
+# Decoders built like Qwen2 and Llama: per layer four attention projections and three of a gated feed-forward.
 ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"]
 
-LORA_BYTES = 16  # a trained parameter: 4 itself, 4 gradient, 8 Adam
-LOGITS_BYTES = 12  # a token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
-HIDDEN_BYTES = 2  # a hidden value in bf16 or fp16
-LAYER_BYTES = 11.5  # a token and layer without checkpointing, by hidden + feed-forward width
-FOUR_BIT_BYTES = 0.52  # a weight in 4 bits with its scales
+LORA_BYTES = 16  # per trained parameter: 4 for its value, 4 gradient, 8 Adam
+LOGITS_BYTES = 12  # per token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
+HIDDEN_BYTES = 2  # per hidden value, in bf16 or fp16
+LAYER_BYTES = 11.5  # per token, layer and unit of width (hidden + feed-forward), without checkpointing
+FOUR_BIT_BYTES = 0.52  # per weight in 4 bits, with its scales
 
 
-def as_text(size):
-    """`size` in bytes as people say it."""
+def format_size(size: float) -> str:
+    """Return `size` (bytes) in GiB or MiB."""
     return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.0f} MiB"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder, as in its config.json."""
+    """The sizes of a decoder, from its config.json."""
 
     architecture: str
     hidden: int
@@ -40,8 +42,8 @@ class Shape:
     tied: bool
     weight_bytes: int
 
-    def projections(self):
-        """{name: (inputs, outputs)} of the linear layers of one block."""
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Return {name: (inputs, outputs)} of the linear layers of one block."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         return {
             "q_proj": (self.hidden, queries),
@@ -54,24 +56,24 @@ class Shape:
         }
 
     @property
-    def embeddings(self):
+    def embeddings(self) -> int:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         block = sum(inputs * outputs for inputs, outputs in self.projections().values()) + 2 * self.hidden
         if self.architecture == "Qwen2ForCausalLM":  # it has biases on queries, keys and values
             block += (self.heads + 2 * self.kv_heads) * self.head_width
         return self.layers * block + self.embeddings + self.hidden
 
-    def lora_parameters(self, rank, targets):
-        """Parameters of adapters of `rank` on the layers named in `targets` ("all": every one)."""
+    def lora_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Return the number of parameters of adapters of `rank` on the layers in `targets` ("all": every one)."""
         names = self.projections() if "all" in targets else targets
         return self.layers * sum(rank * sum(self.projections()[name]) for name in names if name in self.projections())
 
 
-def read_shape(path):
-    """Return the `Shape` in the config.json at `path`; `UserError` for a kind of model that is not known here."""
+def read_shape(path: Path) -> Shape:
+    """Return the `Shape` in the config.json at `path`; `UserError` unless it is one of `ARCHITECTURES`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architecture = config["architectures"][0]
@@ -97,18 +99,20 @@ def read_shape(path):
     )
 
 
-def peak_bytes(shape, tokens, lora, checkpointing=True, liger=False, four_bit=False):
-    """Return the bytes of live tensors at the worst moment of a step of `tokens` = rows x padded length.
+def peak_bytes(
+    shape: Shape, tokens: int, lora: int, checkpointing: bool = True, liger: bool = False, four_bit: bool = False
+) -> float:
+    """Return the peak of the bytes of live tensors in a step of `tokens` = rows x padded length.
 
-    `lora` is the number of trained parameters. CUDA's own context and the allocator's slack are not in it.
+    lora: number of trained parameters. The CUDA context and the slack of the allocator are not included.
     """
-    weights = shape.weight_bytes * shape.parameters
+    weights: float = shape.weight_bytes * shape.parameters
     if four_bit:
         weights = FOUR_BIT_BYTES * (shape.parameters - shape.embeddings) + 2 * shape.embeddings
     one_layer = LAYER_BYTES * tokens * (shape.hidden + shape.feed_forward)
-    # Liger works through the vocabulary in pieces about as large as the hidden states
+    # Liger computes the loss in chunks about as large as the hidden states
     logits = LOGITS_BYTES * tokens * (shape.hidden if liger else shape.vocabulary)
-    if checkpointing:  # the logits are gone before the first layer is computed again
+    if checkpointing:  # the logits are freed before the first layer is recomputed
         activations = HIDDEN_BYTES * tokens * shape.hidden * shape.layers + max(logits, one_layer)
     else:
         activations = one_layer * shape.layers + logits

@@ -1,25 +1,27 @@
-"""What fits the card: precision, rows at a time, checkpointing, and concessions in a fixed order."""
+"""Choose settings that fit the card: precision, micro-batch, checkpointing, and concessions in a fixed order."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast1
-from huiyin.training.memory import GIB, peak_bytes
+from huiyin.training.card import Card
+from huiyin.training.memory import GIB, Shape, peak_bytes
 
 MICRO_BATCHES = [8, 4, 2, 1]
-SHORTER = [768, 512, 384, 256]  # lengths to fall back to, in tokens
+SHORTER = [768, 512, 384, 256]  # tokens of a row, if cutoff_len does not fit
 PADDED_TO = 8
 LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that make a concession possible
-FLOPS_PER_TOKEN = 6  # a parameter: forward, backward through frozen weights, and forward again for checkpointing
-EFFICIENCY = 0.8  # of the single-precision peak; tensor cores make up for what is lost elsewhere
-CPU_FLOPS = 2e10  # a core; only for a rough figure
+FLOPS_PER_TOKEN = 6  # per parameter: forward, backward through frozen weights, and forward again for checkpointing
+EFFICIENCY = 0.8  # share of the single-precision peak; tensor cores make up for other losses
+CPU_FLOPS = 2e10  # per core, a rough estimate
 
 
 @dataclass
 class Settings:
-    """config/preflight.yaml; what is empty is chosen."""
+    """config/preflight.yaml; None: chosen by the plan."""
 
     precision: Literal["auto", "bf16", "fp16"] = "auto"
     micro_batch: AtLeast1 | None = None
@@ -30,13 +32,11 @@ class Settings:
     reserve_gib: float = 0.6
     usable_share: float = 0.9
 
-    PRESETS: ClassVar = {"default": {}}
-
 
 @dataclass(frozen=True)
 class Plan:
     precision: str
-    micro_batch: int
+    micro_batch: int  # rows
     accumulation: int
     checkpointing: bool
     liger: bool
@@ -46,9 +46,9 @@ class Plan:
     peak: float  # bytes
     hours: float
 
-    def values(self):
-        """The plan in LLaMA-Factory's words."""
-        given = {
+    def values(self) -> dict[str, Any]:
+        """Return the plan as settings of LLaMA-Factory."""
+        values = {
             "per_device_train_batch_size": self.micro_batch,
             "per_device_eval_batch_size": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
@@ -58,51 +58,54 @@ class Plan:
             "fp16": self.precision == "fp16",
         }
         if self.liger:
-            given["enable_liger_kernel"] = True
+            values["enable_liger_kernel"] = True
         if self.four_bit:
-            given["quantization_bit"] = 4
-        return given
+            values["quantization_bit"] = 4
+        return values
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to train: `lengths` of the rows in tokens, `batch` rows before each step, trained parameters."""
+    """The training that the dataset and train.yaml ask for."""
 
-    shape: object
-    lengths: list[int]
-    lora: int
-    batch: int
+    shape: Shape
+    lengths: list[int]  # of the rows, in tokens
+    lora: int  # trained parameters
+    batch: int  # rows per step
     cutoff_len: int
     epochs: float
 
-    def tokens_of(self, micro_batch, cutoff_len):
-        """Tokens of the worst micro-batch: all rows as long as the longest, padded."""
+    def tokens_of(self, micro_batch: int, cutoff_len: int) -> int:
+        """Return the tokens of the largest micro-batch: every row as long as the longest, padded."""
         longest = min(max(self.lengths), cutoff_len)
         return micro_batch * -(-longest // PADDED_TO) * PADDED_TO
 
-    def rows_cut(self, cutoff_len):
+    def rows_cut(self, cutoff_len: int) -> int:
         return sum(length > cutoff_len for length in self.lengths)
 
-    def hours(self, flops, cutoff_len):
+    def hours(self, flops: float, cutoff_len: int) -> float:
         tokens = sum(min(length, cutoff_len) for length in self.lengths) * self.epochs
         return FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
 
 
-def installed():
-    """Which of the optional helpers are there: {package: bool}."""
+def installed() -> dict[str, bool]:
+    """Return {optional package: whether it can be imported}."""
     return {package: find_spec(package) is not None for package in (LIGER, FOUR_BIT)}
 
 
-def plan_for_card(card, work, settings, helpers):
-    """Return the `Plan` for `card`: the largest micro-batch that fits, with the first concession that lets one fit."""
+def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Plan:
+    """Return the `Plan` for `card`: the first concession with which a micro-batch fits, and the largest that does.
+
+    helpers: `installed()`. Raises `UserError` if nothing fits.
+    """
     budget = (card.free - settings.reserve_gib * GIB) * settings.usable_share
     precision = card.precision if settings.precision == "auto" else settings.precision
-    # without checkpointing a step is about a quarter faster, so it is left out where it can be
-    wanted = settings.gradient_checkpointing
+    # without checkpointing a step is about a quarter faster, so that is tried first
+    checkpointing_choices = choices(settings.gradient_checkpointing, True)
     for four_bit, cutoff_len, liger in concessions(work, settings, helpers):
         for micro_batch in micro_batches(work, settings):
             tokens = work.tokens_of(micro_batch, cutoff_len)
-            for checkpointing in [False, True] if wanted is None else [wanted]:
+            for checkpointing in checkpointing_choices:
                 peak = peak_bytes(work.shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
                     return Plan(
@@ -117,55 +120,55 @@ def plan_for_card(card, work, settings, helpers):
                         peak,
                         work.hours(EFFICIENCY * card.flops, cutoff_len),
                     )
-    absent = [name for name, there in helpers.items() if not there]
-    more = f" ({' and '.join(absent)} would allow more, but cannot be imported)" if absent else ""
+    missing = [name for name, present in helpers.items() if not present]
+    hint = f" ({' and '.join(missing)} would help, but cannot be imported)" if missing else ""
     raise UserError(
         f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this "
-        f"model even with every concession{more}; "
+        f"model even with every concession{hint}; "
         "close what uses the card, or take a smaller model in train.yaml"
     )
 
 
-def concessions(work, settings, helpers):
-    """Yield (four_bit, cutoff_len, liger), dearest last: Liger loses nothing, shorter rows text, 4 bits quality."""
+def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[tuple[bool, int, bool]]:
+    """Yield (four_bit, cutoff_len, liger), the least costly first: Liger costs nothing, then text, then quality."""
     full = settings.cutoff_len or work.cutoff_len
     shorter = [] if settings.cutoff_len else [length for length in SHORTER if length < full]
-    may_liger = choices(settings.liger, helpers[LIGER])
+    liger_choices = choices(settings.liger, helpers[LIGER])
     for four_bit in choices(settings.four_bit, helpers[FOUR_BIT]):
-        for liger in may_liger:
+        for liger in liger_choices:
             yield four_bit, full, liger
         for cutoff_len in shorter:
-            yield four_bit, cutoff_len, may_liger[-1]
+            yield four_bit, cutoff_len, liger_choices[-1]
 
 
-def choices(setting, installed):
-    """What may be tried, the cheaper first: what the setting says, else without and, where it is installed, with."""
+def choices(setting: bool | None, possible: bool) -> list[bool]:
+    """Return what to try: the setting, or if it is empty False and then, if `possible`, True."""
     if setting is not None:
         return [setting]
-    return [False, True] if installed else [False]
+    return [False, True] if possible else [False]
 
 
-def micro_batches(work, settings):
-    """Return the numbers of rows at a time to try; each keeps the wanted rows a step."""
+def micro_batches(work: Work, settings: Settings) -> list[int]:
+    """Return the micro-batches to try, in rows; each divides the rows per step."""
     if settings.micro_batch is None:
         return [size for size in MICRO_BATCHES if work.batch % size == 0]
     if work.batch % settings.micro_batch:
         raise UserError(
-            f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows a "
+            f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows per "
             "step of train.yaml (per_device_train_batch_size x gradient_accumulation_steps)"
         )
     return [settings.micro_batch]
 
 
-def plan_for_processor(free_bytes, cores, work, micro_batch, settings):
-    """Return the `Plan` for training without a card, in full precision; `free_bytes` of memory must do."""
+def plan_for_processor(free_bytes: int, cores: int, work: Work, micro_batch: int, settings: Settings) -> Plan:
+    """Return the `Plan` for training without a card, in full precision; `UserError` if it exceeds `free_bytes`."""
     micro_batch, cutoff_len = settings.micro_batch or micro_batch, settings.cutoff_len or work.cutoff_len
     checkpointing = settings.gradient_checkpointing is not False
     peak = peak_bytes(work.shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:
         raise UserError(
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
-            "take a smaller model or fewer rows at a time in train.yaml"
+            "take a smaller model or a smaller micro-batch in train.yaml"
         )
     return Plan(
         "fp32",

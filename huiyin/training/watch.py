@@ -1,35 +1,44 @@
-"""Watch a training run through its trainer_log.jsonl: progress, and a loss that has gone wrong."""
+"""Watch a training run through its trainer_log.jsonl: progress, and a loss that diverges."""
 
 import json
 import math
 import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-ZEROS = 2  # exactly 0 happens once in a blue moon, never twice
-FIRST_STEPS, FIRST_SHARE = 50, 0.05  # by then the loss should have fallen
-REPEATED = 12  # the same again and again, this often and nothing else
+from huiyin.common.progress import Progress
+
+ZEROS = 2  # in a row; a loss of exactly 0 can be a fluke once
+FIRST_STEPS, FIRST_SHARE = 50, 0.05  # steps, and share of all steps, after which the loss should have fallen
+REPEATED = 12  # words or characters; a reply of that many and all the same is garbled
 
 
 class BrokenLoss(Exception):
-    """The loss is no number, infinite, or 0 again and again: the run cannot come to any good."""
+    """The loss is NaN, infinite, or repeatedly 0: the run has diverged."""
 
 
 class Watch:
-    """Call it now and then while the run goes on; it reads what is new in `log`, shows it and raises `BrokenLoss`."""
+    """Call it repeatedly during a run: it shows the new lines of `log` as progress and may raise `BrokenLoss`.
 
-    def __init__(self, log, progress, warn):
+    warn: called at most once, with a line that says the loss does not fall.
+    """
+
+    def __init__(self, log: Path, progress: Progress, warn: Callable[[str], None]) -> None:
         self.log, self.progress, self.warn = log, progress, warn
-        self.place, self.zeros, self.first, self.warned = 0, 0, None, False
+        self.offset, self.zeros, self.warned = 0, 0, False
+        self.first: float | None = None
 
-    def __call__(self):
+    def __call__(self) -> None:
         if not self.log.exists():
             return
         with open(self.log, encoding="utf-8") as file:
-            file.seek(self.place)
-            while (line := file.readline()).endswith("\n"):  # the last one may be being written
-                self.place = file.tell()
-                self.look_at(json.loads(line))
+            file.seek(self.offset)
+            while (line := file.readline()).endswith("\n"):  # the last line may be incomplete
+                self.offset = file.tell()
+                self.read_entry(json.loads(line))
 
-    def look_at(self, entry):
+    def read_entry(self, entry: dict[str, Any]) -> None:
         step, total = entry["current_steps"], entry["total_steps"]
         self.progress.set_total(total)
         self.progress.add(step - self.progress.done)
@@ -52,8 +61,8 @@ class Watch:
                 )
 
 
-def garbled(reply):
-    """Whether `reply` shows what a broken precision looks like: no characters, control characters, or one for ever."""
+def garbled(reply: str) -> bool:
+    """Does `reply` look like a numerically broken model: invalid or control characters, or one word repeated?"""
     if any(
         character == "\ufffd" or (unicodedata.category(character) == "Cc" and character not in "\n\t")
         for character in reply

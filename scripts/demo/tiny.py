@@ -1,34 +1,37 @@
-"""Write a tiny language model with random weights: what it says is gibberish, for the demo and the tests only.
+"""Write a tiny language model with random weights, whose output is gibberish, for the demo and the tests only.
 
 One Qwen2 model in two formats: `tiny.gguf`, which llama-server and Ollama load in milliseconds, and `tiny-qwen2/`,
 a Hugging Face folder that LLaMA-Factory trains and exports. Both hold the same vocabulary and the same weights.
 It follows JSON schemas, ends its answers by itself and writes whole characters only. Nothing is downloaded.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-
-import gguf
-import numpy as np
-from safetensors.numpy import save_file
+from typing import TYPE_CHECKING, Any
 
 from huiyin.common.errors import run
 from huiyin.common.stage import Stage
 
+if TYPE_CHECKING:  # numpy, gguf and safetensors are imported in functions: `--help` need not wait for them
+    import numpy as np
+
 LAYERS, HIDDEN, HEADS, KV_HEADS, FEED_FORWARD = 2, 64, 4, 2, 128
 CONTEXT, ROPE_BASE, NORM_EPS = 32768, 1_000_000.0, 1e-6
 END_OF_TEXT, START, END = SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-NEWLINE, SPACE = "Ċ", "Ġ"  # as the byte alphabet writes them
+NEWLINE, SPACE = "Ċ", "Ġ"  # in the byte alphabet
 
 WORDS = [" the", " and", " of", "in", "er", "on", " to", "me", "ss", "age"]
-# Each of these is one token: prompts get shorter, and answers look a little Chinese.
+# Each of these is one token: that makes prompts shorter, and answers look a little Chinese.
 CHARACTERS = (
     "的一是了我不人在他有这个上们来到时大地为子中你说生国年着就那和要她出也得里后自以会家可下而过天去能对小多然于心学么之都好看起发当没成只"
     "如事把还用第样道想作种开吗吧呢啊哈嗯哦呀啦嘛诶今明昨晚早点钟吃饭买卖钱玩游戏打球车票电影脑手机网课老师同群谁什怎几哪问题回答消息条复"
     "前面给请从候选号直接最真假很太少再才又被让与但因所果话知觉得见听走跑睡忙快慢高低新旧热冷雨工作班周末月日分秒两三四五六七八九十，。？！：、"
 )
-# Qwen2's own pattern: llama.cpp's pre-tokenizer "qwen2" and Ollama's converter both know it.
+# The pattern of Qwen2, which llama.cpp's pre-tokenizer "qwen2" and Ollama's converter know.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,34 +40,23 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Weights of the bias in the output matrix (make_weights); 1 is worth about 3 logits.
+# Biases in the output matrix (make_weights); 1 adds about 3 to the logit.
 BIAS = {END: 1.3, '"': 3.2, NEWLINE: -3.0, SPACE: -3.0}
 BAN = -24.0
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another model (default 0)")
-    options = parser.parse_args(argv)
-    with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:
-        stage.receipt["seed"] = options.seed
-        write_gguf(stage.output("tiny.gguf"), options.seed)
-        write_hugging_face(stage.output("tiny-qwen2"), options.seed)
-        stage.ledger.read = stage.ledger.written = 2
-
-
-def byte_alphabet():
-    """The 256 printable characters that stand for the byte values in GPT-2's and Qwen's vocabularies, in byte order."""
+def byte_alphabet() -> list[str]:
+    """Return the 256 characters that stand for the byte values, in order, in the vocabularies of GPT-2 and Qwen."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def make_vocabulary():
-    """Return the tokens that text is made of, then the special ones, and the merges that lead to them."""
+def make_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+    """Return (the tokens of text followed by the special ones, the merges that make the tokens from bytes)."""
     alphabet = byte_alphabet()
-    tokens, merges = dict.fromkeys(alphabet), []
+    tokens: dict[str, None] = dict.fromkeys(alphabet)
+    merges = []
     for word in [*WORDS, *CHARACTERS]:
         left, *rest = (alphabet[byte] for byte in word.encode())
         for right in rest:
@@ -75,13 +67,13 @@ def make_vocabulary():
     return [*tokens, *SPECIAL], merges
 
 
-def vocabulary_size(tokens):
-    """The number of tokens rounded up to a multiple of 32, the block size of quantization."""
+def vocabulary_size(tokens: list[str]) -> int:
+    """Return the number of tokens rounded up to a multiple of 32, the block size of quantization."""
     return -len(tokens) // 32 * -32
 
 
-def is_harmless(token):
-    """Whether `token` is whole characters without control characters; "\\n" is the one that texts need."""
+def is_harmless(token: str) -> bool:
+    """Is `token` made of whole characters and no control character except "\\n", which texts need?"""
     try:
         text = bytes(map(byte_alphabet().index, token)).decode()
     except ValueError:  # bytes of an unfinished character, or a special token
@@ -89,17 +81,19 @@ def is_harmless(token):
     return text == "\n" or text.isprintable()
 
 
-def make_weights(tokens, seed):
-    """Return {Hugging Face name: float32 array}.
+def make_weights(tokens: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Return {Hugging Face name: float32 array}; a matrix is (outputs, inputs), the vocabulary (size, HIDDEN).
 
-    No layer writes to the first two dimensions of the hidden state, so that their columns in the output matrix are
-    biases. Dimension 0 is the same for every token: its bias is for ending an answer or a JSON string, and against
-    white space and everything that would be broken text. Dimension 1 marks the line break, which is what an answer
-    follows: it keeps the answer from being empty.
+    No layer writes to the first two dimensions of the hidden state, so their columns in the output matrix are biases.
+    Dimension 0 is the same for every token: its bias makes the end of an answer or of a JSON string likelier, and
+    white space and invalid text less likely. Dimension 1 marks the line break, which precedes every answer: there it
+    prevents the end, so that no answer is empty.
     """
+    import numpy as np
+
     random = np.random.default_rng(seed)
 
-    def matrix(rows, columns, scale=None):
+    def matrix(rows: int, columns: int, scale: float | None = None) -> np.ndarray:
         scale = scale or 1.4 * columns**-0.5  # large enough for the answer to depend on the question
         return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
 
@@ -136,8 +130,10 @@ def make_weights(tokens, seed):
     return weights
 
 
-def write_gguf(path, seed=0):
+def write_gguf(path: Path, seed: int = 0) -> Path:
     """Write the model of `seed` as the GGUF file `path`; return the path."""
+    import gguf
+
     tokens, merges = make_vocabulary()
     unused = [f"[PAD{number}]" for number in range(len(tokens), vocabulary_size(tokens))]
     kinds = gguf.TokenType
@@ -165,7 +161,9 @@ def write_gguf(path, seed=0):
     writer.add_chat_template(CHAT_TEMPLATE)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, LAYERS)
     for name, weight in make_weights(tokens, seed).items():
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert gguf_name is not None
+        writer.add_tensor(gguf_name, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -173,40 +171,19 @@ def write_gguf(path, seed=0):
     return path
 
 
-def write_hugging_face(folder, seed=0):
-    """Write the model of `seed` as a folder that transformers loads; return the folder."""
-    tokens, merges = make_vocabulary()
-    numbers = {token: number for number, token in enumerate(tokens)}
-    vocabulary = {token: number for token, number in numbers.items() if token not in SPECIAL}
+def tokenizer_files(tokens: list[str], merges: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return {file name: content} of the tokenizer."""
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    vocabulary = {token: token_id for token, token_id in ids.items() if token not in SPECIAL}
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    ends = {"bos_token_id": numbers[END_OF_TEXT], "eos_token_id": numbers[END], "pad_token_id": numbers[END_OF_TEXT]}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    files = {
-        "config.json": {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
-            "torch_dtype": "float32",
-            "vocab_size": vocabulary_size(tokens),
-            "hidden_size": HIDDEN,
-            "intermediate_size": FEED_FORWARD,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KV_HEADS,
-            "hidden_act": "silu",
-            "max_position_embeddings": CONTEXT,
-            "rms_norm_eps": NORM_EPS,
-            "rope_theta": ROPE_BASE,
-            "tie_word_embeddings": False,
-            "use_sliding_window": False,
-            **ends,
-        },
-        "generation_config.json": ends,
+    return {
         "tokenizer.json": {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": numbers[token], "content": token, **flags} for token in SPECIAL],
+            "added_tokens": [{"id": ids[token], "content": token, **flags} for token in SPECIAL],
             "normalizer": {"type": "NFC"},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
             "post_processor": byte_level,
@@ -228,7 +205,7 @@ def write_hugging_face(folder, seed=0):
             "tokenizer_class": "Qwen2Tokenizer",
             "chat_template": CHAT_TEMPLATE,
             "model_max_length": CONTEXT,
-            "added_tokens_decoder": {numbers[token]: {"content": token, **flags} for token in SPECIAL},
+            "added_tokens_decoder": {ids[token]: {"content": token, **flags} for token in SPECIAL},
             "additional_special_tokens": [START, END],
             "bos_token": None,
             "eos_token": END,
@@ -242,6 +219,34 @@ def write_hugging_face(folder, seed=0):
         },
         "vocab.json": vocabulary,
     }
+
+
+def write_hugging_face(folder: Path, seed: int = 0) -> Path:
+    """Write the model of `seed` as a folder that transformers loads; return the folder."""
+    from safetensors.numpy import save_file
+
+    tokens, merges = make_vocabulary()
+    end_of_text, end = tokens.index(END_OF_TEXT), tokens.index(END)
+    ends = {"bos_token_id": end_of_text, "eos_token_id": end, "pad_token_id": end_of_text}
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "torch_dtype": "float32",
+        "vocab_size": vocabulary_size(tokens),
+        "hidden_size": HIDDEN,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "hidden_act": "silu",
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": ROPE_BASE,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        **ends,
+    }
+    files = {"config.json": config, "generation_config.json": ends, **tokenizer_files(tokens, merges)}
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -249,6 +254,18 @@ def write_hugging_face(folder, seed=0):
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     save_file(make_weights(tokens, seed), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
+    options = parser.parse_args(argv)
+    with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:
+        stage.receipt["seed"] = options.seed
+        write_gguf(stage.output("tiny.gguf"), options.seed)
+        write_hugging_face(stage.output("tiny-qwen2"), options.seed)
+        stage.ledger.read = stage.ledger.written = 2
 
 
 if __name__ == "__main__":

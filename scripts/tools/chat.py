@@ -2,21 +2,24 @@
 
     python scripts/tools/chat.py data/default/10001/exported --config config/chat.yaml --llm config/llm.yaml
 
-/reset forgets the conversation; Ctrl-D or Ctrl-C ends it. Nothing of it is kept.
+/reset clears the conversation; Ctrl-D or Ctrl-C ends it. Nothing of it is stored.
 """
 
 import argparse
 import contextlib
-import readline  # noqa: F401  input() edits lines and remembers them with it
+import readline  # noqa: F401  gives input() line editing and a history
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, read_settings
 from huiyin.common.stage import need, read_receipt
 from huiyin.common.tables import COMMA
+from huiyin.llm.client import Settings as LlmSettings
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
+
+Messages = list[dict[str, str]]
 
 
 @dataclass
@@ -24,27 +27,25 @@ class Settings:
     exchanges: AtLeast0 = 3
     split: bool = True
 
-    PRESETS: ClassVar = {"default": {}}
 
-
-def open_model(folder, llm, ollama_url):
-    """Return the function that answers messages piece by piece: that of the Ollama model if export made one."""
+def open_model(folder: Path, llm: LlmSettings, ollama_url: str) -> Callable[[Messages], Iterator[str]]:
+    """Return the function that replies to messages in pieces, of the Ollama model if `export` created one."""
     receipt = read_receipt(need(folder / "receipt.json", "`make export` makes it").parent)
     if "ollama" not in receipt:
         print("loading the merged model ...", flush=True)
-        from huiyin.serving.local import Merged
+        from huiyin.serving.local import MergedModel
 
-        return Merged(folder / "merged", receipt["parameters"]).talk
+        return MergedModel(folder / "merged", receipt["parameters"]).talk
     ollama = open_ollama(llm, ollama_url, receipt["ollama"]["name"], receipt["parameters"]["num_ctx"])
     if ollama.identity() != receipt["ollama"]["digest"]:
-        raise UserError(f"the Ollama model {ollama.model} is not the one that export made; make export again")
+        raise UserError(f"the Ollama model {ollama.model} is not the one that export created; make export again")
     return ollama.talk
 
 
-def as_messages(pieces):
-    """Yield the text of `pieces` with a line end in place of each comma that may have been the end of a message.
+def as_messages(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the text of `pieces` with a line break for each comma, by which combine joins the messages of a turn.
 
-    One at an end or beside another is dropped: nobody sends an empty message.
+    A comma at the start, at the end or next to another one is dropped: nobody sends an empty message.
     """
     started = ended = False
     for character in (character for piece in pieces for character in piece):
@@ -55,37 +56,37 @@ def as_messages(pieces):
         started, ended = True, False
 
 
-def show(pieces, split):
-    """Print the reply while it comes; return it whole, as the model said it."""
-    said = []
+def show(pieces: Iterable[str], split: bool) -> str:
+    """Print the reply while it is generated; return all of it, as the model wrote it."""
+    reply = []
 
-    def heard():
+    def recorded() -> Iterator[str]:
         for piece in pieces:
-            said.append(piece)
+            reply.append(piece)
             yield piece
 
-    for text in as_messages(heard()) if split else heard():
+    for text in as_messages(recorded()) if split else recorded():
         print(text, end="", flush=True)
     print()
-    return "".join(said).strip()
+    return "".join(reply).strip()
 
 
-def talk(answer, settings):
-    """Ask for lines and answer them until there are no more."""
-    history = []
+def talk(reply_to: Callable[[Messages], Iterator[str]], settings: Settings) -> None:
+    """Read lines and reply to them until the input ends (EOFError)."""
+    history: Messages = []
     while True:
-        said = input("> ").strip()
-        if said == "/reset":
+        line = input("> ").strip()
+        if line == "/reset":
             history = []
-            print("(forgotten)")
-        elif said:
-            messages = [*history, {"role": "user", "content": said}]
-            reply = show(answer(messages), settings.split)
+            print("(cleared)")
+        elif line:
+            messages = [*history, {"role": "user", "content": line}]
+            reply = show(reply_to(messages), settings.split)
             exchange = [messages[-1], {"role": "assistant", "content": reply}]
             history = [*history, *exchange][-2 * settings.exchanges :] if settings.exchanges else []
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="chat.yaml")
@@ -93,9 +94,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        answer = open_model(args.exported, read_llm_settings(args), args.ollama_url)
-        print("/reset forgets the conversation, Ctrl-D ends it", flush=True)
-        talk(answer, settings)
+        reply_to = open_model(args.exported, read_llm_settings(args), args.ollama_url)
+        print("/reset clears the conversation, Ctrl-D ends it", flush=True)
+        talk(reply_to, settings)
     print()
 
 

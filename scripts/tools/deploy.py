@@ -1,10 +1,11 @@
 """Print the settings that connect the exported model to a chat platform (LangBot) or to any OpenAI-style client.
 
-    python scripts/tools/deploy.py data/default/10001/exported --generated data/default/10001/generated --name huiyin-10001 \\
-        --llm config/llm.yaml
+    python scripts/tools/deploy.py data/default/10001/exported --generated data/default/10001/generated \\
+        --name huiyin-10001 --llm config/llm.yaml
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,25 +15,25 @@ from huiyin.llm.client import addresses, llm_arguments, read_llm_settings
 
 SETTINGS = """\
 The model {name} at {url}
-It has its prompt, its parameters and its system text inside. A system text that a program sends takes that one's place;
-should a program insist, give it the same, word for word:
+It contains its chat template, its parameters and its system prompt. A system prompt that a client sends replaces that
+one; if a client requires one, enter the same, word for word:
 
 {system}
 
-LangBot (PyPI: langbot; gone through with 4.10.11, and with 4.11.2 as far as the model's test)
+LangBot (PyPI: langbot; tested with 4.10.11, and with 4.11.2 up to the model's test)
   Models, add a provider
     Provider        Ollama (ollama-chat)
     Base URL        {url}
     API key         none
-  there, add a chat model
+  In that provider, add a chat model
     Model name      {name}
     Abilities       none, neither vision nor function calling
-    Extra arguments none: the model's own parameters hold
-  Pipelines, yours, AI
-    Runner          Local Agent (in 4.11 a plugin of that name, which has to be installed first)
+    Extra arguments none: the model's own parameters apply
+  Your pipeline, AI
+    Runner          Local Agent (in 4.11 a plugin of that name, to be installed first)
     Model           {name}
     Max round       {exchanges}
-    Prompt          role system, the text above in place of "You are a helpful assistant. ..."
+    Prompt          role system, the text above instead of "You are a helpful assistant. ..."
     Knowledge bases none
   LangBot adds today's date to that prompt, in English, before every question. {fixed}
 
@@ -40,21 +41,21 @@ Any client of OpenAI's protocol
   Base URL          {url}/v1
   API key           any word
   Model             {name}
-  System message    none
-  Temperature       {temperature}, and top_p {top_p}: Ollama takes 1.0 there where a client is silent
+  System prompt     none
+  Temperature       {temperature}, and top_p {top_p}: Ollama uses 1.0 for clients that send none
 """
 FIXED = {
-    False: "Set fixed_system: true in export.yaml and\n  export again, so that the model does not hear it.",
-    True: "The model does not hear it:\n  fixed_system is true in export.yaml.",
+    False: "Set fixed_system: true in export.yaml and\n  export again, so that the model ignores it.",
+    True: "The model ignores it:\n  fixed_system is true in export.yaml.",
 }
-INSIDE = """\
-This Ollama is inside the containers' own network, and no port of it is published: let the platform join that network
-(docker run --network huiyin_private ...), and the address below is right for it.
+IN_CONTAINERS = """\
+This Ollama is in the containers' own network, and none of its ports is published: connect the platform to that network
+(docker run --network huiyin_private ...); then the address below is correct.
 """
 TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
@@ -67,11 +68,11 @@ def main(argv=None):
     url = (addresses(llm, args.ollama_url)[0] if llm.backend == "ollama" else args.ollama_url).rstrip("/")
     if "ollama" not in receipt:
         print(
-            f"There is no Ollama model yet; this makes it:\n  ollama create {args.name} --quantize "
+            f"There is no Ollama model yet; this creates it:\n  ollama create {args.name} --quantize "
             f"{receipt['quantize']} -f {args.exported}/Modelfile\n"
         )
-    if urlsplit(url).hostname == "ollama":  # as the containers call it
-        print(INSIDE)
+    if urlsplit(url).hostname == "ollama":  # its name in the containers' network
+        print(IN_CONTAINERS)
     print(
         SETTINGS.format(
             name=args.name,

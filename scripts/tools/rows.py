@@ -1,4 +1,4 @@
-"""Print ten random rows of the dataset, with where they come from.
+"""Print ten random rows of the dataset with their sources.
 
 python scripts/tools/rows.py data/default/10001/generated
 """
@@ -6,6 +6,7 @@ python scripts/tools/rows.py data/default/10001/generated
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from huiyin.common.errors import run
@@ -14,7 +15,7 @@ from huiyin.common.stage import need
 ROWS = 10
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generated", type=Path)
     folder = parser.parse_args(argv).generated
@@ -25,9 +26,9 @@ def main(argv=None):
     ]
     with open(folder / "sources.jsonl", encoding="utf-8") as file:
         sources = [json.loads(line) for line in file]
-    for place in sorted(random.sample(range(len(rows)), min(ROWS, len(rows)))):
-        row, source = rows[place], sources[place]
-        print(f"--- row {place}, turns {source['turn_ids']}, {source['decided_by']}")
+    for index in sorted(random.sample(range(len(rows)), min(ROWS, len(rows)))):
+        row, source = rows[index], sources[index]
+        print(f"--- row {index}, turns {source['turn_ids']}, {source['decided_by']}")
         for prompt, reply in [*row["history"], [row["instruction"], row["output"]]]:
             print(f"    {prompt}\n      → {reply}")
 

@@ -1,17 +1,19 @@
-"""Print what each stage read, wrote, merged and dropped, and what the exported model said.
+"""Print what each stage read, wrote, merged and dropped, and a reply of the exported model.
 
 python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
 """
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huiyin.common.errors import run
 from huiyin.common.stage import read_receipt
 
 
-def table(receipts):
-    """Yield the lines of the table, one stage each."""
+def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table, one per stage."""
     yield f"{'stage':<9}{'read':>10}{'written':>10}{'merged':>10}{'dropped':>10}{'seconds':>10}  why dropped"
     for receipt in receipts:
         ledger = receipt["ledger"]
@@ -21,7 +23,7 @@ def table(receipts):
         yield f"{receipt['stage']:<9}{cells}{receipt['seconds']:>10.1f}  {why}".rstrip()
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     receipts = [receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))]
@@ -32,11 +34,11 @@ def main(argv=None):
         base = next((receipt["base_model"]["name"] for receipt in receipts if "base_model" in receipt), "")
         if "tiny" in Path(base).name:
             print("That is gibberish, as it should be: the demo's model is tiny and its weights are random.")
-    quotes = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
+    quotes: dict[str, int] = next((receipt["quotes"] for receipt in receipts if "quotes" in receipt), {})
     if "found_by_llm" in quotes:
         linker = f"the linker {quotes['found_by_linker']}, " if "found_by_linker" in quotes else ""
         print(
-            f"Of {quotes['in_reach']} quotes asked as if they were none, the model found {quotes['found_by_llm']}, "
+            f"Of {quotes['in_reach']} held-out quotes within the candidates, the model found {quotes['found_by_llm']}, "
             f"{linker}the rule on names {quotes['found_by_rule']}."
         )
     print()

@@ -1,0 +1,121 @@
+"""verify: where the chain of receipts breaks."""
+
+import json
+import shutil
+
+import pytest
+
+from helpers import make, run_script
+from huiyin.common.errors import UserError
+from scripts.tools import verify
+
+STAGES = [
+    "decrypted",
+    "parsed",
+    "combined",
+    *(f"10002/{name}" for name in ("paired", "generated", "trained", "exported")),
+]
+BROKEN = "the chain is broken, see above; the results after the break do not belong to the present files"
+
+
+class Chain:
+    """A copy of the demo's results, with all files at the paths that the receipts name."""
+
+    def __init__(self, demo, path, capsys):
+        self.path, self.data, self.capsys = path, path / "data/demo", capsys
+        for name in ("data", "config"):
+            shutil.copytree(demo[0] / name, path / name, symlinks=True)
+
+    def lines(self, llm="config/demo/llm.yaml"):
+        """Return the printed lines of a chain that holds."""
+        verify.main([*(f"data/demo/{name}" for name in STAGES), "--llm", llm])
+        return self.capsys.readouterr().out.splitlines()
+
+    def breaks(self, llm="config/demo/llm.yaml"):
+        """Return the lines that tell where the chain is broken."""
+        with pytest.raises(UserError) as error:
+            self.lines(llm)
+        assert str(error.value) == BROKEN
+        return [line.removeprefix("verify: ") for line in self.capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def chain(demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Chain(demo, tmp_path, capsys)
+
+
+def test_the_chain_holds_back_to_the_source(demo):
+    done = make(demo[0], "verify", "CONFIG=demo", "RUN_IN=host")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "verify: export <- train <- gen <- pair <- combine <- parse <- decrypt <- "
+        "data/demo/sample/group_info.db, data/demo/sample/nt_msg.db, "
+    )
+    assert done.stdout.endswith(" files are as in their receipts\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("data/demo/sample/nt_msg.db", "decrypt: input data/demo/sample/nt_msg.db has changed"),
+        ("data/demo/combined/turns.parquet", "combine: output data/demo/combined/turns.parquet has changed"),
+        ("config/prompts/persona.md", "gen: input config/prompts/persona.md has changed"),
+        ("config/demo/train.yaml", "train: settings config/demo/train.yaml has changed"),
+        (
+            "data/tiny/tiny-qwen2/model.safetensors",
+            "export: base model data/tiny/tiny-qwen2/model.safetensors has changed",
+        ),
+        (
+            "data/demo/10002/exported/merged/config.json",
+            "export: output data/demo/10002/exported/merged/config.json has changed",
+        ),
+    ],
+)
+def test_a_changed_file_breaks_the_chain_where_it_was_made(chain, name, line):
+    with open(chain.path / name, "ab") as file:
+        file.write(b"\n")
+    assert chain.breaks() == [line]
+
+
+def test_a_missing_file_breaks_the_chain(chain):
+    (chain.data / "10002/trained/training_loss.png").unlink()
+    assert chain.breaks() == ["train: output data/demo/10002/trained/training_loss.png is gone"]
+
+
+def test_a_stage_repeated_without_the_later_ones_breaks_the_chain(chain):
+    """The file is what its own receipt says, but not what the next stage read."""
+    path = chain.data / "parsed/receipt.json"
+    receipt = json.loads(path.read_text(encoding="utf-8"))
+    receipt["outputs"]["messages.parquet"] = "0" * 64
+    path.write_text(json.dumps(receipt))
+    assert chain.breaks() == [
+        "parse: output data/demo/parsed/messages.parquet has changed",
+        "combine: input data/demo/parsed/messages.parquet is not what parse made; make combine again",
+    ]
+
+
+def test_a_missing_receipt_breaks_the_chain(chain):
+    (chain.data / "parsed/receipt.json").unlink()
+    assert chain.breaks() == ["combine: input data/demo/parsed/messages.parquet is in no receipt of data/demo/parsed"]
+
+
+def test_the_ollama_model_is_part_of_the_chain(chain, ollama):
+    path = chain.data / "10002/exported/receipt.json"
+    receipt = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**receipt, "ollama": {"name": "huiyin-10002", "digest": "1"}}))
+    (chain.path / "llm.yaml").write_text(f"url: {ollama.url}\n")
+    assert chain.breaks("llm.yaml") == ["the Ollama model huiyin-10002 is gone"]
+    ollama.models["huiyin-10002:latest"] = "2"
+    assert chain.breaks("llm.yaml") == ["the Ollama model huiyin-10002 is another one"]
+    ollama.models["huiyin-10002:latest"] = "1"
+    assert chain.lines("llm.yaml")[0] == "verify: the Ollama model huiyin-10002 is the one that export created"
+    (chain.path / "llm.yaml").write_text("url: http://127.0.0.1:9\n")
+    assert chain.lines("llm.yaml")[0] == (
+        "verify: the Ollama model huiyin-10002 could not be checked: no Ollama answers"
+    )
+
+
+def test_without_any_receipt_there_is_nothing_to_verify(tmp_path):
+    done = run_script("tools/verify", tmp_path, "--llm", "config/llm.yaml")
+    assert done.stderr == "verify.py: no stage is done yet: there is no receipt to verify\n"
