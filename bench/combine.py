@@ -66,7 +66,7 @@ def invented_texts(random, count=300_000):
     return pl.Series(texts)
 
 
-def chunk(random, texts, group, first, rows, start, last_id, structured):
+def chunk(random, texts, group, first, rows, start, last_id, structured):  # noqa: PLR0914  each name is a column
     """Bursts: somebody says something, goes on within seconds (12 %), while others talk; then a longer pause."""
     goes_on = random.random(rows) < 0.12
     who = np.floor(MEMBERS * random.random(rows) ** 2).astype(int)  # some talk much more than others

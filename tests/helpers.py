@@ -22,7 +22,7 @@ CLEAN = {
     for name, value in os.environ.items()
     if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "QQ_DB_KEY")
 }
-CLEAN["PYTHONPATH"] = str(ROOT)
+CLEAN |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # tests run side by side: more threads get in the way
 
 
 def run_script(name, *arguments, env=None):

@@ -24,6 +24,8 @@ from huiyin.training.memory import GIB
 from ollama_server import OllamaServer, Refusal
 from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room, create
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker makes what its tests share
+
 NAME = "huiyin-10002:latest"
 PARAMETERS = {
     "stop": ["<|im_end|>"],
@@ -39,7 +41,6 @@ NOT_SERVED = (
     "base/config.json: Ollama cannot serve Qwen3ForCausalLM with the chat template of the training; take a Qwen2.5 or "
     f"Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
 )
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests run side by side; more threads only get in each other's way
 
 
 class Export:
@@ -69,13 +70,13 @@ class Export:
         return [self.path / "trained", *(word for option in options.items() for word in option)]
 
     def run(self):
-        return run_script("export", *self.arguments(), env=ONE_THREAD)
+        return run_script("export", *self.arguments())
 
     def run_on_terminal(self):
         """Run with a terminal as standard output; return its lines."""
         parent_end, child_end = pty.openpty()
         program = [sys.executable, ROOT / "scripts/export.py", *map(str, self.arguments())]
-        with subprocess.Popen(program, cwd=ROOT, env={**CLEAN, **ONE_THREAD}, stdout=child_end) as running:
+        with subprocess.Popen(program, cwd=ROOT, env=CLEAN, stdout=child_end) as running:
             os.close(child_end)
             output = b""
             try:
@@ -331,7 +332,7 @@ def test_a_merged_model_that_differs_is_refused(demo, tmp_path):
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     models = [(base, target / "trained/adapter"), (merged, None)]
     question = {"system": "", "history": [], "instruction": "在吗？"}
-    variables = {**environment("none", tmp_path, tmp_path), **ONE_THREAD}
+    variables = environment("none", tmp_path, tmp_path)
     with pytest.raises(UserError) as error:
         check_merge(models, target / "generated", question, tmp_path, variables)
     line = str(error.value)

@@ -19,7 +19,8 @@ from huiyin.training.watch import BrokenLoss, Watch, garbled
 from scripts import train
 from test_preflight import RTX_3060, Nvml
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests run side by side; more threads only get in each other's way
+pytestmark = pytest.mark.xdist_group("train")  # one worker makes what its tests share
+
 RESULTS = [*train.ADAPTER_FILES, *train.OTHER_FILES]
 SHORT_RUN = {
     "save_steps": 4,
@@ -60,7 +61,7 @@ class Training:
         return [self.path / "generated", *(word for option in options.items() for word in option)]
 
     def run(self, *options, gpu="none", env=None):
-        return run_script("train", *self.arguments(gpu), *options, env={**ONE_THREAD, **(env or {})})
+        return run_script("train", *self.arguments(gpu), *options, env=env)
 
     def run_alone(self, *options, env):
         """Run in a process of its own, because huggingface_hub reads HF_ENDPOINT when it is imported."""
@@ -288,7 +289,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypat
     program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
     for step in (2, 9, 17):
         with subprocess.Popen(
-            program, cwd=ROOT, env={**CLEAN, **ONE_THREAD}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            program, cwd=ROOT, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as running:
             while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
                 time.sleep(0.01)  # until that step, however long it takes

@@ -162,7 +162,7 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_tree(path: Path) -> str | dict[str, str]:
+def digest_tree(path: Path) -> Any:
     """sha256 of a file, or {relative name: sha256} of a folder."""
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}

@@ -326,7 +326,7 @@ def show(progress: Progress, seconds: float, tokens: int, note: str) -> None:
     """Show one more answer; `seconds` and `tokens` are those of all answers so far."""
     progress.note = ", ".join(filter(None, [f"{tokens / seconds:,.0f} tokens/s", note]))
     progress.add()
-    if progress.done == ESTIMATE_AFTER:
+    if progress.done == ESTIMATE_AFTER and progress.total:
         minutes = seconds / 60 * (progress.total / ESTIMATE_AFTER - 1)
         tokens_each = tokens / ESTIMATE_AFTER
         print(f"{progress.name}: about {minutes:,.1f} minutes to go, {tokens_each:,.0f} tokens a question", flush=True)

@@ -1,4 +1,4 @@
-"""Print what Ollama's container has to know of llm.yaml, as NAME=value lines; nothing where llm.yaml needs no Ollama of ours.
+"""Print the environment that llm.yaml asks of Ollama's container; nothing where llm.yaml names another server.
 
 python scripts/tools/needs.py --llm config/llm.yaml
 """
