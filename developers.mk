@@ -1,6 +1,6 @@
 # What developers type: tests, style, measurements, always on the host. The Makefile includes it.
 test: .venv/train .venv/dev## run all tests
-	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadgroup
+	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 lint: .venv/dev## check the style
 	.venv/bin/ruff check && .venv/bin/ruff format --check --quiet && .venv/bin/mypy
 golden: .venv/dev## rewrite the expected files of tests/cases; review the diff

@@ -11,10 +11,14 @@ from helpers import CLEAN, copy_project, run_script
 from llm_folder import Folder
 from ollama_server import OllamaServer
 
+LONGEST = ["test_train_resumes", "test_export", "test_kill", "test_train"]  # to start first, so that none ends last
+
 
 def pytest_collection_modifyitems(items):
-    """Tests that need the demo come last: it is made meanwhile."""
-    items.sort(key=lambda item: "demo" in item.fixturenames)
+    """Files that need the demo come last: it is made meanwhile. Workers get whole files, in this order."""
+    with_demo = {item.path for item in items if "demo" in item.fixturenames}
+    rank = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in with_demo, rank.get(item.path.stem, len(rank))))
 
 
 @pytest.fixture(scope="session")

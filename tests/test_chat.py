@@ -14,8 +14,6 @@ from huiyin.serving.local import MergedModel
 from ollama_server import Raw, whole
 from scripts.tools.chat import as_messages
 
-pytestmark = pytest.mark.xdist_group("chat")  # one worker makes what its tests share
-
 PARAMETERS = {"num_ctx": 512, "num_predict": 60, "temperature": 0.0, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
 OPENING = "/reset clears the conversation, Ctrl-D ends it"
 QUESTION = [{"role": "user", "content": "在吗？"}]

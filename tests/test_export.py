@@ -24,8 +24,6 @@ from huiyin.training.memory import GIB
 from ollama_server import OllamaServer, Refusal
 from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room, create
 
-pytestmark = pytest.mark.xdist_group("export")  # one worker makes what its tests share
-
 NAME = "huiyin-10002:latest"
 PARAMETERS = {
     "stop": ["<|im_end|>"],

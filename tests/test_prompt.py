@@ -17,8 +17,6 @@ from helpers import CLEAN, EXAMPLES, ROOT
 from huiyin.serving.ollama_limits import TEMPLATES
 from huiyin.serving.template import modelfile, read_prompt
 
-pytestmark = pytest.mark.xdist_group("prompt")  # one worker makes what its tests share
-
 # The special tokens of Llama 3. Its tokenizers do not set add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"

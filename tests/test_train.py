@@ -5,78 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
-import numpy
 import pytest
-import yaml
-from safetensors.numpy import load_file
 
-from helpers import CLEAN, ROOT, run_script
+from helpers import CLEAN
 from hub_server import Hub
-from huiyin.training import base, llamafactory
+from huiyin.training import base
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 from scripts import train
-from test_preflight import RTX_3060, Nvml
-
-pytestmark = pytest.mark.xdist_group("train")  # one worker makes what its tests share
-
-RESULTS = [*train.ADAPTER_FILES, *train.OTHER_FILES]
-SHORT_RUN = {
-    "save_steps": 4,
-    "logging_steps": 1,
-    "learning_rate": 5.0e-3,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-}
-
-
-def replies(text):
-    """Return a stand-in for `ask`, which takes ten seconds to load torch: a model that always replies `text`."""
-    return lambda models, rows, *_: [{"replies": [text for _ in rows]}]
-
-
-class Training:
-    """A folder with the demo's dataset, and the default training settings for its tiny model."""
-
-    def __init__(self, demo, path):
-        self.path, self.tiny = path, demo[0] / "data/tiny/tiny-qwen2"
-        shutil.copytree(demo[0] / "data/demo/10002/generated", path / "generated")
-        self.settings = yaml.safe_load((ROOT / "config/train.yaml").read_text(encoding="utf-8"))
-        self.settings["model_name_or_path"] = str(self.tiny)
-
-    def without_evaluation(self):
-        (self.path / "generated/alpaca_eval.json").write_text("[]\n")
-
-    def arguments(self, gpu="none"):
-        (self.path / "train.yaml").write_text(yaml.safe_dump(self.settings))
-        options = {
-            "--preflight": "config/preflight.yaml",
-            "--llm": "config/demo/llm.yaml",
-            "--gpu": gpu,
-            "--config": self.path / "train.yaml",
-            "--cache": self.path / "cache",
-            "--out": self.path / "trained",
-        }
-        return [self.path / "generated", *(word for option in options.items() for word in option)]
-
-    def run(self, *options, gpu="none", env=None):
-        return run_script("train", *self.arguments(gpu), *options, env=env)
-
-    def run_alone(self, *options, env):
-        """Run in a process of its own, because huggingface_hub reads HF_ENDPOINT when it is imported."""
-        program = [sys.executable, "scripts/train.py", *map(str, self.arguments()), *options]
-        return subprocess.run(program, cwd=ROOT, env={**CLEAN, **env}, capture_output=True, encoding="utf-8")
-
-    def error(self, done=None, gpu="none"):
-        """Return the last line on stderr of a run that fails."""
-        done = done or self.run(gpu=gpu)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        return done.stderr.splitlines()[-1].removeprefix("train.py: ").replace(f"{self.path}/", "")
-
-    def receipt(self):
-        return json.loads((self.path / "trained/receipt.json").read_text(encoding="utf-8"))
+from training_folder import RESULTS, Training, train_on_card
 
 
 @pytest.fixture
@@ -270,116 +207,7 @@ def test_garbled_replies_are_recognized(reply, broken):
 # ---- Killed, and several processes
 
 
-def assert_same_adapter(folder, expected, tolerance):
-    """The last bits may differ between two processes; a step lost or repeated changes a hundred times as much."""
-    weights, others = (load_file(path / "adapter/adapter_model.safetensors") for path in (folder, expected))
-    assert weights.keys() == others.keys()
-    for name in weights:
-        numpy.testing.assert_allclose(weights[name], others[name], rtol=0, atol=tolerance)
-
-
-def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypatch):
-    monkeypatch.setattr(train, "ask", replies("好"))
-    training.without_evaluation()
-    training.settings |= {**SHORT_RUN, "max_steps": 18}
-    assert training.run().returncode == 0
-    trained = training.path / "trained"
-    undisturbed = trained.rename(training.path / "undisturbed")
-    log = trained / ".run/trainer_log.jsonl"
-    program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
-    for step in (2, 9, 17):
-        with subprocess.Popen(
-            program, cwd=ROOT, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as running:
-            while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
-                time.sleep(0.01)  # until that step, however long it takes
-            running.kill()  # its child, LLaMA-Factory, is killed with it
-        assert not (trained / "receipt.json").exists()
-    done = training.run()
-    assert done.returncode == 0, done.stderr
-    assert_same_adapter(trained, undisturbed, 1e-6)
-
-
-@pytest.mark.parametrize("content", [None, '{"global_st'])
-def test_a_checkpoint_that_was_not_written_to_its_end_is_deleted(tmp_path, content):
-    for step in (4, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global_step": 4, "train_batch_size": 8}')
-    if content:
-        (tmp_path / "checkpoint-8/trainer_state.json").write_text(content)
-    assert train.fix_checkpoints(tmp_path, 2) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
-    assert json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["train_batch_size"] == 2
-
-
-def test_two_processes_train_together(training, monkeypatch):
-    monkeypatch.setattr(train, "ask", replies("好"))
-    training.without_evaluation()
-    training.settings |= {"max_steps": 2, "ddp_backend": "gloo"}
-    done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"})
-    assert done.returncode == 0, done.stderr
-    used = json.loads((training.path / "trained/train.yaml").read_text(encoding="utf-8"))
-    assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
-    log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
-    assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
-
-
 # ---- Failures of a card, on a simulated one
-
-
-def train_on_card(training, monkeypatch, reply="好", **environment):
-    """Train on a simulated RTX 3060 that fails as `environment` says; return (attempts of the receipt, output)."""
-    Nvml(monkeypatch, RTX_3060)
-    monkeypatch.setattr(train, "ask", replies(reply))
-    monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
-    monkeypatch.setattr(llamafactory, "PROGRAM", [sys.executable, ROOT / "tests/simulated_card.py"])
-    training.without_evaluation()
-    training.settings |= {**SHORT_RUN, "max_steps": 6, "save_steps": 2}
-    done = training.run(gpu="0", env=environment)
-    assert done.returncode == 0, done.stderr
-    return training.receipt()["attempts"], done.stdout
-
-
-@pytest.fixture(scope="module")
-def restarted(demo, tmp_path_factory):
-    """A finished training whose loss was NaN in bf16: (folder, attempts, output)."""
-    training = Training(demo, tmp_path_factory.mktemp("restarted"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return training.path / "trained", *train_on_card(training, monkeypatch, CARD_BREAKS="bf16")
-
-
-def test_a_broken_loss_restarts_the_training_in_the_other_precision(restarted):
-    _, attempts, output = restarted
-    assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [
-        ("bf16", "the loss is nan at step 1"),
-        ("fp16", "well"),
-    ]
-    assert "train: the loss is nan at step 1; starting again in fp16\n" in output
-
-
-def test_out_of_memory_resumes_with_half_the_micro_batch_and_gives_the_same_adapter(training, restarted, monkeypatch):
-    attempts, output = train_on_card(training, monkeypatch, CARD_ROWS="2", CARD_STEP="5")
-    assert [
-        (attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
-        for attempt in attempts
-    ] == [(4, 1, "bf16", "out of memory"), (2, 2, "bf16", "well")]
-    assert "train: out of memory; resuming with a micro-batch of 2\n" in output
-    log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
-    assert "Continuing training from global step 4\n" in log
-    assert "Total train batch size (w. parallel, distributed & accumulation) = 4\n" in log
-    assert_same_adapter(training.path / "trained", restarted[0], 1e-4)  # its fp16 is simulated, too
-
-
-def test_out_of_memory_with_a_single_row_ends_the_training(training, monkeypatch):
-    def run_program(command, values, folder, variables, watch):
-        raise llamafactory.OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory")
-
-    monkeypatch.setattr(train, "run_program", run_program)
-    training.settings["per_device_train_batch_size"] = 1
-    assert training.error() == (
-        "llamafactory-cli train ran out of the card's memory; even a micro-batch of one row needs too much: close what "
-        "uses the card, or take a shorter cutoff_len or a smaller model"
-    )
 
 
 def test_garbled_replies_restart_the_training_in_the_other_precision(training, trained, monkeypatch):

@@ -1,0 +1,106 @@
+"""train is interrupted, or fails as a card does, and continues from its checkpoints."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers import CLEAN, ROOT
+from huiyin.training import llamafactory
+from scripts import train
+from training_folder import SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
+
+
+@pytest.fixture
+def training(demo, tmp_path):
+    return Training(demo, tmp_path)
+
+
+def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypatch):
+    monkeypatch.setattr(train, "ask", replies("好"))
+    training.without_evaluation()
+    training.settings |= {**SHORT_RUN, "max_steps": 18}
+    assert training.run().returncode == 0
+    trained = training.path / "trained"
+    undisturbed = trained.rename(training.path / "undisturbed")
+    log = trained / ".run/trainer_log.jsonl"
+    program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
+    for step in (2, 9, 17):
+        with subprocess.Popen(
+            program, cwd=ROOT, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as running:
+            while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
+                time.sleep(0.01)  # until that step, however long it takes
+            running.kill()  # its child, LLaMA-Factory, is killed with it
+        assert not (trained / "receipt.json").exists()
+    done = training.run()
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(trained, undisturbed, 1e-6)
+
+
+@pytest.mark.parametrize("content", [None, '{"global_st'])
+def test_a_checkpoint_that_was_not_written_to_its_end_is_deleted(tmp_path, content):
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global_step": 4, "train_batch_size": 8}')
+    if content:
+        (tmp_path / "checkpoint-8/trainer_state.json").write_text(content)
+    assert train.fix_checkpoints(tmp_path, 2) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["train_batch_size"] == 2
+
+
+def test_two_processes_train_together(training, monkeypatch):
+    monkeypatch.setattr(train, "ask", replies("好"))
+    training.without_evaluation()
+    training.settings |= {"max_steps": 2, "ddp_backend": "gloo"}
+    done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"})
+    assert done.returncode == 0, done.stderr
+    used = json.loads((training.path / "trained/train.yaml").read_text(encoding="utf-8"))
+    assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
+    log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
+    assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
+
+
+@pytest.fixture(scope="module")
+def restarted(demo, tmp_path_factory):
+    """A finished training whose loss was NaN in bf16: (folder, attempts, output)."""
+    training = Training(demo, tmp_path_factory.mktemp("restarted"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return training.path / "trained", *train_on_card(training, monkeypatch, CARD_BREAKS="bf16")
+
+
+def test_a_broken_loss_restarts_the_training_in_the_other_precision(restarted):
+    _, attempts, output = restarted
+    assert [(attempt["precision"], attempt["ended"]) for attempt in attempts] == [
+        ("bf16", "the loss is nan at step 1"),
+        ("fp16", "well"),
+    ]
+    assert "train: the loss is nan at step 1; starting again in fp16\n" in output
+
+
+def test_out_of_memory_resumes_with_half_the_micro_batch_and_gives_the_same_adapter(training, restarted, monkeypatch):
+    attempts, output = train_on_card(training, monkeypatch, CARD_ROWS="2", CARD_STEP="5")
+    assert [
+        (attempt["micro_batch"], attempt["accumulation"], attempt["precision"], attempt["ended"])
+        for attempt in attempts
+    ] == [(4, 1, "bf16", "out of memory"), (2, 2, "bf16", "well")]
+    assert "train: out of memory; resuming with a micro-batch of 2\n" in output
+    log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
+    assert "Continuing training from global step 4\n" in log
+    assert "Total train batch size (w. parallel, distributed & accumulation) = 4\n" in log
+    assert_same_adapter(training.path / "trained", restarted[0], 1e-4)  # its fp16 is simulated, too
+
+
+def test_out_of_memory_with_a_single_row_ends_the_training(training, monkeypatch):
+    def run_program(command, values, folder, variables, watch):
+        raise llamafactory.OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory")
+
+    monkeypatch.setattr(train, "run_program", run_program)
+    training.settings["per_device_train_batch_size"] = 1
+    assert training.error() == (
+        "llamafactory-cli train ran out of the card's memory; even a micro-batch of one row needs too much: close what "
+        "uses the card, or take a shorter cutoff_len or a smaller model"
+    )
