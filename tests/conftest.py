@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -57,11 +58,8 @@ def demo_in_background(request, tmp_path_factory):
     if not any("demo" in item.fixturenames for item in request.session.items):
         return
     shared = shared_folder(tmp_path_factory)
-    with open(shared / "demo.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
+    with contextlib.suppress(BlockingIOError), open(shared / "demo.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (shared / "demo").exists():
             project = copy_project(shared / "demo")
             with open(shared / "demo.out", "w") as output, open(shared / "demo.err", "w") as errors:
@@ -74,6 +72,7 @@ def demo_in_background(request, tmp_path_factory):
                     stderr=errors,
                     pass_fds=[lock.fileno()],
                 )
+    os.nice(5)  # many tests wait for the demo, so it goes before the others
 
 
 @pytest.fixture(scope="session")
