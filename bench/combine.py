@@ -55,14 +55,14 @@ def invented_texts(random, count=300_000):
     flat = "".join(random.choice(characters, lengths.sum()))
     ends = lengths.cumsum().tolist()
     texts = [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
-    for place in range(0, count, 50):
-        texts[place] = [
+    for index in range(0, count, 50):
+        texts[index] = [
             "[图片]",
-            texts[place] + "[表情]",
+            texts[index] + "[表情]",
             "  ",
             "请使用最新版手机QQ体验新功能",
-            f"{texts[place]} me@example.com",
-        ][place // 50 % 5]
+            f"{texts[index]} me@example.com",
+        ][index // 50 % 5]
     return pl.Series(texts)
 
 

@@ -131,7 +131,7 @@ run() {
     need_image "${PIPELINE_IMAGE#huiyin-}"
     if [ -n "$llm" ]; then
         mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run --rm --no-deps -T pipeline python scripts/tools/needs.py --llm "$llm")
-        wait $! || exit 1  # it has said why
+        wait $! || exit 1  # it has printed the reason
     fi
     if [ ${#settings[@]} -gt 0 ]; then
         [ "$GPU" = none ] || check_card

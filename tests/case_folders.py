@@ -50,11 +50,11 @@ def ledger_of(folder):
 def messages(rows):
     """The messages of a case: what a row leaves out has a plain value."""
     full = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         plain = {
-            "message_id": place,
+            "message_id": index,
             "group_id": "g",
-            "seq": place,
+            "seq": index,
             "nickname": f"名{row['user_id']}",
             "kinds": ["text"] * len(row["fragments"]),
             "mentions": [],
@@ -68,12 +68,12 @@ def messages(rows):
 def turns(rows):
     """The turns of a case, sorted as combine sorts them: group, time."""
     full = []
-    for place, row in enumerate(sorted(rows, key=lambda row: (row.get("group_id", "g"), row["time"]))):
+    for index, row in enumerate(sorted(rows, key=lambda row: (row.get("group_id", "g"), row["time"]))):
         plain = {
-            "turn_id": place,
+            "turn_id": index,
             "group_id": "g",
             "nickname": f"名{row['user_id']}",
-            "message_ids": [place],
+            "message_ids": [index],
             "mentions": [],
             "reply_to_turn": None,
             "quotes_outside": False,

@@ -150,7 +150,7 @@ class Box:
 
 @pytest.fixture(scope="session")
 def box(folder, base_image, gguf):
-    """A Box in which `make gen` has run in the containers; what it said is in `box.output`."""
+    """A Box in which `make gen` has run in the containers; its output is in `box.output`."""
     box = Box(folder, folder, base_image, LLM)
     box.become_a_stranger(folder)
     status, output = box.run("docker/run.sh", "data", "true")
@@ -204,10 +204,10 @@ def test_the_results_are_those_of_the_host(box, folder, base_image, gguf, tmp_pa
 
 
 def test_the_missing_model_was_fetched_once_and_announced(box):
-    said = re.findall(
+    lines = re.findall(
         r"^qwen2\.5:14b is not here yet: [\d.]+ GB to fetch, [\d.]+ GB of disk free$", box.output, re.MULTILINE
     )
-    assert len(said) == 1
+    assert len(lines) == 1
 
 
 def test_all_that_was_made_belongs_to_the_caller_and_is_closed_to_others(box):

@@ -26,24 +26,24 @@ def plain_turns(
     for _, group in messages.groupby("group_id", sort=True):
         names = {row["nickname"]: row["user_id"] for _, row in group.iterrows() if pd.isna(row["seq"])}
         longest_first = sorted((name for name in names if name.strip()), key=len, reverse=True)
-        said = []
+        with_text = []
         for _, row in group.iterrows():
             text, mentions, special = what_it_says(row, longest_first, names, special_texts, placeholders)
             if text:
-                said.append({"row": row, "text": text, "mentions": mentions})
+                with_text.append({"row": row, "text": text, "mentions": mentions})
             else:
                 dropped[special or "empty"] = dropped.get(special or "empty", 0) + 1
         bursts = []
-        for place, message in enumerate(said):
+        for index, message in enumerate(with_text):
             burst = None
             if merge == "rule" and not (quotes_start_a_turn and quotes(message["row"])):
-                burst = burst_to_join(said, place, max_gap_seconds, max_others_between)
+                burst = burst_to_join(with_text, index, max_gap_seconds, max_others_between)
             if burst is None:
-                burst = {"place": place, "messages": []}
+                burst = {"index": index, "messages": []}
                 bursts.append(burst)
             burst["messages"].append(message)
             message["burst"] = burst
-        turns += sorted((turn_of(burst) for burst in bursts), key=lambda turn: (turn["time"], turn["place"]))
+        turns += sorted((turn_of(burst) for burst in bursts), key=lambda turn: (turn["time"], turn["index"]))
     number(turns)
     written, empty = len(turns), sum(dropped.values())
     return turns, {
@@ -54,12 +54,12 @@ def plain_turns(
     }
 
 
-def burst_to_join(said, place, max_gap_seconds, max_others_between):
-    """The burst of the user's last message before `place`, if this one still belongs to it."""
-    row = said[place]["row"]
+def burst_to_join(with_text, index, max_gap_seconds, max_others_between):
+    """The burst of the user's last message before `index`, if this one still belongs to it."""
+    row = with_text[index]["row"]
     if row["user_id"] in ("", "80000000"):
         return None
-    for earlier in reversed(said[max(place - max_others_between - 1, 0) : place]):
+    for earlier in reversed(with_text[max(index - max_others_between - 1, 0) : index]):
         if earlier["row"]["user_id"] == row["user_id"]:
             soon = row["time"] - earlier["row"]["time"] < pd.Timedelta(seconds=max_gap_seconds)
             return earlier["burst"] if soon else None
@@ -101,17 +101,17 @@ def is_notice(text, entry):
 
 
 def without_typed_mentions(text, longest_first, names, mentions):
-    place = 0
-    while place < len(text):
-        if text[place] == "@" and not (in_word(text[:place][-1:]) and in_word(text[place + 1 :][:1])):
+    index = 0
+    while index < len(text):
+        if text[index] == "@" and not (in_word(text[:index][-1:]) and in_word(text[index + 1 :][:1])):
             for name in longest_first:
-                rest = text[place + 1 + len(name) :]
-                if text[place + 1 :].startswith(name) and (not rest or rest[0].isspace()):
+                rest = text[index + 1 + len(name) :]
+                if text[index + 1 :].startswith(name) and (not rest or rest[0].isspace()):
                     mentions += [names[name]] if names[name] else []
-                    text = text[:place] + rest
-                    place -= 1
+                    text = text[:index] + rest
+                    index -= 1
                     break
-        place += 1
+        index += 1
     return text
 
 
@@ -127,7 +127,7 @@ def turn_of(burst):
     rows = [message["row"] for message in burst["messages"]]
     milliseconds = [row["time"].value // 1_000_000 for row in rows]
     return {
-        "place": burst["place"],
+        "index": burst["index"],
         "group_id": rows[0]["group_id"],
         "user_id": rows[0]["user_id"],
         "nickname": rows[-1]["nickname"],
@@ -143,12 +143,12 @@ def turn_of(burst):
 
 def number(turns):
     """Give the turns, which are in order, their numbers, the turns they quote, and the seconds between them."""
-    turn_of_message = {message: place for place, turn in enumerate(turns) for message in turn["message_ids"]}
-    for place, turn in enumerate(turns):
-        turn["turn_id"] = place
-        before = turns[place - 1] if place and turns[place - 1]["group_id"] == turn["group_id"] else turn
+    turn_of_message = {message: index for index, turn in enumerate(turns) for message in turn["message_ids"]}
+    for index, turn in enumerate(turns):
+        turn["turn_id"] = index
+        before = turns[index - 1] if index and turns[index - 1]["group_id"] == turn["group_id"] else turn
         turn["seconds_since_previous"] = (turn["time"] - before["time"]) // 1000
         quoted = [turn_of_message.get(message) for message in turn.pop("quoted")]
         turn["quotes_outside"] = None in quoted
-        turn["reply_to_turn"] = quoted[0] if quoted and quoted[0] != place else None
-        del turn["place"]
+        turn["reply_to_turn"] = quoted[0] if quoted and quoted[0] != index else None
+        del turn["index"]

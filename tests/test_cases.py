@@ -89,10 +89,10 @@ def body_of(row):
 
 def write_history(case, path):
     tables = {"group_msg_table": []}
-    for place, row in enumerate(read_lines(case / "rows.jsonl"), 1):
+    for index, row in enumerate(read_lines(case / "rows.jsonl"), 1):
         usual = {
-            40001: place,
-            40003: place,
+            40001: index,
+            40003: index,
             40011: 2,
             40012: 1,
             40013: 0,
@@ -101,7 +101,7 @@ def write_history(case, path):
             40027: 51,
             40030: 1001,
             40033: 111,
-            40050: 1_660_471_938 + place,
+            40050: 1_660_471_938 + index,
             40060: 0,
             40090: "Ann",
             40093: "",

@@ -132,8 +132,8 @@ def one_group(rows):
         "reply_dangling": False,
     }
     full = [
-        {**same, "message_id": place, "time": EVENING + 1000 * place, "kinds": ["text"] * len(row["fragments"]), **row}
-        for place, row in enumerate(rows)
+        {**same, "message_id": index, "time": EVENING + 1000 * index, "kinds": ["text"] * len(row["fragments"]), **row}
+        for index, row in enumerate(rows)
     ]
     return pl.DataFrame(full, MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
 
@@ -150,7 +150,7 @@ def test_a_special_text_leaves_no_comma_and_nothing_empty_behind(fragments):
 def test_hundreds_of_members_of_one_name_touch_no_other_text(name):
     kept = [f"{name}{name} {name}，{name}", f"信me@{name}.com", f"@{name}x", f"c = a@{name}+b", f"@{name}，好", "@ @"]
     texts = [*kept, f"好的@{name} 来@{name}"]
-    rows = [{"user_id": str(place), "nickname": name, "fragments": [texts[place % len(texts)]]} for place in range(280)]
+    rows = [{"user_id": str(index), "nickname": name, "fragments": [texts[index % len(texts)]]} for index in range(280)]
     turns, ledger = combined(one_group(rows), PRESETS["default"])
     assert [turn["text"] for turn in turns] == [*kept, "好的 来"] * 40
     assert [turn["mentions"] for turn in turns] == [*([] for _ in kept), ["279"]] * 40

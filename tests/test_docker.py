@@ -72,7 +72,7 @@ def test_wsl_without_integration(project):
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("message", "line"),
     [
         (
             "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
@@ -86,8 +86,8 @@ def test_wsl_without_integration(project):
         ),
     ],
 )
-def test_a_daemon_that_does_not_serve_us(project, said, line):
-    fake(project, "docker", f'echo "{said}" >&2; exit 1')
+def test_a_daemon_that_does_not_serve_us(project, message, line):
+    fake(project, "docker", f'echo "{message}" >&2; exit 1')
     assert complaint(project) == line
 
 
@@ -100,8 +100,8 @@ def test_no_compose(project):
 
 
 def test_a_repository_on_a_windows_disk(project):
-    def warned(place, **variables):
-        return "is on a Windows disk" in make(project, "help", f"CURDIR={place}", env=variables).stdout
+    def warned(folder, **variables):
+        return "is on a Windows disk" in make(project, "help", f"CURDIR={folder}", env=variables).stdout
 
     assert warned("/mnt/c/huiyin", WSL_DISTRO_NAME="Ubuntu")
     assert not warned("/home/me/huiyin", WSL_DISTRO_NAME="Ubuntu")

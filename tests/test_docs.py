@@ -43,11 +43,11 @@ def test_each_setting_is_in_its_file_with_its_default_and_a_comment(name):
     lines = text(f"config/{name}.yaml").splitlines()
     assert "preset: default" in lines
     defaults, shown = settings(), {}
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         match = re.fullmatch(r"# (\w+): ?(.*)", line)
         if match and hasattr(defaults, match[1]):
             shown[match[1]] = match[2]
-            assert lines[place - 1].startswith("# "), f"{match[1]} has no comment"
+            assert lines[index - 1].startswith("# "), f"{match[1]} has no comment"
     fields = [field.name for field in dataclasses.fields(settings)]
     assert [field for field in fields if field not in shown] == []
     for field in fields:

@@ -394,8 +394,8 @@ def test_the_guides_second_way(demo, tmp_path, ollama):
         """As a good model would; what is to be written comes from the tiny one."""
         if "merged" not in body["format"]["properties"]:
             return None
-        said = re.findall(r"^\d+\. （\d+秒后）(.*)$", body["messages"][1]["content"], re.MULTILINE)
-        return json.dumps({"merged": [{"first": "1", "last": "2", "text": "，".join(said[:2])}]})
+        texts = re.findall(r"^\d+\. （\d+秒后）(.*)$", body["messages"][1]["content"], re.MULTILINE)
+        return json.dumps({"merged": [{"first": "1", "last": "2", "text": "，".join(texts[:2])}]})
 
     ollama.before_chat = merge_the_first_two
     done = make(project, "gen", "CONFIG=way2", "RUN_IN=host", "TARGET=10002", "SOURCE=chat.csv")

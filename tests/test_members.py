@@ -13,12 +13,12 @@ START = datetime(2024, 1, 31, 23, tzinfo=UTC)
 ANONYMOUS = "80000000"
 
 
-def message(place, user, text, group="1", **more):
+def message(index, user, text, group="1", **more):
     return {
-        "message_id": place,
+        "message_id": index,
         "group_id": group,
-        "time": START + timedelta(minutes=2 * place),
-        "seq": place,
+        "time": START + timedelta(minutes=2 * index),
+        "seq": index,
         "user_id": user,
         "nickname": f"名{user}",
         "fragments": [text] if text else [],
@@ -151,13 +151,13 @@ def test_who_never_wrote_a_word_is_there_too(tmp_path):
 )
 def test_the_verdict_goes_by_different_turns_in_all_groups(tmp_path, user, different, verdict):
     texts = [str(number) for number in range(different)]
-    rows = [message(place, user, text, group=str(1 + place % 2)) for place, text in enumerate(texts * 2 + texts[:1])]
+    rows = [message(index, user, text, group=str(1 + index % 2)) for index, text in enumerate(texts * 2 + texts[:1])]
     found, _, _ = members(tmp_path, rows)
     assert [(row["different_turns"], row["verdict"]) for row in found] == [(different, verdict)] * 2
 
 
 def test_a_crowd_is_cut_on_the_terminal_but_not_in_the_file(tmp_path):
-    found, _, printed = members(tmp_path, [message(place, str(100 + place), "在") for place in range(33)])
+    found, _, printed = members(tmp_path, [message(index, str(100 + index), "在") for index in range(33)])
     assert len(found) == 33
     assert printed.splitlines()[-3] == "  ... and 3 more"
 

@@ -43,7 +43,7 @@ class Case:
 
 
 class History:
-    """The turns of a history: the only place where linking looks up the turns around a turn.
+    """The turns of a history: the only class in which linking looks up the turns around a turn.
 
     turns: the frame of turns.parquet, where each group has consecutive values of `turn_id`; candidates: how many turns
     before one are looked at; stop_at_own_turn: none before the previous turn of its author.
