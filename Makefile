@@ -70,8 +70,8 @@ RUN_WITH_OLLAMA = $(RUN)$(with_ollama.$(RUN_IN))
 RUN_WITH_MODEL = $(RUN)$(with_model.$(RUN_IN))
 include docker/docker.mk
 
-# Twice quiet: errors only. Python compiles what it imports, which is a tenth of what pip would compile.
-pip := .venv/bin/pip install --quiet --quiet --no-compile --disable-pip-version-check
+# Twice quiet: errors only, since nobody can do anything about most of pip's warnings.
+pip := .venv/bin/pip install --quiet --quiet --disable-pip-version-check
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
