@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,6 +13,9 @@ from helpers import CLEAN, copy_project, run_script
 from llm_folder import Folder
 from ollama_server import OllamaServer
 
+HAS_TORCH = find_spec("torch") is not None
+if not HAS_TORCH:  # as where CI tests the data stages on every Python
+    collect_ignore = ["test_export.py", "test_preflight.py", "test_prompt.py", "test_train.py", "test_train_resumes.py"]
 LONGEST = ["test_train_resumes", "test_export", "test_kill", "test_train"]  # to start first, so that none ends last
 
 
@@ -20,6 +24,10 @@ def pytest_collection_modifyitems(items):
     with_demo = {item.path for item in items if "demo" in item.fixturenames}
     rank = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (item.path in with_demo, rank.get(item.path.stem, len(rank))))
+    if not HAS_TORCH:
+        for item in items:
+            if "demo" in item.fixturenames:
+                item.add_marker(pytest.mark.skip("needs the train environment: make .venv/train"))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +63,7 @@ def demo_in_background(request, tmp_path_factory):
 
     Its process holds the lock, so that whoever gets the lock too finds it done.
     """
-    if not any("demo" in item.fixturenames for item in request.session.items):
+    if not HAS_TORCH or not any("demo" in item.fixturenames for item in request.session.items):
         return
     shared = shared_folder(tmp_path_factory)
     with contextlib.suppress(BlockingIOError), open(shared / "demo.lock", "w") as lock:
