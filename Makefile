@@ -72,6 +72,7 @@ include docker/docker.mk
 
 # Twice quiet: errors only, since nobody can do anything about most of pip's warnings.
 pip := .venv/bin/pip install --quiet --quiet --disable-pip-version-check
+packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
@@ -81,13 +82,13 @@ pip := .venv/bin/pip install --quiet --quiet --disable-pip-version-check
 	$(PYTHON) -m venv .venv
 	$(pip) -r $<
 	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" >&2; exit 1; }
-	@echo "$(CURDIR)" > $$(echo .venv/lib/python3*/site-packages)/huiyin.pth # for scripts that are run by hand
+	@echo "$(CURDIR)" > "$$($(packages))/huiyin.pth" # for scripts that are run by hand
 	@touch $@
 
 .venv/train: requirements/train.txt | .venv/base
 	$(pip) $$(grep '^torch==' $<)
 	$(pip) --no-deps -r $<
-	cp -r requirements/torchaudio .venv/lib/python3*/site-packages/
+	cp -r requirements/torchaudio "$$($(packages))"
 	@touch $@
 .venv/dev: requirements/dev.txt | .venv/base
 	$(pip) -r $<
@@ -175,7 +176,7 @@ chat: | $(train)## talk to the member in the terminal
 deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
-	@MOUNT=$(SOURCE) $(RUN_WITH_OLLAMA) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+	@HUIYIN_MOUNT=$(SOURCE) $(RUN_WITH_OLLAMA) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card

@@ -7,7 +7,7 @@
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
-# GPU: index of the card, or none; MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
+# GPU: index of the card, or none; HUIYIN_MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
 # places to fetch those images from.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
@@ -107,7 +107,7 @@ start_ollama() {
 
 # ---- A command
 run() {
-    local llm='' pull='' settings=() word path options=(--rm --no-deps)
+    local llm='' pull='' settings=() word path mounts=() options=(--rm --no-deps)
     while :; do
         case $1 in
             --ollama) llm=$2; shift 2 ;;
@@ -116,7 +116,7 @@ run() {
         esac
     done
     declare -A outside=()
-    for word in "$@" "${MOUNT:-}"; do
+    for word in "$@" "$llm" "${HUIYIN_MOUNT:-}"; do
         # What lies outside the repository is mounted read-only, with what is beside it; of a link, both ends.
         [ -e "$word" ] || continue
         for path in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
@@ -124,20 +124,22 @@ run() {
             [[ $path/ = "$PWD"/* ]] || outside[$path]=yes
         done
     done
-    for path in "${!outside[@]}"; do options+=(--volume "$path:$path:ro"); done
+    for path in "${!outside[@]}"; do mounts+=(--volume "$path:$path:ro"); done
+    options+=("${mounts[@]}")
     [ -z "${QQ_DB_KEY:-}" ] || options+=(-e QQ_DB_KEY)  # its name only: arguments can be read by everybody
     [[ -t 0 && -t 1 ]] || options+=(-T)
 
     need_image "${PIPELINE_IMAGE#huiyin-}"
     if [ -n "$llm" ]; then
-        mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run --rm --no-deps -T pipeline python scripts/tools/needs.py --llm "$llm")
+        # its input is not ours: what the user types is for the command
+        mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run "${mounts[@]}" --rm --no-deps -T pipeline python scripts/tools/needs.py --llm "$llm" < /dev/null)
         wait $! || exit 1  # it has printed the reason
     fi
     if [ ${#settings[@]} -gt 0 ]; then
         [ "$GPU" = none ] || check_card
         use_compose
         start_ollama "${settings[@]}"
-        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
+        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434 < /dev/null
     elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
         check_card
     else

@@ -150,13 +150,12 @@ def decide(case: Case, settings: Settings) -> None:
 
 
 def cascade(
-    cases: list[Case], history: History, settings: Settings, ask: Callable[[str, list[Case], bool], list[Any]]
+    cases: list[Case], history: History, settings: Settings, ask: Callable[[str, list[Case], int], list[Any]]
 ) -> dict[str, Any]:
     """Decide the open cases: the linker those it is confident about, then the model, or without a model the rule.
 
-    ask: (name of the work, cases, final) -> the model's answer to each; in a test a failure is not `final`. Return the
-    entries of the receipt: the linker's threshold in each group, and how many held-out quotes rule, linker and model
-    find.
+    ask: (name of the work, cases, number of cases in all calls) -> the model's answer to each. Return the entries of
+    the receipt: the linker's threshold in each group, and how many held-out quotes rule, linker and model find.
     """
     groups = sorted({case.turn["group_id"] for case in cases})
     receipt: dict[str, Any] = {}
@@ -176,8 +175,9 @@ def cascade(
         predicted["linker"] = [decisions[case.turn["turn_id"]][0] for case in tested]
     open_cases = [case for case in cases if case.open]
     if settings.use_llm:
-        apply_answers(open_cases, ask("pair", open_cases, True), settings.min_confidence)
-        answers = ask("pair: held-out quotes", tested, False)
+        total = len(open_cases) + len(tested)
+        apply_answers(open_cases, ask("pair", open_cases, total), settings.min_confidence)
+        answers = ask("pair: held-out quotes", tested, total)
         predicted["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
     else:
         apply_rule(open_cases, history.named)
@@ -292,10 +292,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in cases:
             decide(case, settings)
 
-        def ask(name: str, asked: list[Case], final: bool) -> list[Any]:
+        def ask(name: str, asked: list[Case], total: int) -> list[Any]:
             shown = settings.characters_shown
             questions = [which_turn(prompt, case.turn, case.window, shown, llm.pair_temperature) for case in asked]
-            return client.ask_all(name, questions, share_decided(cases), final)
+            return client.ask_all(name, questions, share_decided(cases), total=total)
 
         if settings.method == "cascade" and cases:
             stage.receipt |= cascade(cases, history, settings, ask)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 
 def lazy(name: str) -> ModuleType:
-    """Return the package `name`, to be loaded at the first use of one of its attributes."""
+    """Return the package `name`, to be loaded when an attribute is first used (in the main thread)."""
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:

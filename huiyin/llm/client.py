@@ -173,12 +173,14 @@ class Client:
             return {}
         return {"llm": {"model": self.model, **self.counts, "seconds": round(self.seconds, 3)}}
 
-    def ask_all(self, name: str, questions: list[Question], note: str = "", final: bool = True) -> list[Result]:
+    def ask_all(
+        self, name: str, questions: list[Question], note: str = "", final: bool = True, total: int = 0
+    ) -> list[Result]:
         """Return the Accepted answer to each of `questions`, None where no try gave a valid one, and TooLong (the
         class) where it does not fit into the context.
 
         note: what the progress says besides. final: nobody will ask again, so that more failures than
-        `max_failed_share` are `UserError`.
+        `max_failed_share` are `UserError`. total: questions that the share counts, where several calls belong together.
         """
         if not questions:
             return []
@@ -197,11 +199,11 @@ class Client:
         if to_ask:
             notes = [note, f"{len(results) / len(by_key):.0%} from the answer cache" if results else ""]
             longest = max(by_key, key=lambda key: by_key[key].size())
-            results |= self.ask_uncached(name, to_ask, longest, " and ".join(filter(None, notes)), final)
+            results |= self.ask_uncached(name, to_ask, longest, " and ".join(filter(None, notes)), final, total)
         return [results[key] for key in keys]
 
     def ask_uncached(
-        self, name: str, questions: dict[str, Question], longest: str, note: str, final: bool
+        self, name: str, questions: dict[str, Question], longest: str, note: str, final: bool, total: int
     ) -> dict[str, Result]:
         """Return {key: result} of `questions`, {key: Question}.
 
@@ -221,7 +223,7 @@ class Client:
                         results[futures[future]] = result = future.result()
                         failed += result is None
                         if final:
-                            self.check_failures(failed, len(questions))
+                            self.check_failures(failed, max(total, len(questions)))
                         show(progress, time.monotonic() - started, self.counts["tokens"] - tokens_before, note)
             except BaseException:
                 self.stopped.set()  # ends the waits of `ask`

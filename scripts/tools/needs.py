@@ -13,7 +13,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     llm_arguments(parser, answers=False)
     settings = read_llm_settings(parser.parse_args(argv))
-    if settings.backend == "ollama" and settings.url == "auto":
+    if settings.backend == "ollama" and "auto" in (settings.url if isinstance(settings.url, list) else [settings.url]):
         print(f"OLLAMA_NUM_PARALLEL={settings.parallel}\nOLLAMA_CONTEXT_LENGTH={settings.num_ctx}")
 
 
