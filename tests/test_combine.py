@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -104,7 +105,7 @@ def combined(messages, chosen, part=combine.PART):
 
 
 def plain(messages, chosen):
-    return plain_turns(messages.to_pandas(), **dataclasses.asdict(chosen))
+    return plain_turns(pd.DataFrame(messages.to_dict(as_series=False)), **dataclasses.asdict(chosen))
 
 
 @given(histories(), st.sampled_from(["seed", "default"]), st.sampled_from([1, 4, combine.PART]))
