@@ -139,7 +139,7 @@ run() {
         [ "$GPU" = none ] || check_card
         use_compose
         start_ollama "${settings[@]}"
-        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434 < /dev/null
+        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
     elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
         check_card
     else
