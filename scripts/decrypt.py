@@ -3,8 +3,8 @@
     python scripts/decrypt.py data/demo/sample/nt_msg.db --key data/demo/sample/key.txt \\
         --config config/decrypt.yaml --out data/demo/decrypted
 
-A key in the environment variable QQ_DB_KEY takes precedence over the key file. The source is never written to. Only the
-pages of the wanted tables are decrypted, straight into the result.
+A key in the environment variable QQ_DB_KEY takes precedence over the key file. The source is never written to:
+SQLCipher reads an encrypted copy of it. Only the wanted tables are decrypted, straight into the result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
 
-    with Stage("decrypt", args.out, packages=["cryptography", "numpy"]) as stage:
+    with Stage("decrypt", args.out, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
         stage.use(args.config, settings)
         plain = stage.output("nt_msg.db")
         key = read_key(args.key, args.source)
@@ -138,25 +138,22 @@ def extract(
     return tables
 
 
-def state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def state(path: Path) -> list[tuple[int, int]]:
+    """Return size and date of a database and of its log, where new messages go first."""
+    files = [path.stat(), *(log.stat() for log in [path.with_name(path.name + "-wal")] if log.exists())]
+    return [(file.st_size, file.st_mtime_ns) for file in files]
 
 
 def add_companion(
     stage: Stage, source: Path, key: str | None, names: list[str], plain: Path, settings: Settings, config: Path
 ) -> dict[str, int]:
     """Add the tables `names` of another database of the account to `plain`; return {name: rows}."""
+    from huiyin.qqnt.extract import copy_tables
+
     part = stage.out / f".{source.name}.part"
     tables = extract(stage, source, key, names, part, settings, config)
-    with closing(sqlite3.connect(plain, isolation_level=None)) as connection:
-        # Nothing reads the file before it is complete, so it needs no journal and no fsync.
-        for setting in ("journal_mode", "synchronous"):
-            connection.execute(f"PRAGMA {setting} = OFF")
-        connection.execute("ATTACH DATABASE ? AS part", (str(part),))
-        for name, table in tables.items():
-            connection.execute(table.create)
-            connection.execute(f"INSERT INTO main.[{name}] SELECT * FROM part.[{name}]")
+    with Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
+        copy_tables(part, [], names, plain, progress, source)
     part.unlink()
     return {name: table.rows for name, table in tables.items()}
 

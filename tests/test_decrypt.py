@@ -1,11 +1,11 @@
 """decrypt: which tables and rows it writes, with which keys, and the error lines."""
 
 import contextlib
-import errno
 import json
-import multiprocessing.process
+import operator
 import os
 import random
+import resource
 import shutil
 import sqlite3
 from collections import namedtuple
@@ -17,15 +17,17 @@ import sqlcipher3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import huiyin.qqnt.extract
 from helpers import EXAMPLES, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
 from huiyin.qqnt.btree import cells, four, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
-from huiyin.qqnt.extract import check_space, read_schema, take_tables
+from huiyin.qqnt.extract import KEEP_FREE, take_tables
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
+from huiyin.qqnt.salvage import check_space, read_schema, salvage
 from scripts.decrypt import Settings, extract, read_key
 from scripts.demo.history import KEY, START
 
@@ -60,6 +62,15 @@ def receipt(out):
 def query(database, sql):
     with closing(sqlite3.connect(database)) as connection:
         return connection.execute(sql).fetchall()
+
+
+def content(database):
+    """Return {table: its rows with their rowids, values and types}."""
+    tables = {}
+    for (name,) in query(database, "SELECT name FROM sqlite_master WHERE type = 'table'"):
+        types = ", ".join(f"typeof([{row[1]}])" for row in query(database, f"PRAGMA table_info([{name}])"))
+        tables[name] = query(database, f"SELECT rowid, *, {types} FROM [{name}] ORDER BY rowid")
+    return tables
 
 
 def assert_decrypted(done, out, rows=MESSAGES):
@@ -282,6 +293,143 @@ def test_another_database_of_the_account_is_refused(source, tmp_path):
     assert_refused(decrypt(other, tmp_path / "out"), tmp_path / "out", line)
 
 
+# ---- both ways of reading, and what is no ordinary table
+
+ROWS = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 900) INSERT INTO group_msg_table"
+ORDINARY = "CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, [40800] BLOB)"
+FILL = f"{ROWS} SELECT n * 977, 2, n, randomblob(n * 7) FROM s"
+DELETE = "DELETE FROM group_msg_table WHERE rowid % 9 < 7"
+NO_KEY = [
+    "CREATE TABLE group_msg_table ([40001] TEXT, [40010], [40050] REAL DEFAULT 7, [40800] NUMERIC)",
+    f"{ROWS}(rowid, [40001], [40800]) SELECT n * n, n, iif(n % 3, 'x' || n, NULL) FROM s",
+    "ALTER TABLE group_msg_table ADD COLUMN [40090] TEXT DEFAULT 'none'",
+]
+SOUND = {  # {what: statements}
+    "rows larger than a page": [ORDINARY, FILL],
+    "no key and gaps in the rowids": NO_KEY,
+    "stale pages and an index": [ORDINARY, FILL, "CREATE INDEX by_time ON group_msg_table ([40050])", DELETE],
+    "no rows in another table": [ORDINARY, FILL, "CREATE TABLE nt_uid_mapping_table ([48901] INTEGER PRIMARY KEY)"],
+    "a name in capitals": [ORDINARY.replace("group_msg_table", "GROUP_MSG_TABLE"), FILL],
+    "UTF-16": ["PRAGMA encoding = 'UTF-16le'", *NO_KEY],
+    "auto-vacuum": ["PRAGMA auto_vacuum = FULL", ORDINARY, FILL, DELETE],
+    "a view and a trigger": [
+        *(ORDINARY, FILL, "CREATE VIEW v AS SELECT * FROM group_msg_table"),
+        f"CREATE TRIGGER t BEFORE INSERT ON group_msg_table BEGIN {DELETE}; END",
+    ],
+}
+LOGGED = [
+    "UPDATE group_msg_table SET [40050] = 5 WHERE rowid % 4 = 0",
+    "DELETE FROM group_msg_table WHERE rowid % 7 = 0",
+]
+DEVICES = {  # {device: (key, HMAC, header)}
+    "Windows": ("a#'\"@ 0123456789", "SHA512", Header(version=b"9.9.3")),
+    "Linux": (KEY, "SHA1", Header(version=b"0" * 128, hmac=b"HMAC_SHA1")),
+    "Android": ("0123456789abcdef" * 2, "SHA256", Header(version=b"a1B2c3D4", hmac=b"HMAC_SHA256")),
+    "plain": (None, None, None),
+}
+
+
+def run_statements(bare, device, statements):
+    """Run `statements` in the database `bare`, one without QQ's header; return the connection."""
+    key, name, _ = DEVICES[device]
+    connection = (sqlcipher3 if key else sqlite3).connect(bare, isolation_level=None)
+    for statement in [*Cipher(hmac=name).pragmas(key), *statements]:
+        connection.execute(statement)
+    return connection
+
+
+def write_database(path, device, statements, logged=()):
+    """Write a database with the `statements`, and a log beside it with those of `logged`."""
+    header, bare = DEVICES[device][2], path.with_suffix(".bare")
+    with closing(run_statements(bare, device, statements)) as connection:
+        for statement in ["PRAGMA journal_mode = WAL", *logged] if logged else ():
+            connection.execute(statement)
+        path.write_bytes((build_header(header) if header else b"") + bare.read_bytes())
+        if logged:
+            shutil.copy(f"{bare}-wal", f"{path}-wal")
+    return path
+
+
+def read_both_ways(path, device):
+    """Return what SQLCipher reads and what is read page by page."""
+    key, names = DEVICES[device][0], ["group_msg_table", "nt_uid_mapping_table"]
+    cipher, copied, salvaged = detect(path, key), path.with_name("copied.db"), path.with_name("salvaged.db")
+    with Progress("test", None, "B") as progress:
+        taken = [
+            take_tables(path, cipher, key, names, copied, progress, pytest.fail)[0],
+            salvage(Pages(path, cipher, key), path, names, salvaged, progress, pytest.fail),
+        ]
+    results = [content(copied), content(salvaged)]
+    for tables, result in zip(taken, results, strict=True):
+        assert not any(table.is_damaged for table in tables.values())
+        assert {name: table.rows for name, table in tables.items()} == {name: len(result[name]) for name in result}
+    return results
+
+
+@pytest.mark.parametrize("what", SOUND)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("logged", [(), LOGGED])
+def test_both_ways_give_the_same_rows(tmp_path, capsys, what, device, logged):
+    path = write_database(tmp_path / "nt_msg.db", device, SOUND[what], logged)
+    copied, salvaged = read_both_ways(path, device)
+    assert copied == salvaged
+    assert capsys.readouterr().out == ""  # SQLCipher read it to its end
+    with closing(run_statements(path.with_suffix(".bare"), device, [])) as connection:
+        rows = connection.execute("SELECT rowid, * FROM group_msg_table").fetchall()
+    assert [row[: len(rows[0])] for row in copied["group_msg_table"]] == rows
+
+
+@pytest.mark.parametrize("size", [1024, 8192, 65536])
+def test_pages_of_every_size(tmp_path, size):
+    path = write_database(tmp_path / "nt_msg.db", "plain", [f"PRAGMA page_size = {size}", *SOUND["auto-vacuum"]])
+    copied, salvaged = read_both_ways(path, "plain")
+    assert copied == salvaged
+    assert copied["group_msg_table"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("CREATE VIEW group_msg_table AS SELECT 1 AS [40001]", "a view"),
+        ("CREATE TABLE group_msg_table ([40001] PRIMARY KEY) WITHOUT ROWID", "no such column: rowid"),
+        ("CREATE VIRTUAL TABLE group_msg_table USING fts5 ([40001])", "not authorized"),
+    ],
+)
+def test_what_is_no_ordinary_table_is_refused(tmp_path, statement, why):
+    path = write_database(tmp_path / "nt_msg.db", "plain", [statement])
+    line = f"{path}: group_msg_table is not stored like an ordinary table ({why})"
+    assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", line)
+
+
+@pytest.mark.parametrize(
+    "statement", ["VACUUM INTO '{}'", "ATTACH '{}' AS x", "CREATE TABLE group_msg_table AS SELECT writefile('{}', 1)"]
+)
+def test_nothing_in_the_schema_is_executed(tmp_path, statement):
+    path, victim = write_database(tmp_path / "nt_msg.db", "plain", [ORDINARY]), tmp_path / "victim"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = ?", (statement.format(victim),))
+    done = decrypt(path, tmp_path / "out")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert not victim.exists()
+
+
+def test_a_sound_log_of_another_database_is_left_out(source, tmp_path):
+    other = write_database(tmp_path / "other.db", "Android", [ORDINARY], [FILL])
+    wal = shutil.copy(f"{other}-wal", source.with_name("nt_msg.db-wal"))
+    done = decrypt(source, tmp_path / "out")
+    assert_decrypted(done, tmp_path / "out")
+    assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
+
+
+def test_a_copy_that_a_killed_run_left_is_removed(source, tmp_path):
+    left = tmp_path / "out/.copy.part"
+    left.mkdir(parents=True)
+    (left / "copy.db-wal").write_bytes(b"x")
+    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
+    assert not left.exists()
+
+
 # ---- damage: rows on sound pages are kept, the others are counted
 
 
@@ -374,16 +522,6 @@ def test_the_lost_rows_are_reported_with_their_time(source, tmp_path):
     assert receipt(out)["ledger"] == {"read": MESSAGES, "written": MESSAGES - lost, "dropped": {"damaged": lost}}
 
 
-def test_the_page_that_sqlite_locks_stays_empty(large, tmp_path, monkeypatch):
-    monkeypatch.setattr("huiyin.qqnt.extract.LOCK_BYTE", 100 * 4096)  # instead of a file of more than 1 GiB
-    target = tmp_path / "plain.db"
-    with Progress("test", None, "B") as progress:
-        tables, _ = take_tables(large, detect(large, KEY), KEY, ["group_msg_table"], target, progress, None)
-    assert query(target, "PRAGMA integrity_check") == [("*** in database main ***\nPage 101 is never used",)]
-    assert query(target, "SELECT count(*) FROM group_msg_table") == [(tables["group_msg_table"].rows,)]
-    assert target.read_bytes()[100 * 4096 : 101 * 4096] == bytes(4096)
-
-
 def test_salvage_never_refuses_and_always_takes_a_truncated_copy(source, tmp_path):
     _, tree, count = rows_by_page(source)
     config, bad, out = tmp_path / "decrypt.yaml", int(tree.leaves[3]), tmp_path / "out"
@@ -402,23 +540,6 @@ def test_salvage_never_refuses_and_always_takes_a_truncated_copy(source, tmp_pat
     assert query(out / "nt_msg.db", "SELECT count(*) FROM group_msg_table") == [(ledger["written"],)]
 
 
-def test_several_processes_write_what_one_writes(large, tmp_path, monkeypatch):
-    _, tree, _ = rows_by_page(large)
-    path = tmp_path / "nt_msg.db"
-    path.write_bytes(large.read_bytes())
-    damage(path, tree.leaves[5:200:60].tolist())
-    started, start = [], multiprocessing.process.BaseProcess.start
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: (started.append(self), start(self)))
-    monkeypatch.setattr("huiyin.qqnt.extract.BATCH", 16)
-    for cores in (1, 2):
-        monkeypatch.setattr("huiyin.common.workers.cores", lambda cores=cores: cores)
-        done = decrypt(path, tmp_path / str(cores), env={"QQ_DB_KEY": KEY})
-        assert (done.returncode, done.stderr, len(started)) == (0, "", 2 * (cores - 1))
-    assert receipt(tmp_path / "1")["ledger"]["dropped"]["damaged"] > 0
-    for name in ("ledger", "damage", "outputs"):
-        assert receipt(tmp_path / "2")[name] == receipt(tmp_path / "1")[name]
-
-
 def test_a_damaged_first_page_is_not_taken_for_a_wrong_key(source, tmp_path):
     damage(source, [1])
     line = (
@@ -431,17 +552,35 @@ def test_a_damaged_first_page_is_not_taken_for_a_wrong_key(source, tmp_path):
 # ---- the disk and other programs
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
-def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, error):
-    out, pwrite = tmp_path / "out", os.pwrite
+@pytest.mark.parametrize("step", ["extract.copied", "extract.copy_tables", "salvage.salvage"])
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, step):
+    out, real = tmp_path / "out", operator.attrgetter(step)(huiyin.qqnt)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def write_until_full(file, content, offset):
-        if offset > 40960:
-            raise OSError(error, "full")
-        return pwrite(file, content, offset)
+    def without_space(*arguments):  # a limit on the size of files has the effect of a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))
+        return real(*arguments)
 
-    monkeypatch.setattr(os, "pwrite", write_until_full)
-    assert_refused(decrypt(source, out), out, f"{out}: no space left; free some and start again")
+    monkeypatch.setattr(f"huiyin.qqnt.{step}", without_space)
+    if step == "salvage.salvage":
+        damage(source, rows_by_page(source)[1].leaves[3:4].tolist())
+    try:
+        done = decrypt(source, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_refused(done, out, f"{out}: no space left; free some and start again")
+
+
+def test_without_space_for_a_copy_it_is_read_page_by_page(source, tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert_decrypted(decrypt(source, first), first)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free=source.stat().st_size * 3 // 2 + KEEP_FREE))
+    done = decrypt(source, second)
+    assert_decrypted(done, second)
+    assert done.stdout.startswith(
+        f"decrypt: {second}: no space for a copy of {source}; reading it page by page, slower\n"
+    )
+    assert content(second / "nt_msg.db") == content(first / "nt_msg.db")
 
 
 def test_too_little_space_is_reported_before_anything_is_written(source, tmp_path, monkeypatch):

@@ -1,13 +1,9 @@
-"""SQLite's tables page by page: which pages hold the rows of a table, and how to write a new database from them.
+"""SQLite's tables page by page: which pages hold the rows of a table, and one of them as a database of its own.
 
-Rows are not decoded: the leaves of a table are copied unchanged, in the order of their keys, under new inner pages. So
-the cost is that of reading pages, and damage stays local: a leaf that is not sound loses its own rows and no others.
-Format: SQLite's "Database File Format" (b-tree pages, schema layer, freelist).
+Rows are not decoded. Format: SQLite's "Database File Format" (b-tree pages, schema layer).
 """
 
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,7 +48,7 @@ def walk(pages: Pages, root: int) -> Tree:
                 gaps_below.append(count)
         gaps = sorted({*gaps_below, *([count] if gap is not None else [])})
         level = np.concatenate(below) if below else NO_PAGES
-        if len(level) > pages.count:  # the pages form a cycle
+        if len(tree.inner) + len(level) > pages.count:  # the pages form a cycle
             level, gaps = NO_PAGES, [0]
     tree.leaves, tree.leaf_gaps = level, gaps
     return tree
@@ -122,6 +118,15 @@ def cells(page: np.ndarray, usable: int, start: int = 0) -> list[Cell]:
     return result
 
 
+def leaf_cells(pages: Pages, number: int, page: np.ndarray) -> list[Cell] | None:
+    """Return the cells of the page `number` with the content `page`; None if it is no leaf that can be read."""
+    start = 100 if number == 1 else 0
+    try:
+        return cells(page, pages.usable, start) if page[start] == LEAF else None
+    except ValueError:
+        return None
+
+
 def varint(data: bytes, offset: int) -> tuple[int, int]:
     """Return the number at `offset` and the offset after it; SQLite's format, big-endian, up to nine bytes."""
     value = 0
@@ -152,125 +157,76 @@ def local_size(payload: int, usable: int) -> int:
     return local if local <= usable - 35 else least
 
 
-def look_at_leaves(
-    raw: np.ndarray, sound: np.ndarray, usable: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each of the pages `raw`, [page, byte]: is it a sound leaf, its number of rows, its first and its last
-    key, and has a row of it overflow pages? There are hundreds of thousands of pages, hence numpy."""
-    count = len(raw)
-    rows = raw[:, 3].astype(np.int64) << 8 | raw[:, 4]
-    good = sound & (raw[:, 0] == LEAF) & (rows > 0) & (rows * 2 + 8 < usable)
-    first, last = keys_at(raw, np.full(count, 8)), keys_at(raw, np.where(good, 6 + 2 * rows, 8))
-    counted = np.where(good, rows, 0)
-    owners = np.repeat(np.arange(count), counted)
-    slots = np.arange(len(owners)) - np.repeat(np.cumsum(counted) - counted, counted)
-    begins = raw[owners, 8 + 2 * slots].astype(np.int64) << 8 | raw[owners, 9 + 2 * slots]
-    begins = np.minimum(begins, raw.shape[1] - 2)
-    high, low = raw[owners, begins].astype(np.int64), raw[owners, begins + 1].astype(np.int64)
-    payload = np.where(high < 128, high, np.where(low < 128, (high & 127) << 7 | low, usable))  # three bytes: large
-    spills = np.zeros(count, bool)
-    spills[owners[payload > usable - 35]] = True
-    return good, rows, first, last, spills
+# ---- a database of one leaf
 
 
-def keys_at(raw: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Return the key of the cell to which the pointer at `slots` of each page leads."""
-    rows = np.arange(len(raw))
-    offset = raw[rows, slots].astype(np.int64) << 8 | raw[rows, slots + 1]
-    offset = np.minimum(offset, raw.shape[1] - 19)
-    skip = np.ones(len(raw), bool)
-    for _ in range(8):  # over the size of the payload
-        skip &= raw[rows, offset] >= 128
-        offset += skip
-    offset += 1
-    key, unfinished = np.zeros(len(raw), np.int64), np.ones(len(raw), bool)
-    for used in range(9):
-        byte = raw[rows, offset + used].astype(np.int64)
-        shifted = key << 8 | byte if used == 8 else key << 7 | byte & 127
-        key = np.where(unfinished, shifted, key)
-        unfinished = unfinished & (byte >= 128)
-    return key
+def overflow_chain(pages: Pages, cell: Cell, lost: list[int]) -> list[np.ndarray] | None:
+    """Return the overflow pages of a cell in order, or None if one is damaged, which is added to `lost`."""
+    chain, number, count = list[np.ndarray](), cell.overflow, -(-cell.payload // (pages.usable - 4))
+    for _ in range(count):
+        content, sound = pages.read([number])
+        if not sound[0] or count > pages.count:  # the size that the cell states is not its own
+            lost.append(number)
+            return None
+        chain.append(content[0])
+        number = four(content[0], 0)
+    return chain
 
 
-# ---- writing
+def leaf_image(
+    pages: Pages, page: np.ndarray, rows: Sequence[Cell], name: str, definition: str, lost: list[int]
+) -> bytes:
+    """Return a whole database with the table `name` and the `rows` of the leaf `page`, but for those with a damaged
+    overflow page, which is added to `lost`. `ValueError` if the schema, with
+    the columns `definition`, does not fit on a page."""
+    data, kept, overflow = bytearray(page.tobytes()), [], list[bytes]()  # overflow: the pages from 3 on
+    for cell in rows:
+        if cell.overflow:
+            chain = overflow_chain(pages, cell, lost)
+            if chain is None:
+                continue
+            data[cell.stop - 4 : cell.stop] = (3 + len(overflow)).to_bytes(4, "big")
+            for position, part in enumerate(chain, 1):
+                following = 3 + len(overflow) + 1 if position < len(chain) else 0
+                overflow.append(following.to_bytes(4, "big") + part[4:].tobytes())
+        kept.append(cell)
+    first = first_page(pages, name, definition, 2 + len(overflow))
+    leaf = make_leaf(pages, [data[cell.start : cell.stop] for cell in kept])
+    return bytes(first + leaf + b"".join(overflow))
 
 
-def make_leaf(kept: Sequence[Cell], data: bytes | bytearray, usable: int, size: int) -> bytearray:
-    """Return a leaf with the cells `kept` of the page `data`."""
-    page, offset = bytearray(size), usable
-    for slot, cell in enumerate(kept):
-        offset = put_cell(page, offset, 8 + 2 * slot, data[cell.start : cell.stop])
-    page[:8] = page_header(LEAF, len(kept), offset)
-    return page
-
-
-def put_cell(page: bytearray, end: int, pointer: int, content: bytes | bytearray) -> int:
-    """Write a cell that ends at the offset `end`, and its pointer; return the offset where the cell begins."""
-    begin = end - len(content)
-    page[begin:end] = content
-    page[pointer : pointer + 2] = begin.to_bytes(2, "big")
-    return begin
-
-
-def page_header(kind: int, count: int, offset: int) -> bytes:
-    """Return the header of a page with `count` cells, whose content begins at `offset` (65,536 is stored as 0)."""
-    return bytes([kind, 0, 0]) + count.to_bytes(2, "big") + (offset & 0xFFFF).to_bytes(2, "big") + b"\0"
-
-
-def make_inner(numbers: Sequence[int], keys: Sequence[int], usable: int, size: int) -> bytearray:
-    """Return an inner page over the pages `numbers`, whose last keys are `keys`."""
-    page, offset = bytearray(size), usable
-    for slot, (number, key) in enumerate(zip(numbers[:-1], keys, strict=False)):
-        offset = put_cell(page, offset, 12 + 2 * slot, number.to_bytes(4, "big") + to_varint(key))
-    page[:12] = page_header(INNER, len(numbers) - 1, offset) + numbers[-1].to_bytes(4, "big")
-    return page
-
-
-def make_first(
-    header: bytes, tables: Mapping[str, tuple[str, int]], count: int, free: tuple[int, int], size: int
-) -> bytearray:
-    """Return page 1: the `header` of the source, adapted, and the schema, {name: (CREATE statement, top page)}.
-
-    count: pages of the database; free: (first page of the freelist, pages on it). `ValueError` if it is too much.
-    """
-    usable = size - header[20]
-    changed = bytearray(header[:100])
-    changed[18:20] = b"\1\1"  # no write-ahead log
-    changed[28:32] = count.to_bytes(4, "big")
-    changed[32:40] = b"".join(number.to_bytes(4, "big") for number in free)
-    changed[52:56] = changed[64:68] = bytes(4)  # no auto-vacuum
-    changed[92:96] = changed[24:28]
-    page, offset = bytearray(size), usable
-    for slot, (name, (create, root)) in enumerate(tables.items()):
-        *names, sql = (value.encode() for value in ("table", name, name, create))
-        types = [to_varint(2 * len(value) + 13) for value in (*names, sql)]
-        types.insert(3, b"\4")  # the top page: an integer of 32 bits
-        sizes = b"".join(types)
-        payload = bytes([len(sizes) + 1]) + sizes + b"".join(names) + root.to_bytes(4, "big") + sql
-        offset = put_cell(page, offset, 108 + 2 * slot, to_varint(len(payload)) + to_varint(slot + 1) + payload)
-    if offset < 108 + 2 * len(tables) or any(len(create) > usable - 300 for create, _ in tables.values()):
+def first_page(pages: Pages, name: str, definition: str, count: int) -> bytearray:
+    """Return page 1 of a database of `count` pages: the header of the source, adapted, and the schema, which is the
+    table `name` with the top page 2. `ValueError` if it does not fit."""
+    header = bytearray(pages.header)
+    header[18:20] = b"\1\1"  # no write-ahead log
+    header[28:32] = count.to_bytes(4, "big")
+    header[32:40] = bytes(8)  # no freelist
+    header[52:56] = header[64:68] = bytes(4)  # no auto-vacuum
+    header[92:96] = header[24:28]
+    kind, *names, sql = (
+        value.encode(pages.encoding) for value in ("table", name, name, f"CREATE TABLE [{name}] {definition}")
+    )
+    types = [to_varint(2 * len(value) + 13) for value in (kind, *names, sql)]
+    types.insert(3, b"\1")  # the top page: an integer of 8 bits
+    sizes = b"".join(types)
+    payload = bytes([len(sizes) + 1]) + sizes + kind + b"".join(names) + b"\2" + sql
+    cell = to_varint(len(payload)) + b"\1" + payload
+    if len(cell) > pages.usable - 110:
         raise ValueError("the schema does not fit on a page")
-    page[:100] = changed
-    page[100:108] = page_header(LEAF, len(tables), offset)
+    page = make_leaf(pages, [cell], 100)
+    page[:100] = header
     return page
 
 
-def plain_create(name: str, sql: str) -> str:
-    """Return a CREATE statement for the columns of the one in `sql`, without constraints and so without indexes;
-    `ValueError` if its rows are not stored like those of an ordinary table."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        try:
-            connection.execute(sql)
-            columns = connection.execute(f"PRAGMA table_info([{name}])").fetchall()
-            connection.execute(f"SELECT rowid FROM [{name}]")
-        except sqlite3.Error as error:
-            raise ValueError(str(error)) from None
-    keys = [column for column in columns if column[5]]
-    parts = []
-    for _, column, kind, _, default, key in columns:
-        # an INTEGER key of one column is the rowid, which is not stored a second time
-        rowid = (
-            " PRIMARY KEY" if key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper() else ""
-        )
-        parts.append(f"[{column}] {kind}{rowid}" + (f" DEFAULT {default}" if default is not None else ""))
-    return f"CREATE TABLE [{name}] ({', '.join(parts)})"
+def make_leaf(pages: Pages, contents: Sequence[bytes | bytearray], start: int = 0) -> bytearray:
+    """Return a leaf with the cells `contents`, whose header begins at byte `start`."""
+    page, offset = bytearray(pages.size), pages.usable
+    for slot, content in enumerate(contents):
+        offset -= len(content)
+        page[offset : offset + len(content)] = content
+        pointer = start + 8 + 2 * slot
+        page[pointer : pointer + 2] = offset.to_bytes(2, "big")
+    count = len(contents).to_bytes(2, "big")  # where the content begins: 65,536 is stored as 0
+    page[start : start + 8] = bytes([LEAF, 0, 0]) + count + (offset & 0xFFFF).to_bytes(2, "big") + b"\0"
+    return page

@@ -36,9 +36,9 @@ class Cipher:
     offset: int = 0
     hmac: str | None = None
 
-    def pragmas(self, key: str) -> list[str]:
+    def pragmas(self, key: str | None) -> list[str]:
         """Return the statements that open the pages with `key`; all must come before the first read."""
-        if self.hmac is None:
+        if self.hmac is None or key is None:
             return []
         return [
             "PRAGMA cipher_log_level = NONE",

@@ -17,11 +17,22 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher as Aes
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from huiyin.qqnt.cipher import IV_SIZE, PAGE_SIZE, PLAIN_MAGIC, RESERVED, SALT_SIZE, Cipher, encryption_key, mac_key
+from huiyin.qqnt.cipher import (
+    IV_SIZE,
+    PAGE_SIZE,
+    PAGES_TO_TRY,
+    PLAIN_MAGIC,
+    RESERVED,
+    SALT_SIZE,
+    Cipher,
+    encryption_key,
+    mac_key,
+)
 
 WAL_MAGIC = 0x377F0682  # odd by one: checksums over big-endian words
 WAL_HEADER, FRAME_HEADER = 32, 24
 FRAMES_AT_ONCE = 64
+LOGGED_TO_TRY = 4  # pages, to tell the log of another database
 
 
 class Pages:
@@ -50,6 +61,10 @@ class Pages:
         if wal.exists():
             self.wal = os.open(wal, os.O_RDONLY)
             self.logged, self.log_offsets, committed = committed_pages(self.wal, self.size)
+            if (
+                self.encrypted and len(self.logged) and not self.read(self.logged[:PAGES_TO_TRY])[1].any()
+            ):  # not its log
+                self.logged, self.log_offsets, committed = np.empty(0, np.int64), np.empty(0, np.int64), 0
         self.header = bytes(self.read([1])[0][0, :100])
         self.count = committed or self.stated() or self.in_file
         self.missing = max(0, self.count - self.in_file - int((self.logged > self.in_file).sum()))
@@ -62,6 +77,11 @@ class Pages:
     def usable(self) -> int:
         """Bytes of a page that hold content."""
         return self.size - self.header[20]
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of all texts, by SQLite's name, which Python knows too."""
+        return {2: "UTF-16le", 3: "UTF-16be"}.get(self.header[59], "UTF-8")
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the pages, [page, byte] in uint8, and whether each is sound; one that is not holds zeros."""
