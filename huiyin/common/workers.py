@@ -1,5 +1,6 @@
 """Work distributed over the processor's cores, results in order."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -7,34 +8,42 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from huiyin.common.errors import UserError
+
 TASKS_AHEAD = 2  # of each worker: results that wait to be fetched take memory
+OUT_OF_MEMORY = "a worker was killed, probably out of memory; close other programs and start again"
 
 Distribute = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
 
 
 @contextmanager
-def workers(initializer: Callable[..., None] | None = None, *given: Any, tasks: int) -> Iterator[Distribute]:
+def workers(tasks: int) -> Iterator[Distribute]:
     """Give a function `distribute(work, arguments)`: it yields `work(*each)` for each of `arguments`, in order.
 
-    Every process calls `initializer(*given)` once, if there is one; `work` and it must be functions of a module. With
-    fewer than two `tasks` expected, or one core, all is done in this process.
+    `work` must be a function of a module. With fewer than two `tasks` expected, or one core, all is done in this
+    process. `UserError` if a worker is killed or cannot start.
     """
     count = min(cores(), tasks)
     if count < 2:
-        if initializer:
-            initializer(*given)
         yield lambda work, arguments: (work(*each) for each in arguments)
         return
     # "spawn", since a fork of a process with threads (polars has them) can hang
-    pool = multiprocessing.get_context("spawn").Pool(count, start, (initializer, given))
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start)
     try:
         yield lambda work, arguments: in_order(pool, work, arguments, count * TASKS_AHEAD)
+    except BrokenProcessPool:
+        raise UserError(OUT_OF_MEMORY) from None
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):
+            raise UserError(OUT_OF_MEMORY) from None
+        raise
     finally:
-        pool.terminate()
-        pool.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:
@@ -42,22 +51,20 @@ def cores() -> int:
 
 
 def in_order(pool, work, arguments, ahead):
-    waiting: deque[Any] = deque()
+    waiting: deque[Future[Any]] = deque()
     for each in arguments:
-        waiting.append(pool.apply_async(work, each))
+        waiting.append(pool.submit(work, *each))
         if len(waiting) > ahead:
-            yield waiting.popleft().get()
+            yield waiting.popleft().result()
     while waiting:
-        yield waiting.popleft().get()
+        yield waiting.popleft().result()
 
 
-def start(initializer, given):
+def start():
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells the user
     threading.Thread(target=end_with_parent, daemon=True).start()
     gc.disable()  # no work here makes cycles; to look for them among millions of tuples takes a tenth of the time
-    if initializer:
-        initializer(*given)
 
 
 def end_with_parent():
