@@ -7,7 +7,10 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections import namedtuple
 from contextlib import closing
 from datetime import UTC, datetime
@@ -18,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import huiyin.qqnt.extract
-from helpers import EXAMPLES, run_script
+from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
@@ -422,12 +425,42 @@ def test_a_sound_log_of_another_database_is_left_out(source, tmp_path):
     assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
 
 
-def test_a_copy_that_a_killed_run_left_is_removed(source, tmp_path):
-    left = tmp_path / "out/.copy.part"
-    left.mkdir(parents=True)
-    (left / "copy.db-wal").write_bytes(b"x")
-    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
-    assert not left.exists()
+KILLED = """
+import os, sys
+import huiyin.qqnt.extract
+from huiyin.common.errors import run
+from huiyin.common.progress import Progress
+from scripts.decrypt import main
+
+def kill(self, count):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), number)
+
+Progress.add = kill
+huiyin.qqnt.extract.COPIED_AT_ONCE = 1 << 14
+huiyin.qqnt.extract.STEPS_BETWEEN_CALLS = 1000
+number, left = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("moment", [3, 30])  # while copying, while decrypting
+def test_a_killed_run_leaves_no_copy(source, tmp_path, number, moment):
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    arguments = [source, "--key", source.with_name("key.txt"), "--config", "config/decrypt.yaml", "--out", out]
+    command = [sys.executable, "-c", KILLED, int(number), moment, *arguments]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=CLEAN, capture_output=True, text=True)
+    assert done.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
+    assert done.stderr.count("\n") == (number == signal.SIGINT)
+    left = {path.name for path in out.iterdir()}
+    assert left <= ({".copy.part", ".nt_msg.db.part"} if number == signal.SIGKILL else set())
+    assert_decrypted(decrypt(source, out), out)
+    assert {path.name for path in out.iterdir()} == {"nt_msg.db", "receipt.json"}
+    decrypt(source, expected)
+    assert (out / "nt_msg.db").read_bytes() == (expected / "nt_msg.db").read_bytes()
 
 
 # ---- damage: rows on sound pages are kept, the others are counted

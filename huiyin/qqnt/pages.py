@@ -17,6 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher as Aes
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
+from huiyin.common.errors import UserError
 from huiyin.qqnt.cipher import (
     IV_SIZE,
     PAGE_SIZE,
@@ -49,6 +50,8 @@ class Pages:
         self.size = PAGE_SIZE if self.encrypted else int.from_bytes(start[16:18], "big")
         if self.size == 1:
             self.size = 1 << 16
+        if self.size < 512 or self.size & self.size - 1:
+            raise UserError(f"{path}: page 1, which says where everything is, is damaged; copy it again with QQ closed")
         if cipher.hmac is not None:
             assert key is not None  # `detect` refuses an encrypted file without a key
             secret = encryption_key(key, start[:SALT_SIZE])
