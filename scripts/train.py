@@ -331,11 +331,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = read_train_settings(args.config)
     settings = read_settings(args.preflight, Settings)
     ollama = read_settings(args.export, Export).ollama
-    llm = read_llm_settings(args)
     files, rows, held_out = read_dataset(args.generated)
 
     if args.gpu != "none" and not args.dry_run:
-        unload_model(llm, args.ollama_url)  # before preflight, which counts the free memory of the card
+        # before preflight, which counts the free memory of the card
+        unload_model(read_llm_settings(args), args.ollama_url)
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
     if ollama != "none":
         check_servable(given["template"], base / "config.json")
@@ -359,9 +359,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.ledger.read = stage.ledger.written = len(rows) + len(held_out)
         stage.receipt |= {
             "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
-            "export": {
-                "ollama": ollama
-            },  # of its settings: why the base was, or was not, to be one that Ollama can serve
+            "export": {"ollama": ollama},  # why the base was, or was not, to be one that Ollama can serve
             "found": device,
             "attempts": attempts,
             "rows": {"train": len(rows), "eval": len(held_out)},

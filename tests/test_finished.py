@@ -1,9 +1,12 @@
 """Where the finished model goes: `ollama` in export.yaml."""
 
+import socket
+
 import pytest
 
 from helpers import run_script
 from huiyin.common.errors import UserError
+from huiyin.llm import client
 from huiyin.serving.finished import Settings, find_ollama
 from ollama_server import Refusal
 
@@ -14,10 +17,21 @@ def test_auto_is_the_ollama_at_the_default_address_if_it_answers(ollama, capsys)
     assert find_ollama(Settings(), ollama.url, "huiyin-1").url == ollama.url
     assert capsys.readouterr().out == ""
     assert find_ollama(Settings(), NOWHERE, "huiyin-1") is None
-    assert (
-        capsys.readouterr().out == f"no Ollama answers at {NOWHERE}, so there is none (ollama: auto in export.yaml)\n"
-    )
-    assert find_ollama(Settings(), "http://nowhere.invalid:11434", "huiyin-1") is None
+    line = f"no Ollama answers at {NOWHERE}, so none is used (ollama: auto in export.yaml)\n"
+    assert capsys.readouterr().out == line
+
+
+def test_a_container_that_is_not_started_is_an_ollama_that_does_not_answer(monkeypatch):
+    """Its name is in no network then."""
+
+    def no_host(*_):
+        raise socket.gaierror
+
+    monkeypatch.setattr("socket.getaddrinfo", no_host)
+    assert find_ollama(Settings(), "http://ollama:11434", "huiyin-1") is None
+    client.unload_model(client.Settings(), "http://ollama:11434")
+    with pytest.raises(UserError, match="there is no host 'ollama'"):
+        find_ollama(Settings(ollama="http://ollama:11434"), NOWHERE, "huiyin-1")
 
 
 def test_an_address_of_its_own_wins_and_none_asks_nobody(ollama):

@@ -112,7 +112,7 @@ def test_the_ollama_model_is_part_of_the_chain(chain, ollama):
     assert chain.lines("export.yaml")[0] == "verify: the Ollama model huiyin-10002 is the one that export created"
     assert chain.lines()[0] == "verify: the Ollama model huiyin-10002 is not checked"
     (chain.path / "export.yaml").write_text("ollama: http://127.0.0.1:9\n")
-    with pytest.raises(UserError, match="no Ollama answers at http://127.0.0.1:9; start it"):
+    with pytest.raises(UserError, match=r"no Ollama answers at http://127\.0\.0\.1:9; start it"):
         chain.lines("export.yaml")
 
 

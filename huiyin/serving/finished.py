@@ -47,6 +47,6 @@ def find_ollama(settings: Settings, ollama_url: str, name: str) -> Ollama | None
     except NoServer:
         if settings.ollama != "auto":
             raise
-        print(f"no Ollama answers at {url}, so there is none (ollama: auto in export.yaml)", flush=True)
+        print(f"no Ollama answers at {url}, so none is used (ollama: auto in export.yaml)", flush=True)
         return None
     return ollama
