@@ -63,8 +63,7 @@ endif
 endif
 
 # ---- Where a script runs: in .venv/ or in a container; docker/docker.mk defines $(base), $(train), ... for each
-# A recipe starts with RUN, or with one of the other two where the script asks the language model, or the finished one:
-# if that is the Ollama in the container, they start it.
+# A recipe starts with RUN, or with one of the others where it asks that model: if it is in Ollama's container, this starts.
 RUN.host := env -u QQ_DB_KEY PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/.venv/bin:$$PATH"
 RUN = $(RUN.$(RUN_IN))
 RUN_WITH_LLM = $(RUN)$(with_llm.$(RUN_IN))
@@ -157,8 +156,7 @@ $(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml)
 	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-# On a card the language model is asked to free its memory first, if it runs. export.yaml says whether the base must be one
-# that Ollama can serve; it is no prerequisite, since export checks that, too.
+# On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
 	$(RUN) $(training)
