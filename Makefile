@@ -63,10 +63,10 @@ endif
 endif
 
 # ---- Where a script runs: in .venv/ or in a container; docker/docker.mk defines $(base), $(train), ... for each
-# A recipe starts with RUN, or where the script asks Ollama with one of the other two: in a container they start it.
+# A recipe starts with RUN, or with one of the others where it asks that model: if it is in Ollama's container, this starts.
 RUN.host := env -u QQ_DB_KEY PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/.venv/bin:$$PATH"
 RUN = $(RUN.$(RUN_IN))
-RUN_WITH_OLLAMA = $(RUN)$(with_ollama.$(RUN_IN))
+RUN_WITH_LLM = $(RUN)$(with_llm.$(RUN_IN))
 RUN_WITH_MODEL = $(RUN)$(with_model.$(RUN_IN))
 include docker/docker.mk
 
@@ -144,25 +144,27 @@ $(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/re
 $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
 	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
 
-llm = --llm $(call config,llm.yaml) --ollama-url $(ollama.$(RUN_IN))
+ollama = --ollama-url $(ollama.$(RUN_IN))
+llm = --llm $(call config,llm.yaml) $(ollama)
+model = --export $(call config,export.yaml) $(ollama)
 answers := data/answers.db
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
 $(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml)
-	$(RUN_WITH_MODEL) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_LLM) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a fixed line is no reason to run them again.
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml)
-	$(RUN_WITH_MODEL) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
-# On a card Ollama is asked to free its memory first.
-training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --out $(result.train)
+# On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
+training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
-	$(if $(filter none,$(GPU)),$(RUN),$(RUN_WITH_OLLAMA)) $(training)
+	$(RUN) $(training)
 preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
-	$(RUN_WITH_OLLAMA) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(llm) --out $(@D)
+	$(RUN_WITH_MODEL) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(ollama) --out $(@D)
 
 # ---- Around the stages
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
@@ -172,11 +174,11 @@ samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dat
 
 # These use the results as they are: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
-	@$(RUN_WITH_OLLAMA) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(llm)
+	@$(RUN_WITH_MODEL) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(model)
 deploy: | $(base)## print the settings that connect the model to a chat platform
-	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(llm)
+	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
-	@HUIYIN_MOUNT=$(SOURCE) $(RUN_WITH_OLLAMA) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(llm)
+	@HUIYIN_MOUNT=$(SOURCE) $(RUN_WITH_MODEL) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
 
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card

@@ -12,10 +12,10 @@ train.docker := docker/Dockerfile requirements/train.txt
 base = $(base.$(RUN_IN))
 train = $(train.$(RUN_IN))
 RUN.docker = env -u QQ_DB_KEY GPU=$(GPU) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
-with_ollama.host :=
+with_llm.host :=
 with_model.host :=
-with_ollama.docker = $(space)--ollama $(call config,llm.yaml)
-with_model.docker = $(with_ollama.docker) --pull
+with_llm.docker = $(space)--llm $(call config,llm.yaml) --pull
+with_model.docker = $(space)--llm $(call config,llm.yaml) --export $(call config,export.yaml)
 
 ollama.host := http://127.0.0.1:11434
 ollama.docker := http://ollama:11434

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Run one command of the pipeline in a container; the Makefile calls it with RUN_IN=docker.
 #
-#     docker/run.sh data|train [--ollama LLM.YAML [--pull]] COMMAND...
-#         in that image, which is built first if docker/ or requirements/ changed; --ollama: the command asks the Ollama
-#         of these settings, which is started unless they name another server; --pull: with its model fetched
+#     docker/run.sh data|train [--llm LLM.YAML [--export EXPORT.YAML] [--pull]] COMMAND...
+#         in that image, which is built first if docker/ or requirements/ changed. The command asks the language model, or
+#         with --export the finished one: if these settings mean the Ollama in the container, it is started. --pull: the
+#         language model is fetched
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
@@ -107,16 +108,16 @@ start_ollama() {
 
 # ---- A command
 run() {
-    local llm='' pull='' settings=() word path mounts=() options=(--rm --no-deps)
+    local asks=() pull='' settings=() word path mounts=() options=(--rm --no-deps)
     while :; do
         case $1 in
-            --ollama) llm=$2; shift 2 ;;
+            --llm|--export) asks+=("$1" "$2"); shift 2 ;;
             --pull) pull=yes; shift ;;
             *) break ;;
         esac
     done
     declare -A outside=()
-    for word in "$@" "$llm" "${HUIYIN_MOUNT:-}"; do
+    for word in "$@" "${asks[@]}" "${HUIYIN_MOUNT:-}"; do
         # What lies outside the repository is mounted read-only, with what is beside it; of a link, both ends.
         [ -e "$word" ] || continue
         for path in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
@@ -130,16 +131,16 @@ run() {
     [[ -t 0 && -t 1 ]] || options+=(-T)
 
     need_image "${PIPELINE_IMAGE#huiyin-}"
-    if [ -n "$llm" ]; then
+    if [ ${#asks[@]} -gt 0 ]; then
         # its input is not ours: what the user types is for the command
-        mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run "${mounts[@]}" --rm --no-deps -T pipeline python scripts/tools/needs.py --llm "$llm" < /dev/null)
+        mapfile -t settings < <(GPU=none; use_compose; "${COMPOSE[@]}" run "${mounts[@]}" --rm --no-deps -T pipeline python scripts/tools/needs.py "${asks[@]}" < /dev/null)
         wait $! || exit 1  # it has printed the reason
     fi
     if [ ${#settings[@]} -gt 0 ]; then
         [ "$GPU" = none ] || check_card
         use_compose
         start_ollama "${settings[@]}"
-        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py --llm "$llm" --ollama-url http://ollama:11434
+        [ -z "$pull" ] || "${COMPOSE[@]}" run "${options[@]}" pipeline python scripts/tools/pull.py "${asks[@]}" --ollama-url http://ollama:11434
     elif [ "$PIPELINE_IMAGE" = huiyin-train ] && [ "$GPU" != none ]; then
         check_card
     else

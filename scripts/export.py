@@ -1,10 +1,10 @@
 """Merge the adapter into its base model and create the Ollama model.
 
     python scripts/export.py data/default/10001/trained --generated data/default/10001/generated --name huiyin-10001 \\
-        --config config/export.yaml --cache .cache --llm config/llm.yaml --out data/default/10001/exported
+        --config config/export.yaml --cache .cache --out data/default/10001/exported
 
-Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. If the backend
-in llm.yaml is Ollama, the Ollama model is created, too, and its digest is written to <out>.ollama.
+Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. In the Ollama of
+export.yaml, if there is one, the Ollama model is created, and its digest is written to <out>.ollama.
 Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model.
 """
 
@@ -15,16 +15,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
+from huiyin.common.settings import read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
-from huiyin.llm.backend import ChatRequest, Unavailable, Unusable
-from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
-from huiyin.llm.ollama import Ollama, tagged
+from huiyin.llm.client import ollama_url_argument
+from huiyin.llm.ollama import Ollama
+from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
 from huiyin.serving.process import ask
 from huiyin.serving.template import Prompt, modelfile, read_prompt
@@ -34,25 +34,11 @@ from huiyin.training.memory import GIB, format_size
 
 EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
-QUESTION_TOKENS = 60
 SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and those whose replies are printed
 TOLERANCE = {"float32": 1e-4}  # relative difference of the loss by type of the weights
 TOLERANCE_16_BITS = 0.01  # merging in 16 bits rounds the weights
 PROGRAM_BYTES = 1.5 * GIB  # torch and LLaMA-Factory themselves
 OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
-
-
-@dataclass
-class Settings:
-    num_ctx: AtLeast1 | None = None
-    fixed_system: bool = False
-    quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
-    temperature: float = 0.8
-    top_p: float = 0.9
-    top_k: AtLeast0 = 40
-    repeat_penalty: float = 1.0
-    num_predict: AtLeast1 = 256
-    question: str = "在吗？"
 
 
 @dataclass(frozen=True)
@@ -117,7 +103,7 @@ def check_resources(out: Path, base: Path, ollama: Ollama | None) -> None:
 
 def check_name(ollama: Ollama, digest_file: Path) -> None:
     """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`."""
-    present = ollama.models().get(tagged(ollama.model))
+    present = ollama.digest()
     if present and not (digest_file.exists() and digest_file.read_text() == present):
         raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
@@ -223,16 +209,6 @@ def create(
     return digest
 
 
-def ask_ollama(ollama: Ollama, settings: Settings) -> str:
-    """Return the reply of the new Ollama model to the question in the settings."""
-    messages = [{"role": "user", "content": settings.question}]
-    request = ChatRequest(messages, None, settings.temperature, 0, QUESTION_TOKENS)
-    try:
-        return ollama.chat(request, may_be_cut=True).text
-    except (Unavailable, Unusable) as error:
-        raise UserError(f"{ollama.model} was created but does not answer: {error}; export again") from None
-
-
 def model_card(trained: Trained) -> dict[str, Any]:
     """Return what the receipt says about the origin of the model."""
     receipt = trained.receipt
@@ -249,24 +225,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
-    llm_arguments(parser, answers=False)
+    ollama_url_argument(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     settings = read_settings(args.config, Settings)
-    llm = read_llm_settings(args)
     digest_file = args.out.with_name(f"{args.out.name}.ollama")
 
     with Stage("export", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
         trained = read_trained(args, stage)
         check_base(trained.base, trained.receipt["base_model"]["sha256"])
-        check_servable(trained.used["template"], trained.base / "config.json", llm.backend)
-        num_ctx = settings.num_ctx or trained.used.get("cutoff_len", 2048)
-        ollama = open_ollama(llm, args.ollama_url, args.name, num_ctx) if llm.backend == "ollama" else None
+        ollama = find_ollama(settings, args.ollama_url, args.name)
         if ollama:
+            check_servable(trained.used["template"], trained.base / "config.json")
             check_name(ollama, digest_file)
         check_resources(args.out, trained.base, ollama)
 
@@ -288,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "check": check,
             "parameters": {
                 "stop": prompt.stop,
-                "num_ctx": num_ctx,
+                "num_ctx": settings.num_ctx or trained.used.get("cutoff_len", 2048),
                 **{name: getattr(settings, name) for name in SAMPLING},
             },
             "quantize": choose_quantize(settings.quantize, merged),
@@ -301,13 +275,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ollama:
             digest = create(ollama, merged, prompt, trained.system, stage.receipt, digest_file)
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
-            who, reply = "the Ollama model", ask_ollama(ollama, settings)
+            reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
+            who = "the Ollama model"
         stage.receipt["asked"] = {"who": who, "question": settings.question, "reply": reply}
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
         print(
-            f"export: the backend is not Ollama; where Ollama runs, this creates the model: "
+            f"export: no Ollama model was created; where Ollama runs, this creates it: "
             f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
         )
 

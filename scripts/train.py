@@ -1,7 +1,8 @@
 """Train a LoRA adapter with LLaMA-Factory, after checking that it fits the card.
 
     python scripts/train.py data/default/10001/generated --config config/train.yaml --preflight config/preflight.yaml \\
-        --gpu 0 --cache .cache --llm config/llm.yaml --out data/default/10001/trained [--dry-run]
+        --gpu 0 --cache .cache --llm config/llm.yaml --export config/export.yaml --out data/default/10001/trained \\
+        [--dry-run]
 
 config/train.yaml is in LLaMA-Factory's own format and is passed on; data, folders and what depends on the card are set
 here. A killed run resumes from its last checkpoint; a finished one is not repeated.
@@ -26,6 +27,7 @@ from huiyin.common.settings import read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
 from huiyin.llm.answer_cache import digest
 from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
+from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
 from huiyin.training.base import check_disk, find_base, token_lengths
@@ -319,6 +321,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", required=True, help="index of the card (several: 0,1), or none")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
     parser.add_argument("--dry-run", action="store_true", help="check whether it fits, and stop")
+    parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="export.yaml")
     llm_arguments(parser, answers=False)
     return parser.parse_args(argv)
 
@@ -327,13 +330,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     given = read_train_settings(args.config)
     settings = read_settings(args.preflight, Settings)
-    llm = read_llm_settings(args)
+    ollama = read_settings(args.export, Export).ollama
     files, rows, held_out = read_dataset(args.generated)
 
     if args.gpu != "none" and not args.dry_run:
-        unload_model(llm, args.ollama_url)  # before preflight, which counts the free memory of the card
+        # before preflight, which counts the free memory of the card
+        unload_model(read_llm_settings(args), args.ollama_url)
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
-    check_servable(given["template"], base / "config.json", llm.backend)
+    if ollama != "none":
+        check_servable(given["template"], base / "config.json")
     work = work_of(given, rows, base)
     device, plan = preflight(args.gpu, given, work, settings)
     show(device, work, plan)
@@ -354,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.ledger.read = stage.ledger.written = len(rows) + len(held_out)
         stage.receipt |= {
             "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
+            "export": {"ollama": ollama},  # why the base was, or was not, to be one that Ollama can serve
             "found": device,
             "attempts": attempts,
             "rows": {"train": len(rows), "eval": len(held_out)},

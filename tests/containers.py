@@ -227,6 +227,22 @@ def test_nothing_is_published(box):
     assert list(found["NetworkSettings"]["Networks"]) == [f"{PROJECT}_private"]
 
 
+def test_the_finished_model_is_looked_for_in_the_same_ollama(box):
+    """export.yaml says `auto`; the container is not made anew, or a pair at work would lose its answers."""
+    running = containers(f"project={PROJECT}")
+    made = {"ollama": {"name": MODEL, "digest": "another"}}
+    receipt = {"stage": "export", "inputs": {}, "settings": {}, "outputs": {}, **made}
+    exported = box.data / "10002/exported"
+    exported.mkdir()
+    (exported / "receipt.json").write_text(json.dumps(receipt))
+    try:
+        status, output = box.make("verify")
+    finally:
+        shutil.rmtree(exported)
+    assert f"verify: the Ollama model {MODEL} is another one" in output.splitlines(), output
+    assert (status, containers(f"project={PROJECT}")) == (2, running)
+
+
 def test_a_second_make_starts_no_container(box):
     since = docker("info", "--format", "{{.SystemTime}}").strip()
     status, output = box.make("gen")

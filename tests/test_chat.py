@@ -24,12 +24,12 @@ def chat(tmp_path, ollama, monkeypatch):
     """Return a function that talks with the default model of the test server as if export had made it."""
     receipt = {"ollama": {"name": "qwen2.5:14b", "digest": ollama.models["qwen2.5:14b"]}, "parameters": PARAMETERS}
     (tmp_path / "receipt.json").write_text(json.dumps(receipt))
-    (tmp_path / "llm.yaml").write_text(f"url: {ollama.url}\n")
+    (tmp_path / "export.yaml").write_text(f"ollama: {ollama.url}\n")
 
     def talk(lines, settings=""):
         (tmp_path / "chat.yaml").write_text(settings)
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        options = ["--config", tmp_path / "chat.yaml", "--llm", tmp_path / "llm.yaml"]
+        options = ["--config", tmp_path / "chat.yaml", "--export", tmp_path / "export.yaml"]
         return run_script("tools/chat", tmp_path, *options)
 
     talk.path = tmp_path
@@ -97,10 +97,10 @@ def test_a_chat_before_the_export_says_what_to_do(chat):
     assert chat("").stderr == f"chat.py: {chat.path}/receipt.json: no such file; `make export` makes it\n"
 
 
-def test_a_chat_without_ollama_says_what_to_do(chat):
-    (chat.path / "llm.yaml").write_text("url: http://127.0.0.1:9\n")
+def test_a_chat_without_its_ollama_says_what_to_do(chat):
+    (chat.path / "export.yaml").write_text("ollama: http://127.0.0.1:9\n")
     assert chat("").stderr == (
-        "chat.py: no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or set url or backend in llm.yaml\n"
+        "chat.py: no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or change ollama in export.yaml\n"
     )
 
 
@@ -113,7 +113,7 @@ def start(program, **options):
 
 def test_ctrl_c_ends_a_chat_cleanly(chat):
     (chat.path / "chat.yaml").touch()
-    options = ["--config", chat.path / "chat.yaml", "--llm", chat.path / "llm.yaml"]
+    options = ["--config", chat.path / "chat.yaml", "--export", chat.path / "export.yaml"]
     with start([sys.executable, ROOT / "scripts/tools/chat.py", chat.path, *options]) as running:
         assert running.stdout.readline() == f"{OPENING}\n"
         assert running.stdout.read(2) == "> "

@@ -18,8 +18,8 @@ def deploy(tmp_path):
     def run(url, **receipt):
         base = {"fixed_system": False, "quantize": "q8_0", "parameters": PARAMETERS}
         (tmp_path / "receipt.json").write_text(json.dumps({**base, **receipt}))
-        (tmp_path / "llm.yaml").write_text(f"url: {url}\n")
-        options = ["--generated", tmp_path, "--name", "huiyin-10002", "--llm", tmp_path / "llm.yaml"]
+        (tmp_path / "export.yaml").write_text(f"ollama: {url}\n")
+        options = ["--generated", tmp_path, "--name", "huiyin-10002", "--export", tmp_path / "export.yaml"]
         done = run_script("tools/deploy", tmp_path, *options)
         assert done.returncode == 0, done.stderr
         return done.stdout

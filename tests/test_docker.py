@@ -111,11 +111,12 @@ def test_a_repository_on_a_windows_disk(project):
 def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(project):
     planned = make(project, "--dry-run", "all", "CONFIG=demo").stdout
     assert re.findall(
-        r"docker/run\.sh (\w+) (?:--\S+ (?:config/\S+ )?)*python scripts/(?:demo/)?(\w+)\.py", planned
+        r"docker/run\.sh (\w+ (?:--\S+ (?:config/\S+ )?)*)python scripts/(?:demo/)?(\w+)\.py", planned
     ) == [
-        *(("data", stage) for stage in ("history", "decrypt", "parse", "combine", "tiny", "pair", "gen")),
-        ("train", "train"),
-        ("train", "export"),
+        *(("data ", stage) for stage in ("history", "decrypt", "parse", "combine", "tiny")),
+        *(("data --llm config/demo/llm.yaml --pull ", stage) for stage in ("pair", "gen")),
+        ("train ", "train"),
+        ("train --llm config/demo/llm.yaml --export config/demo/export.yaml ", "export"),
     ]
     assert "venv" not in planned
     assert set(re.findall(r"--ollama-url (\S+)", planned)) == {"http://ollama:11434"}

@@ -21,7 +21,7 @@ SETTINGS = {
     "llm": "huiyin.llm.client",
     "pair": "scripts.pair",
     "gen": "scripts.gen",
-    "export": "scripts.export",
+    "export": "huiyin.serving.finished",
     "chat": "scripts.tools.chat",
     "preflight": "huiyin.training.plan",
 }

@@ -34,7 +34,7 @@ PARAMETERS = {
     "repeat_penalty": 1.0,
     "num_predict": 256,
 }
-ALTERNATIVE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
+ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 NOT_SERVED = (
     "base/config.json: Ollama cannot serve Qwen3ForCausalLM with the chat template of the training; take a Qwen2.5 or "
     f"Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
@@ -46,23 +46,21 @@ class Export:
 
     def __init__(self, demo, path, ollama):
         self.path, self.folder, self.target = path, path / "exported", demo[0] / "data/demo/10002"
-        self.ollama, self.url = ollama, ollama.url
+        self.ollama, self.url, self.settings = ollama, ollama.url, ""
         shutil.copytree(self.target / "trained", path / "trained")
         shutil.copytree(demo[0] / "data/tiny/tiny-qwen2", path / "base")
         used = json.loads((path / "trained/train.yaml").read_text(encoding="utf-8"))
         (path / "trained/train.yaml").write_text(json.dumps({**used, "model_name_or_path": str(path / "base")}))
-        (path / "export.yaml").write_text("preset: default\n")
         (path / "chat.yaml").write_text("split: false\n")
         self.system = (self.target / "generated/system.txt").read_text(encoding="utf-8")
 
     def arguments(self):
-        (self.path / "llm.yaml").write_text(f"url: {self.url}\n")
+        (self.path / "export.yaml").write_text(f"ollama: {self.url}\n{self.settings}")
         options = {
             "--generated": self.target / "generated",
             "--name": "huiyin-10002",
             "--config": self.path / "export.yaml",
             "--cache": self.path / "cache",
-            "--llm": self.path / "llm.yaml",
             "--out": self.folder,
         }
         return [self.path / "trained", *(word for option in options.items() for word in option)]
@@ -87,7 +85,7 @@ class Export:
         return output.decode().splitlines()
 
     def chat(self):
-        options = ["--config", self.path / "chat.yaml", "--llm", self.path / "llm.yaml"]
+        options = ["--config", self.path / "chat.yaml", "--export", self.path / "export.yaml"]
         program = [sys.executable, ROOT / "scripts/tools/chat.py", self.folder, *options]
         lines = "在吗？\n\n吃了吗\n/reset\n再见\n"
         return subprocess.run(program, env=CLEAN, input=lines, capture_output=True, encoding="utf-8")
@@ -192,7 +190,7 @@ def test_the_exported_model_can_be_talked_to(exported):
 def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(export, ollama):
     ollama.models[NAME] = "made before"
     (export.path / "exported.ollama").write_text("made before")
-    (export.path / "export.yaml").write_text("fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n")
+    export.settings = "fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n"
     lines = export.run_on_terminal()
     made = ollama.created[NAME]
     assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
@@ -210,7 +208,7 @@ def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
     receipt = json.loads((project / "data/demo/10002/exported/receipt.json").read_text(encoding="utf-8"))
     assert receipt["asked"]["who"] == "the merged model, loaded once" and "ollama" not in receipt
     assert (
-        "export: the backend is not Ollama; where Ollama runs, this creates the model: ollama create huiyin-10002 "
+        "export: no Ollama model was created; where Ollama runs, this creates it: ollama create huiyin-10002 "
         "--quantize q8_0 -f data/demo/10002/exported/Modelfile\n"
     ) in output
 
@@ -220,7 +218,7 @@ def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
 
 def test_ollama_that_does_not_answer_is_one_line(export):
     export.url = "http://127.0.0.1:9"
-    assert export.error() == ("no Ollama answers at URL; start it (ollama serve), or set url or backend in llm.yaml")
+    assert export.error() == ("no Ollama answers at URL; start it (ollama serve), or change ollama in export.yaml")
 
 
 @pytest.mark.parametrize("digest", [None, "another digest"])
@@ -232,7 +230,7 @@ def test_a_model_that_somebody_else_made_is_not_replaced(export, ollama, digest)
         "Ollama already has a model huiyin-10002 which this pipeline did not make; "
         "rename it (ollama cp) and remove it: ollama rm huiyin-10002"
     )
-    assert [request.path for request in ollama.requests] == ["/api/tags"]
+    assert {request.path for request in ollama.requests} == {"/api/tags"}
 
 
 def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, ollama):
@@ -283,13 +281,14 @@ def test_an_architecture_that_ollama_cannot_serve_is_refused(export):
 def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training(export):
     export.change("base/config.json", architectures=["Qwen3ForCausalLM"])
     (export.path / "train.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
-    (export.path / "llm.yaml").write_text(f"url: {export.url}\n")
+    (export.path / "export.yaml").touch()
     options = {
         "--config": export.path / "train.yaml",
         "--preflight": "config/preflight.yaml",
         "--gpu": "none",
         "--cache": export.path / "cache",
-        "--llm": export.path / "llm.yaml",
+        "--llm": "config/demo/llm.yaml",
+        "--export": export.path / "export.yaml",
         "--out": export.path / "again",
     }
     done = run_script("train", export.target / "generated", *(word for option in options.items() for word in option))

@@ -193,7 +193,7 @@ def test_servers_with_different_models_are_refused(two):
 def test_if_no_server_answers_the_stage_ends_with_a_clear_error(two):
     two.llm(url="[http://127.0.0.1:9, http://127.0.0.1:10]")
     assert complaint(two.pair()) == (
-        "pair.py: no Ollama answers at http://127.0.0.1:10; start it (ollama serve), or set url or backend in llm.yaml"
+        "pair.py: no Ollama answers at http://127.0.0.1:10; start it (ollama serve), or change url in llm.yaml"
     )
 
 

@@ -92,7 +92,7 @@ def test_answers_of_another_model_are_not_used(folder):
 def test_a_missing_server_is_one_clear_line(folder):
     folder.settings("llm", "url: http://127.0.0.1:9\n")
     assert complaint(folder.pair()) == (
-        "pair.py: no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or set url or backend in llm.yaml"
+        "pair.py: no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or change url in llm.yaml"
     )
 
 
@@ -106,8 +106,8 @@ def test_a_model_that_the_server_lacks_is_one_clear_line(folder):
 def test_a_public_address_is_refused(folder):
     folder.settings("llm", "url: http://8.8.8.8:11434\n")
     assert complaint(folder.pair()) == (
-        "pair.py: llm.yaml: http://8.8.8.8:11434 is outside your own network and would see your chats; "
-        "set allow_remote: true if that is what you want"
+        "pair.py: url in llm.yaml: http://8.8.8.8:11434 is outside your own network, and what comes from your chats "
+        "would go there; set allow_remote: true if that is what you want"
     )
 
 

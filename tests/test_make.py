@@ -118,7 +118,7 @@ def test_a_second_demo_does_nothing(demo):
         ("prompts/persona.md", STAGES[4:]),
         ("demo/train.yaml", STAGES[5:]),
         ("preflight.yaml", STAGES[5:]),
-        ("export.yaml", STAGES[6:]),
+        ("demo/export.yaml", STAGES[6:]),
     ],
 )
 def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, redone):

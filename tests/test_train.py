@@ -39,6 +39,7 @@ def test_the_shipped_settings_are_known_to_llamafactory(trained):
     [attempt] = receipt["attempts"]
     assert (attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) == ("fp32", 2, 0)
     assert receipt["base_model"]["sha256"]["model.safetensors"]
+    assert receipt["export"] == {"ollama": "none"} and "config/demo/export.yaml" not in receipt["settings"]
     assert {path.name for path in (trained.path / "trained/adapter").iterdir()} == set(train.ADAPTER_FILES)
     assert not (trained.path / "trained/.run").exists()
 

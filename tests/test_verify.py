@@ -26,15 +26,15 @@ class Chain:
         for name in ("data", "config"):
             shutil.copytree(demo[0] / name, path / name, symlinks=True)
 
-    def lines(self, llm="config/demo/llm.yaml"):
+    def lines(self, export="config/demo/export.yaml"):
         """Return the printed lines of a chain that holds."""
-        verify.main([*(f"data/demo/{name}" for name in STAGES), "--llm", llm])
+        verify.main([*(f"data/demo/{name}" for name in STAGES), "--export", export])
         return self.capsys.readouterr().out.splitlines()
 
-    def breaks(self, llm="config/demo/llm.yaml"):
+    def breaks(self, export="config/demo/export.yaml"):
         """Return the lines that tell where the chain is broken."""
         with pytest.raises(UserError) as error:
-            self.lines(llm)
+            self.lines(export)
         assert str(error.value) == BROKEN
         return [line.removeprefix("verify: ") for line in self.capsys.readouterr().out.splitlines()]
 
@@ -104,18 +104,18 @@ def test_the_ollama_model_is_part_of_the_chain(chain, ollama):
     path = chain.data / "10002/exported/receipt.json"
     receipt = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**receipt, "ollama": {"name": "huiyin-10002", "digest": "1"}}))
-    (chain.path / "llm.yaml").write_text(f"url: {ollama.url}\n")
-    assert chain.breaks("llm.yaml") == ["the Ollama model huiyin-10002 is gone"]
+    (chain.path / "export.yaml").write_text(f"ollama: {ollama.url}\n")
+    assert chain.breaks("export.yaml") == ["the Ollama model huiyin-10002 is gone"]
     ollama.models["huiyin-10002:latest"] = "2"
-    assert chain.breaks("llm.yaml") == ["the Ollama model huiyin-10002 is another one"]
+    assert chain.breaks("export.yaml") == ["the Ollama model huiyin-10002 is another one"]
     ollama.models["huiyin-10002:latest"] = "1"
-    assert chain.lines("llm.yaml")[0] == "verify: the Ollama model huiyin-10002 is the one that export created"
-    (chain.path / "llm.yaml").write_text("url: http://127.0.0.1:9\n")
-    assert chain.lines("llm.yaml")[0] == (
-        "verify: the Ollama model huiyin-10002 could not be checked: no Ollama answers"
-    )
+    assert chain.lines("export.yaml")[0] == "verify: the Ollama model huiyin-10002 is the one that export created"
+    assert chain.lines()[0] == "verify: the Ollama model huiyin-10002 is not checked"
+    (chain.path / "export.yaml").write_text("ollama: http://127.0.0.1:9\n")
+    with pytest.raises(UserError, match=r"no Ollama answers at http://127\.0\.0\.1:9; start it"):
+        chain.lines("export.yaml")
 
 
 def test_without_any_receipt_there_is_nothing_to_verify(tmp_path):
-    done = run_script("tools/verify", tmp_path, "--llm", "config/llm.yaml")
+    done = run_script("tools/verify", tmp_path, "--export", "config/export.yaml")
     assert done.stderr == "verify.py: no stage is done yet: there is no receipt to verify\n"

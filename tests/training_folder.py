@@ -46,6 +46,7 @@ class Training:
         options = {
             "--preflight": "config/preflight.yaml",
             "--llm": "config/demo/llm.yaml",
+            "--export": "config/demo/export.yaml",
             "--gpu": gpu,
             "--config": self.path / "train.yaml",
             "--cache": self.path / "cache",

@@ -12,6 +12,7 @@ from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
 
 CONNECT_SECONDS = 5
+URL_SETTING = "url in llm.yaml"
 TOP_LOGPROBS = 12  # the most probable tokens at each position, for the confidence: 10 candidates, none, and one more
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
 BUSY = {408, 429}  # the statuses below 500 after which a later try may succeed
@@ -71,19 +72,19 @@ class TooLong(Exception):
     """Question and answer together do not fit into the context of the model."""
 
 
-def session_for(url: str, allow_remote: bool, connections: int) -> requests.Session:
-    """Return a session for the server at `url`; a public address needs `allow_remote`."""
+def session_for(url: str, allow_remote: bool, connections: int, setting: str = URL_SETTING) -> requests.Session:
+    """Return a session for the server at `url`, which `setting` names; a public address needs `allow_remote`."""
     host = urlsplit(url).hostname
     if not host:
-        raise UserError(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434")
+        raise UserError(f"{setting}: {url!r} is no address; write it like http://127.0.0.1:11434")
     try:
         addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except socket.gaierror:
-        raise UserError(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
+        raise NoServer(f"{setting}: {url}: there is no host {host!r}; is it running, is the name right?") from None
     local = all(any(ipaddress.ip_address(address) in network for network in OWN) for address in addresses)
     if not local and not allow_remote:
         raise UserError(
-            f"llm.yaml: {url} is outside your own network and would see your chats; "
+            f"{setting}: {url} is outside your own network, and what comes from your chats would go there; "
             "set allow_remote: true if that is what you want"
         )
     session = requests.Session()

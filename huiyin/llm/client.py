@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import threading
@@ -95,9 +96,13 @@ Result = Accepted | type[TooLong] | None  # of a question; None: no try gave a v
 def llm_arguments(parser: argparse.ArgumentParser, answers: bool = True) -> None:
     """Add the options with which a command reaches the model: `--llm`, `--ollama-url` and `--answers`."""
     parser.add_argument("--llm", type=Path, required=True, metavar="FILE", help="llm.yaml")
-    parser.add_argument("--ollama-url", default="http://127.0.0.1:11434", help="what `url: auto` means")
+    ollama_url_argument(parser)
     if answers:
         parser.add_argument("--answers", type=Path, required=True, metavar="FILE", help="the answer cache, answers.db")
+
+
+def ollama_url_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ollama-url", default="http://127.0.0.1:11434", help="what `auto` means in the settings")
 
 
 def read_llm_settings(args: argparse.Namespace) -> Settings:
@@ -123,16 +128,11 @@ def open_pool(settings: Settings, ollama_url: str) -> Pool:
     return Pool([backend(url, settings.model, settings.num_ctx, *options) for url in urls])
 
 
-def open_ollama(settings: Settings, ollama_url: str, model: str, num_ctx: int) -> Ollama:
-    """Return the first Ollama server of the settings, for another model."""
-    url = addresses(settings, ollama_url)[0]
-    return Ollama(url, model, num_ctx, settings.read_timeout_seconds, settings.allow_remote)
-
-
 def unload_model(settings: Settings, ollama_url: str) -> None:
     """Free the card of the language model, where an Ollama server holds one."""
-    if settings.backend == "ollama":
-        open_ollama(settings, ollama_url, settings.model, settings.num_ctx).unload()
+    for url in addresses(settings, ollama_url) if settings.backend == "ollama" else []:
+        with contextlib.suppress(Unavailable):
+            Ollama(url, settings.model, allow_remote=settings.allow_remote).unload()
 
 
 class Client:

@@ -16,6 +16,7 @@ from huiyin.common.progress import Progress
 from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
     TOP_LOGPROBS,
+    URL_SETTING,
     Answer,
     ChatRequest,
     NoServer,
@@ -28,6 +29,7 @@ from huiyin.llm.backend import (
     session_for,
 )
 
+READ_SECONDS = 120
 UNLOAD_SECONDS = 120
 LOAD_SECONDS = 600  # Ollama itself gives up after 5 minutes without progress
 # Between two lines of a stream, which is silent while Ollama converts a large model, or computes its digest:
@@ -40,32 +42,38 @@ class BrokenStream(UserError):
 
 
 class Ollama:
-    """The model `model` on the Ollama server at `url`."""
+    """The model `model` on the Ollama server at `url`, which `setting` names. `prepare` and `chat` use `num_ctx`."""
 
     def __init__(
-        self, url: str, model: str, num_ctx: int, read_seconds: float, allow_remote: bool = False, connections: int = 1
+        self,
+        url: str,
+        model: str,
+        num_ctx: int = 0,
+        read_seconds: float = READ_SECONDS,
+        allow_remote: bool = False,
+        connections: int = 1,
+        setting: str = URL_SETTING,
     ) -> None:
         self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
-        self.session = session_for(url, allow_remote, connections)
+        self.setting = setting
+        self.session = session_for(url, allow_remote, connections, setting)
 
     def identity(self) -> str:
         """Return the digest of the model; NoServer or another `UserError` if the server or the model is not there."""
-        digest = self.models().get(tagged(self.model))
+        digest = self.digest()
         if digest is None:
             raise UserError(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
         return digest
 
-    def models(self) -> dict[str, str]:
-        """Return {name: digest} of the models that the server has."""
+    def digest(self) -> str | None:
+        """Return the digest of the model, None if the server does not have it; NoServer if there is none."""
         try:
             response = http_request(self.session, "GET", f"{self.url}/api/tags", self.read_seconds)
             response.raise_for_status()
-            return {model["name"]: model["digest"] for model in response.json()["models"]}
+            digests = {model["name"]: model["digest"] for model in response.json()["models"]}
+            return digests.get(tagged(self.model))
         except (requests.RequestException, KeyError, TypeError):
             raise self.no_server() from None
-
-    def is_there(self) -> bool:
-        return tagged(self.model) in self.models()
 
     def pull(self) -> Iterator[tuple[str, int, int]]:
         """Let the server fetch the model; yield (digest of a file, bytes fetched, bytes in all) as it goes on."""
@@ -111,8 +119,8 @@ class Ollama:
                     flush=True,
                 )
 
-    def chat(self, request: ChatRequest, may_be_cut: bool = False) -> Answer:
-        """Return the answer; one that ends at `max_tokens` is Unusable unless it `may_be_cut`.
+    def chat(self, request: ChatRequest) -> Answer:
+        """Return the answer; one that ends at `max_tokens` is Unusable.
 
         Every request has all options: another num_ctx would load the model again, and by default Ollama silently cuts
         long prompts.
@@ -136,8 +144,7 @@ class Ollama:
         }
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         try:
-            reasons = ["stop", "length"] if may_be_cut else ["stop"]
-            if not answer.get("done") or answer.get("done_reason") not in reasons:  # which has status 200, too
+            if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
                 raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
             message = answer["message"]
             text = message.get("content") or ""
@@ -250,7 +257,7 @@ class Ollama:
             raise BrokenStream(f"Ollama at {self.url} {what}; look into its log") from None
 
     def no_server(self) -> NoServer:
-        return NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), or set url or backend in llm.yaml")
+        return NoServer(f"no Ollama answers at {self.url}; start it (ollama serve), or change {self.setting}")
 
     def store(self) -> Path | None:
         """Return the folder in which an Ollama on this machine keeps its models; None where that is not known."""

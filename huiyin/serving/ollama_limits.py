@@ -10,15 +10,13 @@ from huiyin.common.errors import UserError
 # architectures of the models that have them. Ollama 0.33 imports more (convert/convert.go), but not plain Qwen3.
 TEMPLATES = ["qwen", "llama3"]
 ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
-ALTERNATIVE = "or set another backend than ollama in llm.yaml and serve the merged model in a way of your own"
+ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 
 BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # {quantization: weights per block; the length of a row must be a multiple}
 
 
-def check_servable(template: str, config: Path, backend: str) -> None:
-    """Raise `UserError` if Ollama is the backend and cannot serve the model; `config`: its config.json."""
-    if backend != "ollama":
-        return
+def check_servable(template: str, config: Path) -> None:
+    """Raise `UserError` if Ollama cannot serve the model; `config`: its config.json."""
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of unknown kind"]
     if architectures[0] not in ARCHITECTURES:
         raise UserError(

@@ -1,6 +1,6 @@
 """Talk to the member in the terminal: the Ollama model, or the merged model itself where there is no Ollama.
 
-    python scripts/tools/chat.py data/default/10001/exported --config config/chat.yaml --llm config/llm.yaml
+    python scripts/tools/chat.py data/default/10001/exported --config config/chat.yaml --export config/export.yaml
 
 /reset clears the conversation; Ctrl-D or Ctrl-C ends it. Nothing of it is stored.
 """
@@ -16,8 +16,8 @@ from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, read_settings
 from huiyin.common.stage import need, read_receipt
 from huiyin.common.tables import COMMA
-from huiyin.llm.client import Settings as LlmSettings
-from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
+from huiyin.serving.finished import Settings as Export
+from huiyin.serving.finished import find_ollama, model_arguments
 
 Messages = list[dict[str, str]]
 
@@ -28,16 +28,17 @@ class Settings:
     split: bool = True
 
 
-def open_model(folder: Path, llm: LlmSettings, ollama_url: str) -> Callable[[Messages], Iterator[str]]:
+def open_model(folder: Path, export: Export, ollama_url: str) -> Callable[[Messages], Iterator[str]]:
     """Return the function that replies to messages in pieces, of the Ollama model if `export` created one."""
     receipt = read_receipt(need(folder / "receipt.json", "`make export` makes it").parent)
-    if "ollama" not in receipt:
+    made = receipt.get("ollama", {})
+    ollama = find_ollama(export, ollama_url, made["name"]) if made else None
+    if not ollama:
         print("loading the merged model ...", flush=True)
         from huiyin.serving.local import MergedModel
 
         return MergedModel(folder / "merged", receipt["parameters"]).talk
-    ollama = open_ollama(llm, ollama_url, receipt["ollama"]["name"], receipt["parameters"]["num_ctx"])
-    if ollama.identity() != receipt["ollama"]["digest"]:
+    if ollama.digest() != made["digest"]:
         raise UserError(f"the Ollama model {ollama.model} is not the one that export created; make export again")
     return ollama.talk
 
@@ -90,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="chat.yaml")
-    llm_arguments(parser, answers=False)
+    model_arguments(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        reply_to = open_model(args.exported, read_llm_settings(args), args.ollama_url)
+        reply_to = open_model(args.exported, read_settings(args.export, Export), args.ollama_url)
         print("/reset clears the conversation, Ctrl-D ends it", flush=True)
         talk(reply_to, settings)
     print()

@@ -1,7 +1,7 @@
 """Print the settings that connect the exported model to a chat platform (LangBot) or to any OpenAI-style client.
 
     python scripts/tools/deploy.py data/default/10001/exported --generated data/default/10001/generated \\
-        --name huiyin-10001 --llm config/llm.yaml
+        --name huiyin-10001 --export config/export.yaml
 """
 
 import argparse
@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huiyin.common.errors import run
+from huiyin.common.settings import read_settings
 from huiyin.common.stage import need, read_receipt
-from huiyin.llm.client import addresses, llm_arguments, read_llm_settings
+from huiyin.serving.finished import Settings, model_arguments
 
 SETTINGS = """\
 The model {name} at {url}
@@ -60,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("exported", type=Path)
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
-    llm_arguments(parser, answers=False)
+    model_arguments(parser)
     args = parser.parse_args(argv)
     receipt = read_receipt(need(args.exported / "receipt.json", "`make export` makes it").parent)
     system = need(args.generated / "system.txt", "`make gen` makes it").read_text(encoding="utf-8")
-    llm = read_llm_settings(args)
-    url = (addresses(llm, args.ollama_url)[0] if llm.backend == "ollama" else args.ollama_url).rstrip("/")
+    ollama = read_settings(args.export, Settings).ollama
+    url = (args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
         print(
             f"There is no Ollama model yet; this creates it:\n  ollama create {args.name} --quantize "

@@ -1,20 +1,32 @@
-"""Print the environment that llm.yaml asks of Ollama's container; nothing where llm.yaml names another server.
+"""Print the environment of Ollama's container; nothing for a command that does not need it.
 
-python scripts/tools/needs.py --llm config/llm.yaml
+    python scripts/tools/needs.py --llm config/llm.yaml [--export config/export.yaml]
+
+A command needs it for the finished model, if it says --export, else for the language model. The environment is always
+that of llm.yaml: with another one the container would be made anew, and what is asked at the time would fail.
 """
 
 import argparse
+from pathlib import Path
 
 from huiyin.common.errors import run
-from huiyin.llm.client import llm_arguments, read_llm_settings
+from huiyin.common.settings import read_settings
+from huiyin.llm.client import addresses, llm_arguments, read_llm_settings
+from huiyin.serving.finished import Settings
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     llm_arguments(parser, answers=False)
-    settings = read_llm_settings(parser.parse_args(argv))
-    if settings.backend == "ollama" and "auto" in (settings.url if isinstance(settings.url, list) else [settings.url]):
-        print(f"OLLAMA_NUM_PARALLEL={settings.parallel}\nOLLAMA_CONTEXT_LENGTH={settings.num_ctx}")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="export.yaml")
+    args = parser.parse_args(argv)
+    llm = read_llm_settings(args)
+    if args.export:
+        needed = read_settings(args.export, Settings).ollama == "auto"
+    else:
+        needed = llm.backend == "ollama" and "auto" in addresses(llm, "auto")
+    if needed:
+        print(f"OLLAMA_NUM_PARALLEL={llm.parallel}\nOLLAMA_CONTEXT_LENGTH={llm.num_ctx}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
-from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
+from huiyin.llm.client import llm_arguments, read_llm_settings
 from huiyin.llm.ollama import Ollama
 
 GB = 10**9
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     llm_arguments(parser, answers=False)
     args = parser.parse_args(argv)
     settings = read_llm_settings(args)
-    ollama = open_ollama(settings, args.ollama_url, settings.model, settings.num_ctx)
-    if not ollama.is_there():
+    ollama = Ollama(args.ollama_url, settings.model)
+    if ollama.digest() is None:
         with Progress(f"fetch {settings.model}", None, "B", bytes=True) as progress:
             fetch(ollama, progress, f"name a smaller model in {args.llm}")
 

@@ -1,7 +1,7 @@
 """Recompute every hash in the receipts, from the exported model back to the chat history.
 
     python scripts/tools/verify.py data/default/decrypted data/default/parsed ... data/default/10001/exported \\
-        --llm config/llm.yaml
+        --export config/export.yaml
 
 Prints where the chain breaks: a file that differs from its receipt, or an input that the stage before did not make.
 The exit status is 1 then. The folders are given in the order of the stages; those of missing stages are ignored.
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from huiyin.common.errors import UserError, run
+from huiyin.common.settings import read_settings
 from huiyin.common.stage import read_receipt, sha256
-from huiyin.llm.backend import Unavailable
-from huiyin.llm.client import Settings, llm_arguments, open_ollama, read_llm_settings
-from huiyin.llm.ollama import tagged
+from huiyin.serving.finished import Settings, find_ollama, model_arguments
 
 Receipts = dict[str, dict[str, Any]]  # {folder: receipt}, in the order of the stages
 
@@ -70,32 +69,30 @@ def unexplained(receipts: Receipts, folders: Sequence[str]) -> Iterator[str]:
                 yield f"{receipt['stage']}: input {path} is in no receipt of {folder}"
 
 
-def check_ollama_model(receipts: Receipts, llm: Settings, ollama_url: str) -> tuple[str | None, bool]:
-    """Return (line to print, whether the digest is the same) for the Ollama model; (None, True) if there is none."""
+def check_ollama_model(receipts: Receipts, settings: Settings, ollama_url: str) -> bool:
+    """Print whether the Ollama model is the one that export created, if it did; return False if it is not."""
     made = next((receipt["ollama"] for receipt in receipts.values() if "ollama" in receipt), None)
     if made is None:
-        return None, True
-    try:
-        present = open_ollama(llm, ollama_url, made["name"], 1).models().get(tagged(made["name"]))
-    except Unavailable:
-        return f"the Ollama model {made['name']} could not be checked: no Ollama answers", True
+        return True
+    ollama = find_ollama(settings, ollama_url, made["name"])
+    present = ollama.digest() if ollama else made["digest"]
     state = {made["digest"]: "is the one that export created", None: "is gone"}.get(present, "is another one")
-    return f"the Ollama model {made['name']} {state}", present == made["digest"]
+    print(f"verify: the Ollama model {made['name']} {state if ollama else 'is not checked'}", flush=True)
+    return present == made["digest"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+")
-    llm_arguments(parser, answers=False)
+    model_arguments(parser)
     args = parser.parse_args(argv)
     receipts = {folder: receipt for folder in args.folders if (receipt := read_receipt(folder))}
     if not receipts:
         raise UserError("no stage is done yet: there is no receipt to verify")
     broken = [*breaks(receipts), *unexplained(receipts, args.folders)]
-    line, holds = check_ollama_model(receipts, read_llm_settings(args), args.ollama_url)
-    for problem in [*broken, *([line] if line else [])]:
+    for problem in broken:
         print(f"verify: {problem}", flush=True)
-    if broken or not holds:
+    if not check_ollama_model(receipts, read_settings(args.export, Settings), args.ollama_url) or broken:
         raise UserError(
             "the chain is broken, see above; the results after the break do not belong to the present files"
         )
