@@ -3,7 +3,9 @@
 Rows are not decoded. Format: SQLite's "Database File Format" (b-tree pages, schema layer).
 """
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,16 +140,6 @@ def varint(data: bytes, offset: int) -> tuple[int, int]:
     return value << 8 | data[offset + 8], offset + 9
 
 
-def to_varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    if value >> 56:
-        return bytes(value >> shift & 0x7F | 0x80 for shift in range(57, 7, -7)) + bytes([value & 0xFF])
-    digits = [value & 0x7F]
-    while value := value >> 7:
-        digits.append(value & 0x7F | 0x80)
-    return bytes(reversed(digits))
-
-
 def local_size(payload: int, usable: int) -> int:
     """Return how many bytes of a row's payload are in its leaf; the rest is in overflow pages."""
     if payload <= usable - 35:
@@ -173,60 +165,47 @@ def overflow_chain(pages: Pages, cell: Cell, lost: list[int]) -> list[np.ndarray
     return chain
 
 
-def leaf_image(
-    pages: Pages, page: np.ndarray, rows: Sequence[Cell], name: str, definition: str, lost: list[int]
-) -> bytes:
-    """Return a whole database with the table `name` and the `rows` of the leaf `page`, but for those with a damaged
-    overflow page, which is added to `lost`. `ValueError` if the schema, with
-    the columns `definition`, does not fit on a page."""
-    data, kept, overflow = bytearray(page.tobytes()), [], list[bytes]()  # overflow: the pages from 3 on
-    for cell in rows:
-        if cell.overflow:
-            chain = overflow_chain(pages, cell, lost)
-            if chain is None:
-                continue
-            data[cell.stop - 4 : cell.stop] = (3 + len(overflow)).to_bytes(4, "big")
-            for position, part in enumerate(chain, 1):
-                following = 3 + len(overflow) + 1 if position < len(chain) else 0
-                overflow.append(following.to_bytes(4, "big") + part[4:].tobytes())
-        kept.append(cell)
-    first = first_page(pages, name, definition, 2 + len(overflow))
-    leaf = make_leaf(pages, [data[cell.start : cell.stop] for cell in kept])
-    return bytes(first + leaf + b"".join(overflow))
+class LeafDatabase:
+    """Makes a database of a single leaf, from which SQLite reads the rows: one with the table `name` and the columns
+    `definition`, and with the page size, the reserved bytes and the encoding of `pages`."""
+
+    def __init__(self, pages: Pages, name: str, definition: str):
+        header = bytearray(pages.header)
+        header[18:20] = b"\1\1"  # no write-ahead log
+        header[28:32] = (1).to_bytes(4, "big")  # pages
+        header[32:40] = bytes(8)  # no freelist
+        header[52:56] = header[64:68] = bytes(4)  # no auto-vacuum
+        header[92:96] = header[24:28]
+        self.pages = pages
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.deserialize((bytes(header) + leaf_header(0, pages.usable)).ljust(pages.size, b"\0"))
+            connection.execute(f"CREATE TABLE [{name}] {definition}")
+            (self.root,) = connection.execute("SELECT rootpage FROM sqlite_master").fetchone()
+            self.empty = connection.serialize()
+
+    def of(self, page: np.ndarray, rows: Sequence[Cell], lost: list[int]) -> bytes:
+        """Return the database with the `rows` of the leaf `page`, but for those with a damaged overflow page, which is
+        added to `lost`."""
+        size, kept = self.pages.size, []
+        image, leaf = bytearray(self.empty), bytearray(page.tobytes())
+        for cell in rows:
+            if cell.overflow:
+                chain = overflow_chain(self.pages, cell, lost)
+                if chain is None:
+                    continue
+                leaf[cell.stop - 4 : cell.stop] = (len(image) // size + 1).to_bytes(4, "big")
+                for left, content in zip(reversed(range(len(chain))), chain, strict=True):
+                    following = len(image) // size + 2 if left else 0
+                    image += following.to_bytes(4, "big") + content[4:].tobytes()
+            kept.append(cell.start)
+        begin = leaf_header(len(kept), min(kept, default=self.pages.usable))
+        begin += b"".join(offset.to_bytes(2, "big") for offset in kept)
+        leaf[: len(begin)] = begin
+        image[28:32] = (len(image) // size).to_bytes(4, "big")
+        image[(self.root - 1) * size : self.root * size] = leaf
+        return bytes(image)
 
 
-def first_page(pages: Pages, name: str, definition: str, count: int) -> bytearray:
-    """Return page 1 of a database of `count` pages: the header of the source, adapted, and the schema, which is the
-    table `name` with the top page 2. `ValueError` if it does not fit."""
-    header = bytearray(pages.header)
-    header[18:20] = b"\1\1"  # no write-ahead log
-    header[28:32] = count.to_bytes(4, "big")
-    header[32:40] = bytes(8)  # no freelist
-    header[52:56] = header[64:68] = bytes(4)  # no auto-vacuum
-    header[92:96] = header[24:28]
-    kind, *names, sql = (
-        value.encode(pages.encoding) for value in ("table", name, name, f"CREATE TABLE [{name}] {definition}")
-    )
-    types = [to_varint(2 * len(value) + 13) for value in (kind, *names, sql)]
-    types.insert(3, b"\1")  # the top page: an integer of 8 bits
-    sizes = b"".join(types)
-    payload = bytes([len(sizes) + 1]) + sizes + kind + b"".join(names) + b"\2" + sql
-    cell = to_varint(len(payload)) + b"\1" + payload
-    if len(cell) > pages.usable - 110:
-        raise ValueError("the schema does not fit on a page")
-    page = make_leaf(pages, [cell], 100)
-    page[:100] = header
-    return page
-
-
-def make_leaf(pages: Pages, contents: Sequence[bytes | bytearray], start: int = 0) -> bytearray:
-    """Return a leaf with the cells `contents`, whose header begins at byte `start`."""
-    page, offset = bytearray(pages.size), pages.usable
-    for slot, content in enumerate(contents):
-        offset -= len(content)
-        page[offset : offset + len(content)] = content
-        pointer = start + 8 + 2 * slot
-        page[pointer : pointer + 2] = offset.to_bytes(2, "big")
-    count = len(contents).to_bytes(2, "big")  # where the content begins: 65,536 is stored as 0
-    page[start : start + 8] = bytes([LEAF, 0, 0]) + count + (offset & 0xFFFF).to_bytes(2, "big") + b"\0"
-    return page
+def leaf_header(count: int, offset: int) -> bytes:
+    """Return the header of a leaf with `count` rows, whose content begins at `offset` (65,536 is stored as 0)."""
+    return bytes([LEAF, 0, 0]) + count.to_bytes(2, "big") + (offset & 0xFFFF).to_bytes(2, "big") + b"\0"

@@ -70,7 +70,7 @@ def take_tables(
     logged = len(pages.logged)
     if pages.missing:
         refuse(f"truncated: {pages.count - pages.missing:,} of {pages.count:,} pages are there", truncated=True)
-    elif free_space(target) < 2 * (pages.in_file + logged) * pages.size + KEEP_FREE:
+    elif shutil.disk_usage(target.parent).free < 2 * (pages.in_file + logged) * pages.size + KEEP_FREE:
         print(f"decrypt: {target.parent}: no space for a copy of {source}; reading it page by page, slower", flush=True)
     else:
         try:
@@ -182,10 +182,6 @@ def plain_columns(name: str, sql: str) -> tuple[str, str]:
         )
         parts.append(f"[{column}] {kind}{rowid}" + (f" DEFAULT {default}" if default is not None else ""))
     return f"({', '.join(parts)})", ", ".join(f"[{column[1]}]" for column in columns)
-
-
-def free_space(target: Path) -> int:
-    return shutil.disk_usage(target.parent).free
 
 
 @contextmanager

@@ -4,8 +4,9 @@ A leaf is made a small database of its own, from which SQLite reads the rows. So
 sound loses its own rows and no others.
 """
 
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
-from huiyin.qqnt.btree import NO_PAGES, Cell, Tree, children, each_page, four, leaf_cells, leaf_image, two, walk
-from huiyin.qqnt.extract import KEEP_FREE, Table, free_space, plain_tables
+from huiyin.qqnt.btree import NO_PAGES, Cell, LeafDatabase, Tree, children, each_page, four, leaf_cells, two, walk
+from huiyin.qqnt.extract import KEEP_FREE, Table, plain_tables
 from huiyin.qqnt.pages import Pages
 
 Schema = list[tuple[str, str, str, int, str]]  # (type, name, table, top page, sql), as in sqlite_master
@@ -41,19 +42,19 @@ def salvage(
         connection.execute("ATTACH DATABASE ':memory:' AS leaf")
         for name, table in tables.items():
             connection.execute(f"CREATE TABLE [{name}] {table.definition}")
-            insert_tree(connection, pages, table, trees[name], progress)
+            insert_tree(Inserter(connection, pages, table), trees[name], progress)
         bad = sorted(page for table in tables.values() for page in table.lost_pages)
         if any(table.is_damaged for table in tables.values()):
             some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
             refuse(f"{len(bad)} damaged pages ({some})" if bad else "pages that do not fit together")
         for name, table in tables.items():
             if table.is_damaged:
-                recover(connection, pages, schema, table, trees[name])
+                recover(Inserter(connection, pages, table), schema, trees[name])
     return tables
 
 
 def check_space(target: Path, size: int) -> None:
-    free, needed = free_space(target), size + KEEP_FREE
+    free, needed = shutil.disk_usage(target.parent).free, size + KEEP_FREE
     if free < needed:
         raise UserError(
             f"{target.parent}: {needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free; free some"
@@ -61,7 +62,7 @@ def check_space(target: Path, size: int) -> None:
 
 
 def read_schema(pages: Pages, source: Path) -> Schema:
-    tree = walk(pages, 1)
+    tree, database = walk(pages, 1), LeafDatabase(pages, "leaf", "(type, name, tbl_name, rootpage, sql)")
     rows: Schema = []
     with closing(sqlite3.connect(":memory:")) as connection:
         for number, page, sound in each_page(pages, tree.leaves):
@@ -69,9 +70,7 @@ def read_schema(pages: Pages, source: Path) -> Schema:
             try:
                 if leaf is None:
                     raise ValueError("no leaf")
-                connection.deserialize(
-                    leaf_image(pages, page, leaf, "leaf", "(type, name, tbl_name, rootpage, sql)", [])
-                )
+                connection.deserialize(database.of(page, leaf, []))
                 rows += connection.execute("SELECT * FROM leaf").fetchall()
             except (ValueError, sqlite3.DatabaseError):
                 tree.bad.append(number)
@@ -83,8 +82,35 @@ def read_schema(pages: Pages, source: Path) -> Schema:
     return [row for row in rows if all(map(isinstance, row, types)) and (row[0] != "table" or row[4])]
 
 
-def insert_tree(connection: sqlite3.Connection, pages: Pages, table: Table, tree: Tree, progress: Progress) -> None:
-    """Insert the rows of the leaves that are in the order of their keys; note in `table` what is lost."""
+class Inserter:
+    """Inserts the rows of leaves into a table of the result."""
+
+    def __init__(self, connection: sqlite3.Connection, pages: Pages, table: Table):
+        self.connection, self.pages, self.table = connection, pages, table
+        self.database = LeafDatabase(pages, table.name, table.definition)
+
+    def insert(self, number: int, page: np.ndarray, rows: Sequence[Cell], where: str = "1") -> int:
+        """Insert those of the `rows` of the leaf `number` that are sound and fulfil `where`; return how many."""
+        table, lost = self.table, list[int]()
+        self.connection.deserialize(self.database.of(page, rows, lost), name="leaf")
+        try:
+            inserted = self.connection.execute(
+                f"INSERT OR IGNORE INTO main.[{table.name}] (rowid, {table.columns}) "
+                f"SELECT rowid, {table.columns} FROM leaf.[{table.name}] WHERE {where}"
+            ).rowcount
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT:
+                raise
+            lost, inserted = [number], 0
+        table.lost_pages += lost
+        table.lost_rows += len(lost)  # a row with overflow pages is lost with the first that is damaged
+        table.rows += inserted
+        return inserted
+
+
+def insert_tree(inserter: Inserter, tree: Tree, progress: Progress) -> None:
+    """Insert the rows of the leaves that are in the order of their keys; note in the table what is lost."""
+    pages, table = inserter.pages, inserter.table
     table.lost_pages += tree.bad
     leaf_gaps, in_gap = set(tree.leaf_gaps), False
     highest = None
@@ -99,7 +125,7 @@ def insert_tree(connection: sqlite3.Connection, pages: Pages, table: Table, tree
             in_gap = True
         elif rows[-1].rowid < rows[0].rowid or (highest is not None and rows[0].rowid <= highest):
             table.orphan_leaves.append(number)
-        elif not insert_leaf(connection, pages, table, number, page, rows):
+        elif not inserter.insert(number, page, rows):
             in_gap = True
         else:
             if in_gap:
@@ -110,45 +136,19 @@ def insert_tree(connection: sqlite3.Connection, pages: Pages, table: Table, tree
         table.key_gaps.append((highest, None))
 
 
-def insert_leaf(
-    connection: sqlite3.Connection,
-    pages: Pages,
-    table: Table,
-    number: int,
-    page: np.ndarray,
-    rows: list[Cell],
-    where: str = "1",
-) -> int:
-    """Insert those of the `rows` of the leaf `number` that are sound and fulfil `where`; return how many."""
-    lost = list[int]()
-    connection.deserialize(leaf_image(pages, page, rows, table.name, table.definition, lost), name="leaf")
-    try:
-        inserted = connection.execute(
-            f"INSERT OR IGNORE INTO main.[{table.name}] (rowid, {table.columns}) "
-            f"SELECT rowid, {table.columns} FROM leaf.[{table.name}] WHERE {where}"
-        ).rowcount
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT:
-            raise
-        lost, inserted = [number], 0
-    table.lost_pages += lost
-    table.lost_rows += len(lost)  # a row with overflow pages is lost with the first that is damaged
-    table.rows += inserted
-    return inserted
-
-
 # ---- rows that a damaged table still has
 
 
-def recover(connection: sqlite3.Connection, pages: Pages, schema: Schema, table: Table, tree: Tree) -> None:
+def recover(inserter: Inserter, schema: Schema, tree: Tree) -> None:
     """Add the rows of leaves that no inner page leads to any more, and estimate how many rows are lost."""
+    pages, table = inserter.pages, inserter.table
     if "PRIMARY KEY" in table.definition:
         has_chat_type = "[40010]" in table.columns
         if tree.leaf_gaps and has_chat_type:
             table.orphan_leaves += unreached(pages, schema, table, tree)
         for number, page, sound in each_page(pages, np.array(table.orphan_leaves, np.int64)):
             rows = leaf_cells(pages, number, page) if sound else None
-            insert_leaf(connection, pages, table, number, page, rows or [], GROUP_CHAT if has_chat_type else "1")
+            inserter.insert(number, page, rows or [], GROUP_CHAT if has_chat_type else "1")
     table.lost_pages = sorted(set(table.lost_pages))
     counts = [
         entries(pages, root)
