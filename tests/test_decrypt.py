@@ -14,6 +14,7 @@ import sys
 from collections import namedtuple
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlcipher3
@@ -44,6 +45,13 @@ def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
     assert run_script("demo/history", "--messages", MESSAGES, "--out", folder).returncode == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def plain_sample(sample, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    assert decrypt(sample / "nt_msg.db", folder).returncode == 0
+    return folder / "nt_msg.db"
 
 
 @pytest.fixture
@@ -86,217 +94,6 @@ def assert_refused(done, out, line):
     assert (done.returncode, done.stderr) == (1, f"decrypt.py: {line}\n")
     assert not out.exists() or list(out.iterdir()) == []
 
-
-def write_encrypted(path, key=KEY, name="SHA1", header=True, tables=("group_msg_table",)):
-    """Write an encrypted database with one row a table."""
-    bare = path.with_suffix(".bare")
-    with closing(sqlcipher3.connect(str(bare), isolation_level=None)) as connection:
-        for statement in Cipher(hmac=name).pragmas(key):
-            connection.execute(statement)
-        for table in tables:
-            connection.execute(f"CREATE TABLE {table} ([40001] INTEGER PRIMARY KEY)")
-            connection.execute(f"INSERT INTO {table} VALUES (7)")
-    start = build_header(Header(hmac=b"HMAC_" + name.encode())) if header else b""
-    path.write_bytes(start + bare.read_bytes())
-    bare.unlink()
-    return path
-
-
-def test_only_the_documented_tables_are_written(source, tmp_path):
-    before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
-    out = tmp_path / "out"
-    assert_decrypted(decrypt(source, out), out)
-    companions = {"group_list": 2, "group_member3": 16, "profile_info_v6": 8}
-    tables = {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8, **companions}
-    assert receipt(out)["tables"] == tables
-    assert receipt(out)["companions_left_out"] == {}
-    assert {name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master")} == set(tables) | {
-        name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master WHERE type = 'index'")
-    }
-    plain = (out / "nt_msg.db").read_bytes()
-    assert "私聊".encode() not in plain
-    assert "公告".encode() not in plain
-    assert sorted(path.name for path in out.iterdir()) == ["nt_msg.db", "receipt.json"]
-    assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before
-    assert KEY not in (out / "receipt.json").read_text()
-
-
-def test_every_value_is_as_it_was(source, tmp_path):
-    out = tmp_path / "out"
-    decrypt(source, out)
-    bare = tmp_path / "bare.db"
-    bare.write_bytes(source.read_bytes()[HEADER_SIZE:])
-    with closing(sqlcipher3.connect(str(bare))) as connection:
-        for statement in Cipher(hmac="SHA1").pragmas(KEY):
-            connection.execute(statement)
-        rows = connection.execute("SELECT * FROM group_msg_table ORDER BY [40001]").fetchall()
-    assert query(out / "nt_msg.db", "SELECT * FROM group_msg_table ORDER BY [40001]") == rows
-
-
-@pytest.mark.parametrize("content", [KEY, KEY + "\n", KEY + "\r\n", "\ufeff" + KEY, "\ufeff" + KEY + "\r\n"])
-def test_a_key_file_may_have_a_bom_and_a_line_end(source, tmp_path, content):
-    source.with_name("key.txt").write_bytes(content.encode())
-    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
-
-
-def test_the_key_in_the_environment_takes_precedence(source, tmp_path):
-    source.with_name("key.txt").write_text("not the key at all")
-    assert_decrypted(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["SHA1", "SHA256", "SHA512"])
-@pytest.mark.parametrize("header", [True, False])
-@pytest.mark.parametrize("form", ["passphrase", "32 hex", "raw", "raw with salt"])
-def test_every_hmac_and_form_of_key(tmp_path, name, header, form):
-    key = "0123456789abcdef" * 2 if form == "32 hex" else KEY
-    path = write_encrypted(tmp_path / "nt_msg.db", key, name, header)
-    if form.startswith("raw"):
-        offset = HEADER_SIZE if header else 0
-        salt = path.read_bytes()[offset : offset + 16]
-        key = encryption_key(key, salt).hex() + (salt.hex() if form == "raw with salt" else "")
-    assert detect(path, key) == Cipher(HEADER_SIZE if header else 0, name)
-    done = decrypt(path, tmp_path / "out", env={"QQ_DB_KEY": key})
-    assert_decrypted(done, tmp_path / "out", 1)
-
-
-def test_a_plain_database_needs_no_key(source, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    decrypt(source, first)
-    assert_decrypted(decrypt(first / "nt_msg.db", second, key=tmp_path / "none.txt"), second)
-    sql = "SELECT * FROM group_msg_table"
-    assert query(second / "nt_msg.db", sql) == query(first / "nt_msg.db", sql)
-
-
-def test_the_newest_messages_are_read_from_the_write_ahead_log(source, tmp_path):
-    bare = tmp_path / "bare.db"
-    bare.write_bytes(source.read_bytes()[HEADER_SIZE:])
-    with closing(sqlcipher3.connect(str(bare), isolation_level=None)) as connection:
-        for statement in [*Cipher(hmac="SHA1").pragmas(KEY), "PRAGMA journal_mode = WAL"]:
-            connection.execute(statement)
-        connection.execute("INSERT INTO group_msg_table ([40001]) VALUES (1), (2), (3)")
-        source.write_bytes(build_header(Header(hmac=b"HMAC_SHA1")) + bare.read_bytes())
-        wal = source.with_name("nt_msg.db-wal")
-        wal.write_bytes(bare.with_name("bare.db-wal").read_bytes())
-    before = source.read_bytes(), wal.read_bytes()
-    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out", MESSAGES + 3)
-    assert (source.read_bytes(), wal.read_bytes()) == before
-    assert str(wal) in receipt(tmp_path / "out")["inputs"]
-    assert not source.with_name("nt_msg.db-shm").exists()
-
-
-def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
-    other = write_encrypted(source.with_name("group_info.db"), "another account's", tables=("group_list",))
-    source.with_name("profile_info.db").unlink()
-    done = decrypt(source, tmp_path / "out")
-    assert_decrypted(done, tmp_path / "out")
-    why = f"{other}: wrong key; get it again for the account this file belongs to"
-    assert done.stdout.startswith(f"decrypt: group_info.db left out: {why}\n")
-    assert receipt(tmp_path / "out")["companions_left_out"] == {"group_info.db": why}
-    assert receipt(tmp_path / "out")["tables"] == {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8}
-
-
-def test_companion_databases_can_be_switched_off(source, tmp_path):
-    config = tmp_path / "decrypt.yaml"
-    config.write_text("companions: false\n")
-    assert_decrypted(decrypt(source, tmp_path / "out", config=config), tmp_path / "out")
-    assert list(receipt(tmp_path / "out")["tables"]) == ["group_msg_table", "nt_uid_mapping_table"]
-
-
-def test_a_missing_database_is_one_line(tmp_path):
-    source = tmp_path / "nt_msg.db"
-    line = f"{source}: no such file; put your nt_msg.db there, or name another file with SOURCE="
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_a_missing_key_is_one_line(source, tmp_path, named):
-    key, out = source.with_name("key.txt"), tmp_path / "out"
-    key.unlink()
-    options = ["--key", key] if named else []
-    done = run_script(
-        "decrypt", source, *options, "--config", "config/decrypt.yaml", "--out", out, env={"QQ_DB_KEY": ""}
-    )
-    line = f"{key if named else '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY"
-    assert_refused(done, out, line)
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "no key in it; write the key of the database there"),
-        (b"\xef\xbb\xbf\r\n", "no key in it; write the key of the database there"),
-        (b"a\0b", "a zero byte in it; write the key of the database there"),
-        ("\ufeffkey".encode("utf-16-le"), "the key is not UTF-8 text; save it as plain text with nothing but the key"),
-    ],
-)
-def test_a_key_file_without_a_key_is_one_line(source, tmp_path, content, what):
-    key = source.with_name("key.txt")
-    key.write_bytes(content)
-    line = f"{key}: {what}"
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
-
-
-def test_a_wrong_key_is_one_line_that_does_not_show_it(source, tmp_path):
-    done = decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": "0123456789abcdeF"})
-    line = f"{source}: wrong key; get it again for the account this file belongs to"
-    assert_refused(done, tmp_path / "out", line)
-    assert "0123456789abcdeF" not in done.stdout
-
-
-def test_an_unknown_hmac_in_the_header_is_named(source, tmp_path):
-    source.write_bytes(build_header(Header(hmac=b"HMAC_SHA3")) + source.read_bytes()[HEADER_SIZE:])
-    line = f"{source}: wrong key, or a newer QQ: its header names HMAC_SHA3, which is not known here"
-    assert_refused(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": "wrong"}), tmp_path / "out", line)
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (b"", "is empty; copy it again with QQ closed"),
-        (b"hello", "not a QQNT database; give the nt_msg.db of your account"),
-        (bytes(8192), "not a QQNT database, or the key is wrong for it"),
-    ],
-)
-def test_a_file_of_another_kind_is_refused(source, tmp_path, content, line):
-    source.write_bytes(content)
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {line}")
-
-
-PARTIAL = "5 of {pages} pages are there; copy it again with QQ closed, or set `salvage: always` in config/decrypt.yaml"
-
-
-@pytest.mark.parametrize(
-    ("size", "problem"),
-    [
-        (900, "truncated, only 900 bytes; copy it again with QQ closed"),
-        (HEADER_SIZE, "truncated, only 1,024 bytes; copy it again with QQ closed"),
-        (HEADER_SIZE + 4096 * 5, f"truncated: {PARTIAL} to take what is there"),
-        (HEADER_SIZE + 4096 * 5 + 17, f"truncated: {PARTIAL} to take what is there"),
-    ],
-)
-def test_a_truncated_copy_is_refused(source, tmp_path, size, problem):
-    pages = source.stat().st_size // 4096
-    source.write_bytes(source.read_bytes()[:size])
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source}: {problem.format(pages=pages)}")
-
-
-def test_a_rollback_journal_next_to_the_database_is_refused(source, tmp_path):
-    journal = source.with_name("nt_msg.db-journal")
-    journal.write_bytes(b"")
-    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
-    journal.write_bytes(b"x")
-    done = decrypt(source, tmp_path / "other")
-    line = f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file"
-    assert_refused(done, tmp_path / "other", line)
-
-
-def test_another_database_of_the_account_is_refused(source, tmp_path):
-    other = source.with_name("group_info.db")
-    line = f"{other}: no group_msg_table in it; give the nt_msg.db of the account"
-    assert_refused(decrypt(other, tmp_path / "out"), tmp_path / "out", line)
-
-
-# ---- both ways of reading, and what is no ordinary table
 
 ROWS = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 900) INSERT INTO group_msg_table"
 ORDINARY = "CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY, [40010] INTEGER, [40050] INTEGER, [40800] BLOB)"
@@ -351,6 +148,151 @@ def write_database(path, device, statements, logged=()):
         if logged:
             shutil.copy(f"{bare}-wal", f"{path}-wal")
     return path
+
+
+def test_only_the_documented_tables_are_written(source, tmp_path):
+    before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
+    out = tmp_path / "out"
+    assert_decrypted(decrypt(source, out), out)
+    companions = {"group_list": 2, "group_member3": 16, "profile_info_v6": 8}
+    tables = {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8, **companions}
+    assert receipt(out)["tables"] == tables
+    assert receipt(out)["companions_left_out"] == {}
+    assert {name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master")} == set(tables) | {
+        name for (name,) in query(out / "nt_msg.db", "SELECT name FROM sqlite_master WHERE type = 'index'")
+    }
+    plain = (out / "nt_msg.db").read_bytes()
+    assert "私聊".encode() not in plain
+    assert "公告".encode() not in plain
+    assert sorted(path.name for path in out.iterdir()) == ["nt_msg.db", "receipt.json"]
+    assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before
+    assert KEY not in (out / "receipt.json").read_text()
+
+
+@pytest.mark.parametrize("content", [KEY, KEY + "\n", KEY + "\r\n", "\ufeff" + KEY, "\ufeff" + KEY + "\r\n"])
+def test_a_key_file_may_have_a_bom_and_a_line_end(source, tmp_path, content):
+    source.with_name("key.txt").write_bytes(content.encode())
+    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
+
+
+def test_the_key_in_the_environment_takes_precedence(source, tmp_path):
+    source.with_name("key.txt").write_text("not the key at all")
+    assert_decrypted(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("device", ["Windows", "Linux", "Android"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("form", ["passphrase", "raw", "raw with salt"])
+def test_every_hmac_and_form_of_key(tmp_path, device, header, form):
+    key, name, _ = DEVICES[device]
+    path = write_database(tmp_path / "nt_msg.db", device, [ORDINARY, FILL])
+    salt = stripped(path)[:16]
+    if not header:
+        path.write_bytes(stripped(path))
+    if form.startswith("raw"):
+        key = encryption_key(key, salt).hex() + (salt.hex() if form == "raw with salt" else "")
+    assert detect(path, key) == Cipher(HEADER_SIZE if header else 0, name)
+    assert_decrypted(decrypt(path, tmp_path / "out", env={"QQ_DB_KEY": key}), tmp_path / "out", 900)
+
+
+def test_the_newest_messages_are_read_from_the_write_ahead_log(tmp_path):
+    source = write_database(tmp_path / "raw.db", "Linux", [ORDINARY, FILL], [DELETE])
+    before, wal = {path: path.read_bytes() for path in tmp_path.iterdir()}, f"{source}-wal"
+    assert_decrypted(decrypt(source, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out", 200)
+    assert wal in receipt(tmp_path / "out")["inputs"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
+    other = write_database(source.with_name("group_info.db"), "Android", ["CREATE TABLE group_list (a)"])
+    source.with_name("profile_info.db").unlink()
+    done = decrypt(source, tmp_path / "out")
+    assert_decrypted(done, tmp_path / "out")
+    why = f"{other}: wrong key; get it again for the account this file belongs to"
+    assert done.stdout.startswith(f"decrypt: group_info.db left out: {why}\n")
+    assert receipt(tmp_path / "out")["companions_left_out"] == {"group_info.db": why}
+    assert receipt(tmp_path / "out")["tables"] == {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8}
+
+
+def test_companion_databases_can_be_switched_off(source, tmp_path):
+    config = tmp_path / "decrypt.yaml"
+    config.write_text("companions: false\n")
+    assert_decrypted(decrypt(source, tmp_path / "out", config=config), tmp_path / "out")
+    assert list(receipt(tmp_path / "out")["tables"]) == ["group_msg_table", "nt_uid_mapping_table"]
+
+
+def test_without_a_key_file_the_key_is_asked_for(source, tmp_path):
+    done = run_script("decrypt", source, "--config", "config/decrypt.yaml", "--out", tmp_path / "out")
+    line = "--key: no such file; write the key of the database there, or set QQ_DB_KEY"
+    assert_refused(done, tmp_path / "out", line)
+
+
+def stripped(source):
+    return source.read_bytes()[HEADER_SIZE:]
+
+
+AGAIN = "copy it again with QQ closed"
+SALVAGE = "set `salvage: always` in config/decrypt.yaml to take what is there"
+PARTIAL = f"truncated: 5 of 53 pages are there; {AGAIN}, or {SALVAGE}"
+NO_KEY_THERE = "write the key of the database there"
+REFUSED = {  # {what: (the content of nt_msg.db, of key.txt, the line)}; None: no such file, ...: as it was
+    "no database": (None, ..., "nt_msg.db: no such file; put your nt_msg.db there, or name another file with SOURCE="),
+    "no key file": (..., None, f"key.txt: no such file; {NO_KEY_THERE}, or set QQ_DB_KEY"),
+    "an empty key file": (..., b"", f"key.txt: no key in it; {NO_KEY_THERE}"),
+    "a key file with a line end": (..., b"\xef\xbb\xbf\r\n", f"key.txt: no key in it; {NO_KEY_THERE}"),
+    "a key file with a zero byte": (..., b"a\0b", f"key.txt: a zero byte in it; {NO_KEY_THERE}"),
+    "a key file in UTF-16": (
+        *(..., "\ufeffkey".encode("utf-16-le")),
+        "key.txt: the key is not UTF-8 text; save it as plain text with nothing but the key",
+    ),
+    "a wrong key": (..., b"K", "nt_msg.db: wrong key; get it again for the account this file belongs to"),
+    "an unknown HMAC": (
+        *(lambda source: build_header(Header(hmac=b"HMAC_SHA3")) + stripped(source), b"K"),
+        "nt_msg.db: wrong key, or a newer QQ: its header names HMAC_SHA3, which is not known here",
+    ),
+    "an empty file": (b"", ..., f"nt_msg.db: is empty; {AGAIN}"),
+    "another kind of file": (b"hello", ..., "nt_msg.db: not a QQNT database; give the nt_msg.db of your account"),
+    "zeros": (bytes(8192), ..., "nt_msg.db: not a QQNT database, or the key is wrong for it"),
+    "900 bytes": (900, ..., f"nt_msg.db: truncated, only 900 bytes; {AGAIN}"),
+    "a header": (HEADER_SIZE, ..., f"nt_msg.db: truncated, only 1,024 bytes; {AGAIN}"),
+    "five pages": (HEADER_SIZE + 4096 * 5, ..., f"nt_msg.db: {PARTIAL}"),
+    "half a page": (HEADER_SIZE + 4096 * 5 + 17, ..., f"nt_msg.db: {PARTIAL}"),
+    "a damaged first page": (
+        *(lambda source: source.read_bytes()[:2000] + b"?" + source.read_bytes()[2001:], ...),
+        f"nt_msg.db: the key is right, but page 1, which says where everything is, is damaged; {AGAIN}",
+    ),
+    "another database": (
+        *(lambda source: source.with_name("group_info.db").read_bytes(), ...),
+        "nt_msg.db: no group_msg_table in it; give the nt_msg.db of the account",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_decrypted_is_one_line(source, tmp_path, what):
+    database, key, line = REFUSED[what]
+    for path, change in ((source, database), (source.with_name("key.txt"), key)):
+        if change is None:
+            path.unlink()
+        elif change is not ...:
+            content = (
+                change(path) if callable(change) else path.read_bytes()[:change] if isinstance(change, int) else change
+            )
+            path.write_bytes(content)
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source.parent}/{line}")
+
+
+def test_a_rollback_journal_next_to_the_database_is_refused(source, tmp_path):
+    journal = source.with_name("nt_msg.db-journal")
+    journal.write_bytes(b"")
+    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
+    journal.write_bytes(b"x")
+    done = decrypt(source, tmp_path / "other")
+    line = f"{journal}: QQ was writing when this was copied; copy again with QQ closed, or delete that file"
+    assert_refused(done, tmp_path / "other", line)
+
+
+# ---- both ways of reading, and what is no ordinary table
 
 
 def read_both_ways(path, device):
@@ -415,14 +357,6 @@ def test_nothing_in_the_schema_is_executed(tmp_path, statement):
     done = decrypt(path, tmp_path / "out")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert not victim.exists()
-
-
-def test_a_sound_log_of_another_database_is_left_out(source, tmp_path):
-    other = write_database(tmp_path / "other.db", "Android", [ORDINARY], [FILL])
-    wal = shutil.copy(f"{other}-wal", source.with_name("nt_msg.db-wal"))
-    done = decrypt(source, tmp_path / "out")
-    assert_decrypted(done, tmp_path / "out")
-    assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
 
 
 KILLED = """
@@ -573,15 +507,6 @@ def test_salvage_never_refuses_and_always_takes_a_truncated_copy(source, tmp_pat
     assert query(out / "nt_msg.db", "SELECT count(*) FROM group_msg_table") == [(ledger["written"],)]
 
 
-def test_a_damaged_first_page_is_not_taken_for_a_wrong_key(source, tmp_path):
-    damage(source, [1])
-    line = (
-        f"{source}: the key is right, but page 1, which says where everything is, is damaged; copy it again with "
-        "QQ closed"
-    )
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
-
-
 # ---- the disk and other programs
 
 
@@ -652,27 +577,26 @@ def test_a_database_that_changes_while_it_is_read_is_refused(source, tmp_path, m
     assert str(caught.value) == f"{source}: was written to while it was read; close QQ and start again"
 
 
-def test_a_log_of_another_database_is_left_out(source, tmp_path):
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_log_of_another_database_is_left_out(source, tmp_path, sound):
+    other = write_database(tmp_path / "other.db", "Android", [ORDINARY], [FILL])
     wal = source.with_name("nt_msg.db-wal")
-    wal.write_bytes(bytes(5000))
+    wal.write_bytes(Path(f"{other}-wal").read_bytes() if sound else bytes(5000))
     done = decrypt(source, tmp_path / "out")
     assert_decrypted(done, tmp_path / "out")
     assert f"decrypt: {wal}: nothing in it that belongs to nt_msg.db; left out\n" in done.stdout
 
 
 def test_a_database_without_group_messages_is_refused(tmp_path):
-    path = tmp_path / "plain.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY)")
-        connection.commit()
+    path = write_database(tmp_path / "nt_msg.db", "plain", [ORDINARY])
     line = f"{path}: no group messages in it; is it the account, and the device, that has them?"
     assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", line)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_raises_anything_but_a_user_error(sample, tmp_path, data):
-    content = bytearray((sample / "nt_msg.db").read_bytes())
+def test_no_damage_raises_anything_but_a_user_error(sample, plain_sample, tmp_path, data):
+    content = bytearray(data.draw(st.sampled_from([sample / "nt_msg.db", plain_sample])).read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
         offset = data.draw(st.integers(0, 6000) | st.integers(0, len(content) - 1))
         content[offset] ^= data.draw(st.integers(1, 255))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from huiyin.qqnt.cipher import PLAIN_MAGIC
 from huiyin.qqnt.pages import Pages
 
 INNER, LEAF = 5, 13  # types of the pages of a table (SQLite: interior, leaf)
@@ -170,12 +171,10 @@ class LeafDatabase:
     `definition`, and with the page size, the reserved bytes and the encoding of `pages`."""
 
     def __init__(self, pages: Pages, name: str, definition: str):
-        header = bytearray(pages.header)
-        header[18:20] = b"\1\1"  # no write-ahead log
-        header[28:32] = (1).to_bytes(4, "big")  # pages
-        header[32:40] = bytes(8)  # no freelist
-        header[52:56] = header[64:68] = bytes(4)  # no auto-vacuum
-        header[92:96] = header[24:28]
+        header = bytearray(100)
+        header[:16], header[20:24] = PLAIN_MAGIC, bytes([pages.size - pages.usable, 64, 32, 32])
+        header[16:20] = bytes([pages.size >> 8 & 255, pages.size >> 16, 1, 1])  # 65,536 is stored as 1
+        header[31], header[47], header[56:60] = 1, 4, pages.header[56:60]  # one page, the present format, the encoding
         self.pages = pages
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.deserialize((bytes(header) + leaf_header(0, pages.usable)).ljust(pages.size, b"\0"))

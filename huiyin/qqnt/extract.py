@@ -27,7 +27,8 @@ CREATES_A_TABLE = {
     *(sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_REINDEX),
     *(sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_READ),
 }
-DatabaseErrors = (sqlite3.DatabaseError, sqlcipher3.DatabaseError)
+# The last: a damaged schema that is quoted in the message of such an error.
+DatabaseErrors = (sqlite3.DatabaseError, sqlcipher3.DatabaseError, UnicodeDecodeError)
 
 
 @dataclass
@@ -124,6 +125,7 @@ def copy_tables(
             with writing(target):
                 for statement in (*pragmas, *CAREFUL):
                     connection.execute(statement)
+                connection.text_factory = lossy_text
                 schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
                 tables = plain_tables(schema, names, source)
                 connection.execute("ATTACH DATABASE ? AS result KEY ''", (str(target),))
@@ -141,6 +143,11 @@ def copy_tables(
                 raise stopped[0] from None
             raise
     return tables
+
+
+def lossy_text(text: bytes) -> str:
+    """Decode a text of the schema, which may be damaged in a table that is not wanted."""
+    return text.decode("utf-8", "replace")
 
 
 def plain_tables(schema: Iterable[Sequence[str]], names: Iterable[str], source: Path) -> dict[str, Table]:
@@ -190,6 +197,6 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except DatabaseErrors as error:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
             raise OSError(errno.ENOSPC, "no space left", str(target.parent)) from None
         raise

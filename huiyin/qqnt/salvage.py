@@ -15,7 +15,7 @@ import numpy as np
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.qqnt.btree import NO_PAGES, Cell, LeafDatabase, Tree, children, each_page, four, leaf_cells, two, walk
-from huiyin.qqnt.extract import KEEP_FREE, Table, plain_tables
+from huiyin.qqnt.extract import KEEP_FREE, Table, lossy_text, plain_tables
 from huiyin.qqnt.pages import Pages
 
 Schema = list[tuple[str, str, str, int, str]]  # (type, name, table, top page, sql), as in sqlite_master
@@ -65,6 +65,7 @@ def read_schema(pages: Pages, source: Path) -> Schema:
     tree, database = walk(pages, 1), LeafDatabase(pages, "leaf", "(type, name, tbl_name, rootpage, sql)")
     rows: Schema = []
     with closing(sqlite3.connect(":memory:")) as connection:
+        connection.text_factory = lossy_text
         for number, page, sound in each_page(pages, tree.leaves):
             leaf = leaf_cells(pages, number, page) if sound else None
             try:
