@@ -15,12 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from msgspec import Meta
 
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import AtLeast0, AtLeast1, read_mapping, read_settings
+from huiyin.common.settings import AtLeast0, AtLeast1, Share, Temperature, Text, read_mapping, read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
 from huiyin.llm.backend import ChatRequest, Unavailable, Unusable
 from huiyin.llm.client import llm_arguments, open_ollama, read_llm_settings
@@ -47,12 +48,12 @@ class Settings:
     num_ctx: AtLeast1 | None = None
     fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
-    temperature: float = 0.8
-    top_p: float = 0.9
+    temperature: Temperature = 0.8
+    top_p: Share = 0.9
     top_k: AtLeast0 = 40
-    repeat_penalty: float = 1.0
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     num_predict: AtLeast1 = 256
-    question: str = "在吗？"
+    question: Text = "在吗？"
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,11 @@ class TooLong(Exception):
 
 def session_for(url: str, allow_remote: bool, connections: int) -> requests.Session:
     """Return a session for the server at `url`; a public address needs `allow_remote`."""
-    host = urlsplit(url).hostname
-    if not host:
-        raise UserError(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434")
     try:
-        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+        host, port = urlsplit(url).hostname or "", urlsplit(url).port
+        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, port)}
+    except ValueError:
+        raise UserError(f"llm.yaml: url {url!r} is no address; write it like http://127.0.0.1:11434") from None
     except socket.gaierror:
         raise UserError(f"llm.yaml: url {url}: there is no host {host!r}; is it running, is the name right?") from None
     local = all(any(ipaddress.ip_address(address) in network for network in OWN) for address in addresses)
