@@ -464,6 +464,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 
 
 def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
+    @settings(max_examples=EXAMPLES, deadline=None)
     @given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS.filter(bool), TEXTS, st.lists(TEXTS, max_size=3)), min_size=1))
     def check(rows):
         frame = pl.DataFrame(rows, {name: TYPES[name] for name in FIVE if name != "time"}, orient="row")
