@@ -15,7 +15,7 @@ from urllib.parse import quote
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
-from huiyin.common.settings import AtLeast0, read_settings
+from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import COMMA, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
@@ -31,9 +31,9 @@ WORD = re.compile("[A-Za-z0-9]")
 class Settings:
     merge: Literal["rule", "none"] = "rule"
     max_gap_seconds: AtLeast0 = 60
-    max_others_between: AtLeast0 = 1
+    max_others_between: UpTo1000 = 1
     quotes_start_a_turn: bool = True
-    special_texts: list[str] = field(
+    special_texts: list[Text] = field(
         default_factory=lambda: [
             *("请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包"),
             *("[图片]", "[表情]", "[动画表情]", "[语音]", "[视频]", "[文件]", "[聊天记录]"),

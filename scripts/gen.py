@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
@@ -42,14 +42,14 @@ Record = dict[str, Any]  # a line of pairs.jsonl or unpaired.jsonl, a turn, a sa
 @dataclass
 class Settings:
     fill: bool = True
-    min_confidence: float = 0.0
-    batch_size: AtLeast1 = 15
-    context_turns: AtLeast0 = 3
+    min_confidence: Share = 0.0
+    batch_size: From1To1000 = 15
+    context_turns: UpTo1000 = 3
     characters_shown: AtLeast1 = 100
     max_characters: AtLeast1 = 60
     hide_personal_data: bool = True
     hide_names: bool = False
-    history_turns: AtLeast0 = 3
+    history_turns: UpTo1000 = 3
     history_gap_minutes: AtLeast0 = 10
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}

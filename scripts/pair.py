@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, read_settings
 from huiyin.common.stage import Ledger, Stage, arguments, need
 from huiyin.common.tables import TURNS, scan_table, write_records
 from huiyin.linking.calibration import Decisions, calibrated_thresholds, held_out_quotes
@@ -35,15 +35,15 @@ MADE_BY = "`make combine` makes it"
 class Settings:
     method: Literal["cascade", "previous", "mention", "empty"] = "cascade"
     use_llm: bool = True
-    candidates: AtLeast1 = 10
+    candidates: From1To1000 = 10
     stop_at_own_turn: bool = False
     quotes_first: bool = True
     quotes_tested: AtLeast0 = 200
     linker_alone: Literal["auto", "always", "never"] = "auto"
-    linker_threshold: float = 0.8
-    min_confidence: float = 0.0
+    linker_threshold: Share = 0.8
+    min_confidence: Share = 0.0
     merge_replies: Literal["rule", "llm"] = "rule"
-    batch_size: AtLeast1 = 20
+    batch_size: From1To1000 = 20
     newest: AtLeast0 = 20_000
     characters_shown: AtLeast1 = 200
 
@@ -185,7 +185,7 @@ def cascade(
 
 
 def apply_linker(
-    cases: Iterable[Case], decisions: Decisions, thresholds: Mapping[str, Mapping[str, Any]], min_confidence: float
+    cases: Iterable[Case], decisions: Decisions, thresholds: Mapping[str, Mapping[str, Any]], min_confidence: Share
 ) -> None:
     """Apply the linker's decisions from the threshold of the group on; the other cases stay open."""
     for case in cases:
@@ -202,7 +202,7 @@ def apply_linker(
             case.decided(prompt, "linker", confidence)
 
 
-def apply_answers(cases: Iterable[Case], answers: Iterable[Any], min_confidence: float) -> None:
+def apply_answers(cases: Iterable[Case], answers: Iterable[Any], min_confidence: Share) -> None:
     for case, answer in zip(cases, answers, strict=True):
         prompt = chosen(case, answer)
         if answer is None:

@@ -22,6 +22,7 @@ from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, sha256
 from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
 
+EPOCH = date(1970, 1, 1)
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
 ]
@@ -31,8 +32,8 @@ Placeholder = Literal[
 class Settings:
     placeholders: list[Placeholder] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
-    since: str | None = None
-    until: str | None = None
+    since: date | None = None
+    until: date | None = None
     leave_out: list[str] = field(default_factory=list)
     skip_bad_lines: bool = False
 
@@ -40,7 +41,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "source").parse_args(argv)
     settings = read_settings(args.config, Settings)
-    filtered = filter_reason(settings, args.config)
+    filtered = filter_reason(settings)
     need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV")
     from huiyin.sources.csv_file import write_csv  # loads polars, after the checks of the arguments
 
@@ -127,22 +128,15 @@ class Hashed:
         return content
 
 
-def filter_reason(settings: Settings, path: Path) -> pl.Expr:
+def filter_reason(settings: Settings) -> pl.Expr:
     """Return an expression: `filtered` for a row that the settings exclude, else null."""
-    days: dict[str, int | None] = {}
-    for name in ("since", "until"):
-        text = getattr(settings, name)
-        try:
-            days[name] = date.fromisoformat(text).toordinal() - date(1970, 1, 1).toordinal() if text else None
-        except ValueError:
-            raise UserError(f"{path}: {name}: must be a day such as 2022-08-14, not {text!r}") from None
     day, out = pl.col("time") // 86_400, pl.lit(False)
     if settings.groups:
         out |= ~pl.col("group_id").is_in(settings.groups)
-    if days["since"] is not None:
-        out |= day < days["since"]
-    if days["until"] is not None:
-        out |= day > days["until"]
+    if settings.since:
+        out |= day < (settings.since - EPOCH).days
+    if settings.until:
+        out |= day > (settings.until - EPOCH).days
     if settings.leave_out:
         out |= pl.col("user_id").is_in(settings.leave_out)
     return pl.when(out).then(pl.lit("filtered"))

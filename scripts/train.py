@@ -19,11 +19,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
-from huiyin.common.settings import read_mapping, read_settings
+from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
 from huiyin.llm.answer_cache import digest
 from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
@@ -35,48 +33,14 @@ from huiyin.training.card import check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
-PIPELINE_KEYS = [
-    "stage",
-    "do_train",
-    "do_eval",
-    "dataset",
-    "eval_dataset",
-    "val_size",
-    "dataset_dir",
-    "output_dir",
-    "default_system",
-    "overwrite_output_dir",
-    "plot_loss",
-    "report_to",
-    "logging_first_step",
-    "use_cpu",
-    "logging_nan_inf_filter",
-    "include_num_input_tokens_seen",
-    "full_determinism",
-]
-PREFLIGHT_KEYS = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
 PROMPTS = 5  # held-out rows that the trained model replies to
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
 OTHER_PRECISION = {"bf16": "fp16", "fp16": "bf16"}
-
-Values = dict[str, Any]  # settings of LLaMA-Factory
-
-
-def read_train_settings(path: Path) -> Values:
-    """Return the user's settings of LLaMA-Factory, which itself refuses unknown keys."""
-    given = read_mapping(path, yaml.SafeLoader)
-    for name in [*PIPELINE_KEYS, *PREFLIGHT_KEYS]:
-        if name in given:
-            owner = "chosen in preflight.yaml" if name in PREFLIGHT_KEYS else "set by the pipeline"
-            raise UserError(f"{path}: {name} is {owner}; remove it")
-    for name in ("model_name_or_path", "template"):
-        if not given.get(name):
-            raise UserError(f"{path}: {name} is missing")
-    return given
 
 
 def read_dataset(folder: Path) -> tuple[list[Path], list[Any], list[Any]]:
@@ -91,14 +55,14 @@ def read_dataset(folder: Path) -> tuple[list[Path], list[Any], list[Any]]:
 
 def work_of(given: Values, rows: list[Any], base: Path) -> Work:
     shape = read_shape(base / "config.json")
-    targets = str(given.get("lora_target", "all")).replace(" ", "").split(",")
+    targets = given["lora_target"].replace(" ", "").split(",")
     return Work(
         shape,
         lengths=token_lengths(rows, base),
-        lora=shape.lora_parameters(given.get("lora_rank", 8), targets),
-        batch=given.get("per_device_train_batch_size", 1) * given.get("gradient_accumulation_steps", 1),
-        cutoff_len=given.get("cutoff_len", 2048),
-        epochs=float(given.get("num_train_epochs", 3)),
+        lora=shape.lora_parameters(given["lora_rank"], targets),
+        batch=given["per_device_train_batch_size"] * given["gradient_accumulation_steps"],
+        cutoff_len=given["cutoff_len"],
+        epochs=given["num_train_epochs"],
     )
 
 
@@ -109,7 +73,7 @@ def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[
 
         memory, cores = psutil.virtual_memory(), os.cpu_count() or 1
         sizes = {"total_gib": gib(memory.total), "free_gib": gib(memory.available)}
-        micro_batch = given.get("per_device_train_batch_size", 1)
+        micro_batch = given["per_device_train_batch_size"]
         plan = plan_for_processor(memory.available, cores, work, micro_batch, settings)
         return {"device": "processor", "cores": cores, **sizes}, plan
     cards = [find_card(index) for index in gpu.split(",")]
@@ -152,7 +116,7 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan) -> None:
 
 def disk_bytes(given: Values, work: Work, dataset: Path) -> int:
     """Return an upper estimate of the bytes that checkpoints and the prepared rows of `dataset` need."""
-    return (given.get("save_total_limit", 5) + 1) * LORA_BYTES * work.lora + 20 * dataset.stat().st_size
+    return (given["save_total_limit"] + 1) * LORA_BYTES * work.lora + 20 * dataset.stat().st_size
 
 
 def full_settings(args: argparse.Namespace, given: Values, has_eval: bool, plan: Plan, base: Path) -> Values:

@@ -421,7 +421,7 @@ def test_only_the_latest_quotes_are_held_out(folder):
 
 
 def test_answers_of_low_confidence_leave_a_turn_unpaired(folder):
-    folder.settings("pair", "min_confidence: 1.01\n")
+    folder.settings("pair", "min_confidence: 1\n")
     succeeded(folder.pair())
     assert {line["reason"] for line in folder.lines("unpaired.jsonl")} <= {"low_confidence", "none"}
     assert folder.lines("pairs.jsonl") == []

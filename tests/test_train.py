@@ -123,7 +123,7 @@ def test_a_full_disk_is_refused_before_llamafactory_starts(training, monkeypatch
 
 
 def test_a_diverging_loss_ends_the_training(training):
-    training.settings |= {"learning_rate": 1.0e25, "max_grad_norm": 1.0e30, "logging_steps": 1, "warmup_ratio": 0.0}
+    training.settings |= {"weight_decay": 1.0e30, "max_grad_norm": 1.0e30, "logging_steps": 1, "warmup_ratio": 0.0}
     line = training.error()
     assert line.startswith("the loss is nan at step ")
     assert "in fp32; lower learning_rate in train.yaml" in line

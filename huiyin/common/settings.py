@@ -1,19 +1,40 @@
-"""Settings: one YAML file a stage, read into one dataclass that names, types and defaults every key."""
+"""Settings: one YAML file a stage, read into one dataclass that names, types, bounds and defaults every key."""
 
 import dataclasses
+import itertools
+import reprlib
 import types
 import typing
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import yaml
+from msgspec import Meta
 
 from huiyin.common.errors import UserError
 
-# Numbers with a least value: `window: AtLeast1`
-AtLeast0 = typing.Annotated[int, 0]
-AtLeast1 = typing.Annotated[int, 1]
+AtLeast0 = Annotated[int, Meta(ge=0, le=1_000_000)]
+AtLeast1 = Annotated[int, Meta(ge=1, le=1_000_000)]
+UpTo1000 = Annotated[int, Meta(ge=0, le=1000)]
+From1To1000 = Annotated[int, Meta(ge=1, le=1000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Temperature = Annotated[float, Meta(ge=0, le=5)]
+Text = Annotated[str, Meta(min_length=1)]
+# The address of a server, for a `pattern`; what of it is still wrong the session says when it is opened
+ADDRESS = r"https?://(\S+@)?([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/\S*)?"
 
+# Type in words; what has bounds is Annotated with them
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    date: "a day such as 2022-08-14",
+    types.NoneType: "empty",
+}
 
 Settings = TypeVar("Settings")
 
@@ -22,19 +43,22 @@ def read_settings(path: Path, cls: type[Settings]) -> Settings:
     """Return a `cls` filled from the YAML file at `path`.
 
     A key the file leaves out comes from its `preset`: `cls.PRESETS[name]` on top of the dataclass defaults.
-    Unknown keys and values of the wrong type raise `UserError`. Every scalar is read as text first and then
-    turned into the declared type, so an id such as 0012 stays as it was written.
+    Unknown and doubled keys and values that the type does not allow raise `UserError`. Every scalar is read as text
+    first and then turned into the declared type, so an id such as 0012 stays as it was written.
     """
-    given = read_mapping(path)
+    return fill(cls, read_mapping(path), path)
+
+
+def fill(cls: type[Settings], given: dict[str, Any], path: Path) -> Settings:
+    """Return a `cls` with the values `given` as text in the file at `path`."""
     presets = getattr(cls, "PRESETS", {"default": {}})
-    preset = convert(given.pop("preset", "default"), str, f"{path}: preset")
-    if preset not in presets:
-        raise UserError(f"{path}: no preset {preset!r}; there are: {', '.join(presets)}")
+    preset = convert(given.pop("preset", "default"), Literal[tuple(presets)], f"{path}: preset")
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in given:
         if name not in fields:
-            raise UserError(f"{path}: unknown setting {name!r}; known are: preset, {', '.join(fields)}")
+            known = ", ".join(fields)
+            raise UserError(f"{path}: unknown setting {reprlib.repr(name)}; known are: preset, {known}")
     values = {name: convert(value, hints[name], f"{path}: {name}") for name, value in given.items()}
     return cls(**{**presets[preset], **values})
 
@@ -43,48 +67,66 @@ def read_mapping(path: Path, loader: Any = yaml.BaseLoader) -> dict[str, Any]:
     """Return the YAML mapping in the file at `path`; an empty file is an empty mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        content = yaml.load(text, loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        for token in yaml.scan(text):
+            if isinstance(token, (yaml.AliasToken, yaml.TagToken)):  # a few lines of aliases can mean gigabytes
+                raise yaml.MarkedYAMLError(problem="* and ! need quotes around the text", problem_mark=token.start_mark)
+        reader = loader(text)
+        node = reader.get_single_node()
+        content = reader.construct_document(node) if node else None
+    except OSError as error:
+        raise UserError(f"{path}: no settings file can be read there: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path}: lists in lists in lists; write `name: value` lines") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
-    if content is None or content == "":
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}:{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if content in (None, ""):
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a list of `name: value` lines")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UserError(f"{path}: {key.value}: stands in line {lines[key.value]} and in line {line}; keep one")
+        lines[key.value] = line
     return content
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """Turn `value` (text, or a list of text) into the type `kind`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # X | None, or X | list[X]
-        if types.NoneType in arguments and value in ("", "null", "~"):
-            return None
-        return convert(value, arguments[1 if isinstance(value, list) and len(arguments) > 1 else 0], where)
-    if origin is typing.Annotated:
-        number = convert(value, arguments[0], where)
-        if not number >= arguments[1]:
-            raise UserError(f"{where}: must be at least {arguments[1]}, not {value}")
-        return number
-    if origin is list:
-        if not isinstance(value, list):
-            raise UserError(f"{where}: must be a list such as [a, b], not {value!r}")
-        return [convert(item, arguments[0], where) for item in value]
-    if isinstance(value, (list, dict)):
-        raise UserError(f"{where}: must be one value, not a list or mapping")
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise UserError(f"{where}: {value!r} is not one of: {', '.join(arguments)}")
-        return value
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise UserError(f"{where}: must be true or false, not {value!r}")
-        return value.lower() == "true"
+    """Return `value` (text, or a list of text) as the type `kind`; `UserError` if it cannot be one."""
+    # Each type of a union by itself: msgspec 0.22 corrupts memory where a `pattern` and a list share a union
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(kind) if union else (kind,)
+    for form, one in itertools.product((value, meant(value)), kinds):
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(form, one, strict=False)
+    shown = reprlib.repr(value).strip("'") or "empty"
+    raise UserError(f"{where}: must be {' or '.join(map(allowed, kinds))}, not {shown}")
+
+
+def meant(value: Any) -> Any:
+    """Return what text stands for where text is not wanted: nothing, or a number as people write it (.5, 1_000)."""
+    if value in ("", "~"):
+        return None
     try:
-        return kind(value)
-    except ValueError:
-        name = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"{where}: must be {name}, not {value!r}") from None
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def allowed(kind: Any) -> str:
+    """Say in words what the type `kind` allows."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(arguments)
+    if origin is list:
+        return f"a list such as [a, b], each item {allowed(arguments[0])}"
+    if origin is Annotated:
+        base, meta = arguments
+        if meta.le is None:
+            return meta.description or allowed(base)
+        least = f"above {meta.gt} and at most" if meta.ge is None else f"from {meta.ge} to"
+        return f"{allowed(base)} {least} {meta.le}"
+    return WORDS[kind]

@@ -1,7 +1,6 @@
 """A stage: its arguments, its ledger, its files (whole or not at all), its receipt."""
 
 import argparse
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -13,6 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
+
+import msgspec
 
 from huiyin.common.errors import UserError
 
@@ -82,7 +83,7 @@ class Stage:
 
     def use(self, path: Path, settings: Settings) -> Settings:
         """Note the settings file at `path` and what was read from it; return the settings."""
-        self.settings[str(path)] = {"sha256": sha256(path), "values": as_plain(settings)}
+        self.settings[str(path)] = {"sha256": sha256(path), "values": msgspec.to_builtins(settings)}
         return settings
 
     def output(self, name: str) -> Path:
@@ -178,10 +179,6 @@ def put_in_place(part: Path, final: Path) -> None:
 
 def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def as_plain(settings):
-    return dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else settings  # type: ignore[arg-type]
 
 
 def need(path: Path, made_by: str) -> Path:

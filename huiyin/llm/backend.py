@@ -74,11 +74,13 @@ class TooLong(Exception):
 
 def session_for(url: str, allow_remote: bool, connections: int, setting: str = URL_SETTING) -> requests.Session:
     """Return a session for the server at `url`, which `setting` names; a public address needs `allow_remote`."""
-    host = urlsplit(url).hostname
-    if not host:
-        raise UserError(f"{setting}: {url!r} is no address; write it like http://127.0.0.1:11434")
     try:
-        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        if not host:
+            raise ValueError("no host")
+        addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, port)}
+    except ValueError:
+        raise UserError(f"{setting}: {url!r} is no address; write it like http://127.0.0.1:11434") from None
     except socket.gaierror:
         raise NoServer(f"{setting}: {url}: there is no host {host!r}; is it running, is the name right?") from None
     local = all(any(ipaddress.ip_address(address) in network for network in OWN) for address in addresses)

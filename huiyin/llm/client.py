@@ -13,11 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from msgspec import Meta
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
-from huiyin.common.settings import AtLeast0, AtLeast1, read_settings
+from huiyin.common.settings import ADDRESS, AtLeast1, Share, Temperature, Text, read_settings
 from huiyin.llm.answer_cache import AnswerCache, digest
 from huiyin.llm.backend import Answer, ChatRequest, TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
@@ -36,22 +38,27 @@ TOKENS_PER_CHARACTER = (
 # What a backend or `Question.accept` raises for an answer that is not valid
 INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
 
+Url = Annotated[
+    str,
+    Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434"),
+]
+
 
 @dataclass
 class Settings:
     """config/llm.yaml"""
 
     backend: Literal["ollama", "openai", "embedded"] = "ollama"
-    url: str | list[str] = "auto"
+    url: Url | Annotated[list[Url], Meta(min_length=1)] = "auto"
     allow_remote: bool = False
-    model: str = "qwen2.5:14b"
+    model: Text = "qwen2.5:14b"
     num_ctx: AtLeast1 = 4096
-    parallel: AtLeast1 = 4
-    threads: AtLeast0 = 0
-    pair_temperature: float = 0.0
-    gen_temperature: float = 0.8
-    read_timeout_seconds: float = 120.0
-    max_failed_share: float = 0.01
+    parallel: Annotated[int, Meta(ge=1, le=256)] = 4
+    threads: Annotated[int, Meta(ge=0, le=512)] = 0
+    pair_temperature: Temperature = 0.0
+    gen_temperature: Temperature = 0.8
+    read_timeout_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 120.0
+    max_failed_share: Share = 0.01
     max_failures_in_a_row: AtLeast1 = 20
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}

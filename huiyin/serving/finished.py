@@ -3,27 +3,34 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from huiyin.common.settings import AtLeast0, AtLeast1
+from msgspec import Meta
+
+from huiyin.common.settings import ADDRESS, AtLeast0, AtLeast1, Share, Temperature, Text
 from huiyin.llm.backend import NoServer
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 
+Server = Annotated[
+    str,
+    Meta(pattern=rf"^(auto|none|{ADDRESS})\Z", description="auto, none or an address such as http://127.0.0.1:11434"),
+]
+
 
 @dataclass
 class Settings:
-    ollama: str = "auto"
+    ollama: Server = "auto"
     allow_remote: bool = False
     num_ctx: AtLeast1 | None = None
     fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
-    temperature: float = 0.8
-    top_p: float = 0.9
+    temperature: Temperature = 0.8
+    top_p: Share = 0.9
     top_k: AtLeast0 = 40
-    repeat_penalty: float = 1.0
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     num_predict: AtLeast1 = 256
-    question: str = "在吗？"
+    question: Text = "在吗？"
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from huiyin.common.errors import UserError
-from huiyin.common.settings import AtLeast1
+from huiyin.common.settings import AtLeast1, From1To1000
 from huiyin.training.card import Card
 from huiyin.training.memory import GIB, Shape, peak_bytes
 
@@ -24,13 +26,13 @@ class Settings:
     """config/preflight.yaml; None: chosen by the plan."""
 
     precision: Literal["auto", "bf16", "fp16"] = "auto"
-    micro_batch: AtLeast1 | None = None
+    micro_batch: From1To1000 | None = None
     gradient_checkpointing: bool | None = None
     liger: bool | None = None
     four_bit: bool | None = None
     cutoff_len: AtLeast1 | None = None
-    reserve_gib: float = 0.6
-    usable_share: float = 0.9
+    reserve_gib: Annotated[float, Meta(ge=0, le=1000)] = 0.6
+    usable_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def micro_batches(work: Work, settings: Settings) -> list[int]:
 
 def plan_for_processor(free_bytes: int, cores: int, work: Work, micro_batch: int, settings: Settings) -> Plan:
     """Return the `Plan` for training without a card, in full precision; `UserError` if it exceeds `free_bytes`."""
-    micro_batch, cutoff_len = settings.micro_batch or micro_batch, settings.cutoff_len or work.cutoff_len
+    if settings.micro_batch:
+        [micro_batch] = micro_batches(work, settings)
+    cutoff_len = settings.cutoff_len or work.cutoff_len
     checkpointing = settings.gradient_checkpointing is not False
     peak = peak_bytes(work.shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import AtLeast0, read_settings
+from huiyin.common.settings import UpTo1000, read_settings
 from huiyin.common.stage import need, read_receipt
 from huiyin.common.tables import COMMA
 from huiyin.serving.finished import Settings as Export
@@ -24,7 +24,7 @@ Messages = list[dict[str, str]]
 
 @dataclass
 class Settings:
-    exchanges: AtLeast0 = 3
+    exchanges: UpTo1000 = 3
     split: bool = True
 
 
