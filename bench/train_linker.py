@@ -23,7 +23,7 @@ import numpy as np
 from huiyin.common.errors import UserError, run
 from huiyin.linking.conversation import WIDTH, Conversation
 from huiyin.linking.features import NAMES, features
-from huiyin.linking.linker import FIRST, SECOND, as_matrix, scores, softmax, starts_of
+from huiyin.linking.linker import FIRST, SECOND, predict, softmax, starts_of
 from huiyin.linking.messages import messages_of
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import thread_features
@@ -121,9 +121,8 @@ def with_threads(logs: Sequence[Log], first: lightgbm.Booster) -> list[Log]:
     """Return `logs` with the rows of the second pass; first: the trees of a first pass."""
     results = []
     for log in logs:
-        probabilities = softmax(scores(first, log.rows), log.sizes)
-        matrix, none = as_matrix(probabilities, log.positions, log.sizes, len(log.conversation.users))
-        of_threads = thread_features(log.conversation, log.positions, matrix, none)
+        predicted = predict(first, log.rows, log.positions, log.sizes, len(log.conversation.users))
+        of_threads = thread_features(log.conversation, log.positions, *predicted)
         results.append(replace(log, rows=np.concatenate([log.rows, of_threads], 1)))
     return results
 
