@@ -6,7 +6,7 @@ once for it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import adler32, crc32
@@ -31,6 +31,11 @@ NUMBERS = {
 }
 TEXTS = {"peer": 40021, "uid": 40020, "card": 40090, "name": 40093}
 BODY = 40800
+COMPANIONS = {  # what tells about people, {table: {name: column}}; the arguments of `to_history`
+    "nt_uid_mapping_table": {"uid": 48902, "number": 1002},
+    "group_member3": {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002},
+    "profile_info_v6": {"uid": 1000, "number": 1002, "profile_name": 20002},
+}
 COLUMNS = [*NUMBERS.values(), *TEXTS.values(), BODY]
 FIELDS = [*NUMBERS, *TEXTS, "body"]  # the names of COLUMNS
 SHARED: dict[str, dict[str, Any]] = {  # the tables next to the rows: {name: columns}
@@ -94,13 +99,11 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     values: dict[str, tuple] = dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
     reader = BodyReader(placeholders)
     contents = [reader.read(body) if body else NO_CONTENT for body in values["body"]]
+    values["kinds"] = tuple(tuple(content.kinds) for content in contents)
     tables = {name: Numbered() for name in SHARED}
     columns = {name: pl.Series(values[name], dtype=ROW[name]) for name in ("message_id", "seq", "time")}
     for name, table in tables.items():
-        if name == "kinds":
-            keys: Iterable[tuple] = (tuple(content.kinds) for content in contents)
-        else:
-            keys = zip(*(values[column] for column in SHARED[name]), strict=True)
+        keys = zip(*(values[column] for column in SHARED[name]), strict=True)
         columns[name] = pl.Series([table[key] for key in keys], dtype=pl.UInt32)
     hashes = [crc32(body) << 32 | adler32(body) if body else 0 for body in values["body"]]
     frame = pl.DataFrame({**columns, "body": pl.Series(hashes, dtype=pl.UInt64)})
@@ -115,12 +118,12 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     counts["count", "invalid_utf8_texts"] = reader.invalid_texts
     return Chunk(
         frame.with_columns(
-            dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
+            dropped=drop_reasons(values, columns["kinds"], [kinds for (kinds,) in tables["kinds"]]),
             fragments=list_column("fragments", [content.fragments for content in contents]),
         ),
         pl.DataFrame(quotes, QUOTE, orient="row"),
         pl.DataFrame(mentions, MENTION, orient="row"),
-        {name: list(decoded(table, SHARED[name])) for name, table in tables.items()},
+        {name: decoded(table, SHARED[name]) for name, table in tables.items()},
         counts,
     )
 
@@ -139,15 +142,11 @@ def drop_reasons(values: dict[str, tuple], kinds: pl.Series, patterns: list[tupl
     return reason.when(empty).then(pl.lit("no_body")).cast(ROW["dropped"])
 
 
-def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> Iterator[tuple]:
-    """Yield each of `keys` with bytes as text and numbers as truth values, where `columns` has such types."""
+def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> list[tuple]:
+    """Return `keys` with bytes as text and numbers as truth values, where `columns` has such types."""
     converters: dict[Any, Callable[[Any], Any]] = {pl.String: to_text, pl.Boolean: bool}
-    convert = [converters.get(kind) for kind in columns.values()]
-    if not any(convert):
-        yield from keys
-        return
-    for key in keys:
-        yield tuple(change(value) if change else value for change, value in zip(convert, key, strict=True))
+    convert = [converters.get(kind, lambda value: value) for kind in columns.values()]
+    return [tuple(change(value) for change, value in zip(convert, key, strict=True)) for key in keys]
 
 
 def to_text(value: bytes | None) -> str:
@@ -173,13 +172,10 @@ def quote_row(row: int, quote: Element | None, replied: int | None) -> tuple:
 def to_history(
     chunks: Iterable[Chunk], mapping: pl.DataFrame, members: pl.DataFrame, profiles: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return what `read_history` does, made of all `chunks`.
-
-    mapping: `uid`, `number`; members: also `group_id`, `member_card`, `member_name`; profiles: also `profile_name`.
-    """
+    """Return what `read_history` does, made of all `chunks`; the other frames are those of COMPANIONS."""
     whole = merge(chunks)
     rows, quotes = whole.rows, whole.quotes
-    patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
+    patterns = [[kind_name(number) for number in pattern] for (pattern,) in whole.shared.pop("kinds")]
     for_receipt = report(rows, patterns, whole.counts)
     chat, sender, names = (pl.DataFrame(keys, SHARED[name], orient="row") for name, keys in whole.shared.items())
 
@@ -263,15 +259,12 @@ def codes(values: pl.Series) -> pl.Series:
 def group_id() -> pl.Expr:
     """The QQ number of the group if the row has one, else the number of the conversation on this client."""
     peer, number = pl.col("peer"), pl.col("group_number")
-    return (
-        pl.when(peer.str.contains(r"^[0-9]+$"))
-        .then(peer)
-        .when(number != 0)
-        .then(number.cast(pl.String))
-        .otherwise(pl.col("conversation").cast(pl.String))
-        .fill_null("")
-        .alias("group_id")
-    )
+    return pl.coalesce(
+        pl.when(peer.str.contains(r"^[0-9]+$")).then(peer),
+        pl.when(number != 0).then(number.cast(pl.String)),
+        pl.col("conversation").cast(pl.String),
+        pl.lit(""),
+    ).alias("group_id")
 
 
 def with_people(sender: pl.DataFrame, companions: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -281,16 +274,10 @@ def with_people(sender: pl.DataFrame, companions: pl.DataFrame) -> tuple[pl.Data
     pairs = pairs.filter((pl.col("uid") != "") & ~pl.col("number").is_in(["", "0"]))
     number_of = pairs.unique("uid", keep="first", maintain_order=True)
     uid_of = pairs.unique("number", keep="first", maintain_order=True)
-    sender = sender.with_columns(
-        user_id=pl.when(pl.col("number") > 0)
-        .then(pl.col("number").cast(pl.String))
-        .otherwise(
-            pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)
-        )
-    )
-    uid = pl.col("user_id").replace_strict(
-        uid_of["number"], uid_of["uid"], default=pl.col("user_id"), return_dtype=pl.String
-    )
+    number, user_id = pl.col("number"), pl.col("user_id")
+    known = pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)
+    sender = sender.with_columns(user_id=pl.when(number > 0).then(number.cast(pl.String)).otherwise(known))
+    uid = user_id.replace_strict(uid_of["number"], uid_of["uid"], default=user_id, return_dtype=pl.String)
     return sender.with_columns(person=pl.when(pl.col("uid") != "").then("uid").otherwise(uid)), number_of
 
 
