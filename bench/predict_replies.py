@@ -7,7 +7,6 @@ combine. Writes one line per message: log_id, line_no, parent (a line_no, or nul
 of a later message of a turn is the one before it. No parent is before the previous turn of the author.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import polars as pl
 
 import irc_to_csv
 from huiyin.common.errors import run
-from huiyin.common.stage import need
+from huiyin.common.stage import arguments, need
 from huiyin.linking.cases import Namer, Turn, window
 from huiyin.linking.linker import Linker
 from huiyin.linking.messages import with_earlier_turns
@@ -89,14 +88,8 @@ def by_linker(linker: Linker, with_names: bool = True) -> Method:
     return decide
 
 
-def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser = arguments(__doc__, "source", "target", config=False, out=False)
     parser.add_argument("method", nargs="?", choices=["linker", "rule"], default="linker")
     args = parser.parse_args()
     method = by_linker(Linker()) if args.method == "linker" else by_rule

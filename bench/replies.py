@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huiyin.common.errors import run
+from huiyin.common.stage import arguments
 from huiyin.linking.cases import Turn
 from huiyin.linking.linker import Linker
 from irc_to_csv import read_messages
-from predict_replies import LineId, Method, by_linker, by_rule, groups_of, namer, parser_of, window_of
+from predict_replies import LineId, Method, by_linker, by_rule, groups_of, namer, window_of
 
 ROUNDS = 3
 
@@ -141,9 +142,7 @@ def print_speed(groups: Sequence[Sequence[Turn]], linker: Linker) -> None:
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("folder", type=Path)
-    source = parser.parse_args().folder / "dev.jsonl.gz"
+    source = arguments(__doc__, "folder", config=False, out=False).parse_args().folder / "dev.jsonl.gz"
     groups, ids = groups_of(source)
     linker = Linker()
     print_accuracy(groups, ids, gold_of(source), linker)

@@ -21,13 +21,14 @@ import lightgbm
 import numpy as np
 
 from huiyin.common.errors import UserError, run
+from huiyin.common.stage import arguments
 from huiyin.linking.conversation import WIDTH, Conversation
 from huiyin.linking.features import NAMES, features
 from huiyin.linking.linker import FIRST, SECOND, predict, softmax, starts_of
 from huiyin.linking.messages import messages_of
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import thread_features
-from predict_replies import LineId, groups_of, namer, nobody, parser_of
+from predict_replies import LineId, groups_of, namer, nobody
 from replies import Gold, gold_of
 
 ROUNDS = 200
@@ -138,10 +139,7 @@ def both_passes(logs: Sequence[Log]) -> tuple[lightgbm.Booster, lightgbm.Booster
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__, "source", "target", config=False, out=False).parse_args()
     if not args.target.is_dir():
         raise UserError(f"{args.target}: no such folder; {FIRST} and {SECOND} are written into it")
     started = time.monotonic()

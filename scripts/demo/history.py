@@ -8,7 +8,6 @@ encryption differ). Messages are generated one at a time, so millions of them ne
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
 import random
@@ -22,7 +21,7 @@ from typing import Any
 
 from huiyin.common.errors import run
 from huiyin.common.progress import Progress
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, arguments
 from huiyin.qqnt.body import ELEMENT_TAG
 from huiyin.qqnt.cipher import Cipher, build_header
 from huiyin.qqnt.qqnt_pb2 import Element, Header
@@ -503,10 +502,9 @@ def write_database(path: Path, write: Callable[..., Any], *arguments: Any) -> An
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--messages", type=int, default=1500)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
     with Stage("sample", args.out, packages=["sqlcipher3", "protobuf"]) as stage:
         messages = history(args.seed, args.messages)

@@ -7,14 +7,13 @@ It follows JSON schemas, ends its answers by itself and writes whole characters 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.errors import run
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, arguments
 
 if TYPE_CHECKING:  # numpy, gguf and safetensors are imported in functions: `--help` need not wait for them
     import numpy as np
@@ -257,8 +256,7 @@ def write_hugging_face(folder: Path, seed: int = 0) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    parser = arguments(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args(argv)
     with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:

@@ -6,13 +6,11 @@
 Writes members.parquet, a row per group and member, and prints the busiest of each group.
 """
 
-import argparse
 import unicodedata
-from pathlib import Path
 
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.stage import Stage, need
+from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
 
 MEMBER = ["group_id", "user_id"]
@@ -114,11 +112,7 @@ def fit(text, width):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("messages", type=Path)
-    parser.add_argument("turns", type=Path)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, "messages", "turns", config=False).parse_args(argv)
     with Stage("members", args.out, packages=["polars"]) as stage:
         made_by = "`make parse` makes it", "`make combine` makes it"
         messages = scan_table(stage.input(need(args.messages, made_by[0])), MESSAGES, made_by[0])
