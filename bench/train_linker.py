@@ -130,10 +130,7 @@ def with_threads(logs: Sequence[Log], first: lightgbm.Booster) -> list[Log]:
 
 def both_passes(logs: Sequence[Log]) -> tuple[lightgbm.Booster, lightgbm.Booster]:
     """Return the trees of the first and the second pass."""
-    halves = (
-        [log for number, log in enumerate(logs) if number // 2 % 2],
-        [log for number, log in enumerate(logs) if not number // 2 % 2],
-    )
+    halves = [[log for number, log in enumerate(logs) if number // 2 % 2 == part] for part in (1, 0)]
     second = [with_threads(half, train(other, NAMES)) for half, other in (halves, halves[::-1])]
     return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
