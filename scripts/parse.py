@@ -9,6 +9,7 @@ columns: group id, time, nickname, user id, fragments.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
-        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate()))
+        duplicate = pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
+        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate))
         stage.ledger.dropped.update(dict(rows["dropped"].drop_nulls().value_counts().iter_rows()))
         if bad_lines:
             stage.ledger.dropped["bad_line"] = bad_lines
@@ -129,27 +131,18 @@ class Hashed:
 
 def filter_reason(settings: Settings, path: Path) -> pl.Expr:
     """Return an expression: `filtered` for a row that the settings exclude, else null."""
-    days: dict[str, int | None] = {}
-    for name in ("since", "until"):
-        text = getattr(settings, name)
+    out = pl.lit(False)
+    for name, text, is_outside in (("since", settings.since, operator.lt), ("until", settings.until, operator.gt)):
         try:
-            days[name] = date.fromisoformat(text).toordinal() - date(1970, 1, 1).toordinal() if text else None
+            if text:
+                out |= is_outside(pl.col("time") // 86_400, (date.fromisoformat(text) - date(1970, 1, 1)).days)
         except ValueError:
             raise UserError(f"{path}: {name}: must be a day such as 2022-08-14, not {text!r}") from None
-    day, out = pl.col("time") // 86_400, pl.lit(False)
     if settings.groups:
         out |= ~pl.col("group_id").is_in(settings.groups)
-    if days["since"] is not None:
-        out |= day < days["since"]
-    if days["until"] is not None:
-        out |= day > days["until"]
     if settings.leave_out:
         out |= pl.col("user_id").is_in(settings.leave_out)
     return pl.when(out).then(pl.lit("filtered"))
-
-
-def duplicate() -> pl.Expr:
-    return pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
 
 
 def check_groups(groups: list[str], rows: pl.DataFrame, path: Path) -> None:

@@ -38,8 +38,16 @@ class Case:
         """Is the turn that it quotes one of its candidates? Otherwise nobody can find it."""
         return any(other["turn_id"] == self.turn["reply_to_turn"] for other in self.candidates)
 
-    def decided(self, prompt: Turn, decided_by: str, confidence: float | None = None) -> None:
-        self.prompt, self.decided_by, self.confidence = prompt, decided_by, confidence
+    def decide(
+        self, prompt: Turn | None, by: str, confidence: float | None = None, least: float = 0, otherwise: str = "none"
+    ) -> None:
+        """Close the case with `prompt`, unless the confidence is below `least`; otherwise: the reason without one."""
+        if prompt is None:
+            self.reason = otherwise
+        elif confidence is not None and confidence < least:
+            self.reason = "low_confidence"
+        else:
+            self.prompt, self.decided_by, self.confidence = prompt, by, confidence
 
 
 class History:
