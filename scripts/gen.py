@@ -187,15 +187,6 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
     return pairs, unpaired, turns, name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
 
 
-def confident(pairs: list[Record], settings: Settings, stage: Stage) -> list[Record]:
-    """Return the pairs that are not doubtful."""
-    if not settings.min_confidence:
-        return pairs
-    kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= settings.min_confidence]
-    stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-    return kept
-
-
 def system_text(persona: Prompt, name: str, path: Path) -> str:
     text = persona.fill(name=name)[1]
     if '"""' in text:
@@ -234,7 +225,10 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.input(args.persona)
         pairs, unpaired, turns, name = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
-        kept, written = confident(pairs, settings, stage), {}
+        least, written = settings.min_confidence, {}
+        kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
+        if least:
+            stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
         if settings.fill:
             written = fill(unpaired, turns, name, prompt, settings, client, llm.gen_temperature)
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)

@@ -64,7 +64,7 @@ def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Ite
     source, rows = Lines(lines), []
     reader, number = csv.reader(source, strict=True), 0
     while True:
-        source.begin()
+        source.record = []
         try:
             record = next(reader)
             if not record:
@@ -94,9 +94,6 @@ class Lines:
         self.lines, self.number = iter(lines), 0
         self.record: list[bytes] = []
         self.waiting: list[bytes] = []
-
-    def begin(self) -> None:
-        self.record = []
 
     def back_to_second(self) -> None:
         self.waiting = self.record[1:] + self.waiting

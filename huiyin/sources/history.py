@@ -293,38 +293,30 @@ def nicknames(
     own = names.select(own_name().alias("own"))["own"].gather(rows["names"]).alias("nickname")
     if not own.null_count():
         return own
-    keys = ["group_id", "person"]
-    nameless = rows.filter(own.is_null()).select("group", "person", "chat", "sender").unique(["group", "person"])
+    member = ["group", "person"]
+    nameless = rows.filter(own.is_null()).select(*member, "chat", "sender").unique(member)
+    nameless = nameless.select(
+        *member,
+        chat["group_id"].gather(nameless["chat"]),
+        sender["user_id"].gather(nameless["sender"]),
+        sender["person"].gather(nameless["sender"]).alias("uid"),
+    )
     latest = (
-        rows.select("group", "person", "time", "seq", "message_id", latest=own)
+        rows.select(*member, "time", "seq", "message_id", latest=own)
         .drop_nulls("latest")
-        .join(nameless, on=["group", "person"], how="semi")
+        .join(nameless, on=member, how="semi")
         .sort("time", "seq", "message_id")
-        .group_by("group", "person")
+        .group_by(member)
         .agg(pl.col("latest").last())
     )
-    members = members.rename({"uid": "person"}).unique(keys, keep="last", maintain_order=True)
-    profiles = profiles.rename({"uid": "person"}).unique("person", keep="last", maintain_order=True)
-    sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "person"]
+    sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "uid"]
     other_names = (
-        nameless.join(latest, on=["group", "person"], how="left")
-        .select(
-            "group",
-            pl.col("person").alias("code"),
-            "latest",
-            chat["group_id"].gather(nameless["chat"]),
-            sender["user_id"].gather(nameless["sender"]),
-            sender["person"].gather(nameless["sender"]),
-        )
-        .join(members, on=keys, how="left")
-        .join(profiles, on="person", how="left")
-        .select(
-            "group",
-            pl.col("code").alias("person"),
-            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"),
-        )
+        nameless.join(latest, on=member, how="left")
+        .join(members.unique(["group_id", "uid"], keep="last", maintain_order=True), on=["group_id", "uid"], how="left")
+        .join(profiles.unique("uid", keep="last", maintain_order=True), on="uid", how="left")
+        .select(*member, pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"))
     )
-    every = rows.select("group", "person").join(other_names, on=["group", "person"], how="left", maintain_order="left")
+    every = rows.select(member).join(other_names, on=member, how="left", maintain_order="left")
     return every.select(pl.coalesce(own, "other").alias("nickname"))["nickname"]
 
 

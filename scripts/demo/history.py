@@ -432,11 +432,6 @@ def write_groups(connection: Any) -> None:
     fill(connection, "group_bulletin", "[60001] INTEGER, [1] TEXT", [(GROUPS[0].number, "公告：只给群里的人看")])
 
 
-def write_profiles(connection: Any) -> None:
-    columns = "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT"
-    fill(connection, "profile_info_v6", columns, [(member.uid, member.qq, member.nickname, "") for member in MEMBERS])
-
-
 def fill(connection: Any, table: str, columns: str, rows: list[tuple]) -> None:
     connection.execute(f"CREATE TABLE {table} ({columns})")
     connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
@@ -469,7 +464,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         messages = history(args.seed, args.messages)
         rows = write_database(stage.output("nt_msg.db"), write_messages, messages, args.messages)
         write_database(stage.output("group_info.db"), write_groups)
-        write_database(stage.output("profile_info.db"), write_profiles)
+        columns = "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT"
+        profiles = [(member.uid, member.qq, member.nickname, "") for member in MEMBERS]
+        write_database(stage.output("profile_info.db"), fill, "profile_info_v6", columns, profiles)
         stage.output("key.txt").write_text(KEY + "\n")
         stage.ledger.read = stage.ledger.written = rows
         stage.receipt |= {"seed": args.seed, "target": str(TARGET.qq)}

@@ -52,15 +52,9 @@ def members(messages, turns):
         .with_columns(pl.col("turns", "with_text", "quotes_received", "different_turns").fill_null(0))
         .with_columns(share_of_text=pl.col("with_text") / pl.col("messages"))
     )
-    verdict = (
-        pl.when(pl.col("user_id").is_in(NOT_ONE_PERSON))
-        .then(pl.lit("not one person"))
-        .when(pl.col("different_turns") >= ENOUGH)
-        .then(pl.lit("enough"))
-        .when(pl.col("different_turns") >= THIN)
-        .then(pl.lit("thin"))
-        .otherwise(pl.lit("too little"))
-    )
+    several, different = pl.col("user_id").is_in(NOT_ONE_PERSON), pl.col("different_turns")
+    enough = pl.when(several).then(pl.lit("not one person")).when(different >= ENOUGH).then(pl.lit("enough"))
+    verdict = enough.when(different >= THIN).then(pl.lit("thin")).otherwise(pl.lit("too little"))
     counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
     return (
         table.select(
