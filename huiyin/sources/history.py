@@ -99,11 +99,11 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     values: dict[str, tuple] = dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
     reader = BodyReader(placeholders)
     contents = [reader.read(body) if body else NO_CONTENT for body in values["body"]]
-    values["kinds"] = tuple(tuple(content.kinds) for content in contents)
+    kinds = (tuple(content.kinds) for content in contents)
     tables = {name: Numbered() for name in SHARED}
     columns = {name: pl.Series(values[name], dtype=ROW[name]) for name in ("message_id", "seq", "time")}
     for name, table in tables.items():
-        keys = zip(*(values[column] for column in SHARED[name]), strict=True)
+        keys = kinds if name == "kinds" else zip(*(values[column] for column in SHARED[name]), strict=True)
         columns[name] = pl.Series([table[key] for key in keys], dtype=pl.UInt32)
     hashes = [crc32(body) << 32 | adler32(body) if body else 0 for body in values["body"]]
     frame = pl.DataFrame({**columns, "body": pl.Series(hashes, dtype=pl.UInt64)})
@@ -118,12 +118,12 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     counts["count", "invalid_utf8_texts"] = reader.invalid_texts
     return Chunk(
         frame.with_columns(
-            dropped=drop_reasons(values, columns["kinds"], [kinds for (kinds,) in tables["kinds"]]),
+            dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
             fragments=list_column("fragments", [content.fragments for content in contents]),
         ),
         pl.DataFrame(quotes, QUOTE, orient="row"),
         pl.DataFrame(mentions, MENTION, orient="row"),
-        {name: decoded(table, SHARED[name]) for name, table in tables.items()},
+        {name: list(table) if name == "kinds" else decoded(table, SHARED[name]) for name, table in tables.items()},
         counts,
     )
 
@@ -175,7 +175,7 @@ def to_history(
     """Return what `read_history` does, made of all `chunks`; the other frames are those of COMPANIONS."""
     whole = merge(chunks)
     rows, quotes = whole.rows, whole.quotes
-    patterns = [[kind_name(number) for number in pattern] for (pattern,) in whole.shared.pop("kinds")]
+    patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
     for_receipt = report(rows, patterns, whole.counts)
     chat, sender, names = (pl.DataFrame(keys, SHARED[name], orient="row") for name, keys in whole.shared.items())
 
