@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +56,8 @@ def invented_texts(random, count=300_000):
     flat = "".join(random.choice(characters, lengths.sum()))
     ends = lengths.cumsum().tolist()
     texts = [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
-    for index in range(0, count, 50):
-        texts[index] = [
-            "[图片]",
-            texts[index] + "[表情]",
-            "  ",
-            "请使用最新版手机QQ体验新功能",
-            f"{texts[index]} me@example.com",
-        ][index // 50 % 5]
+    odd = ["[图片]", "{}[表情]", "  ", "请使用最新版手机QQ体验新功能", "{} me@example.com"]
+    texts[::50] = [form.format(text) for form, text in zip(cycle(odd), texts[::50], strict=False)]
     return pl.Series(texts)
 
 
@@ -70,15 +65,13 @@ def chunk(random, texts, group, first, rows, start, last_id, structured):  # noq
     """Bursts: somebody says something, goes on within seconds (12 %), while others talk; then a longer pause."""
     goes_on = random.random(rows) < 0.12
     who = np.floor(MEMBERS * random.random(rows) ** 2).astype(int)  # some talk much more than others
-    burst_of = np.maximum.accumulate(np.where(goes_on, 0, np.arange(rows)))
-    who = who[burst_of]
+    who = who[np.maximum.accumulate(np.where(goes_on, 0, np.arange(rows)))]
     gaps = np.where(goes_on, random.exponential(6, rows), random.exponential(45, rows))
     times = start + (gaps * 1000).astype("int64").cumsum() // 1000 * 1000
-    ids = last_id + np.arange(rows)
     mark = random.random(rows)
     frame = pl.DataFrame(
         {
-            "message_id": ids,
+            "message_id": last_id + np.arange(rows),
             "group_id": pl.repeat(group, rows, eager=True),
             "time": times,
             "seq": np.arange(first, first + rows),
@@ -98,20 +91,21 @@ def chunk(random, texts, group, first, rows, start, last_id, structured):  # noq
         pl.col("mark").is_between(low, high, "left")
         for low, high in ((0, 0.1), (0.1, 0.15), (0.15, 0.18), (0.18, 0.23))
     )
+    of_kind = {
+        kind: pl.when(when).then(pl.lit(kind)) for kind, when in (("image", image), ("at", at), ("text", ~image))
+    }
+    more, more_kind, nobody = (
+        pl.when(two).then("more"),
+        pl.when(two).then(pl.lit("text")),
+        pl.lit([], pl.List(pl.String)),
+    )
     if structured:
-        fragments = pl.concat_list(pl.when(at).then("at"), pl.when(~image).then("text"), pl.when(two).then("more"))
-        kinds = pl.concat_list(
-            pl.when(image).then(pl.lit("image")),
-            pl.when(at).then(pl.lit("at")),
-            pl.when(~image).then(pl.lit("text")),
-            pl.when(two).then(pl.lit("text")),
-        )
-        mentions = pl.when(at).then(pl.concat_list("mentioned")).otherwise(pl.lit([], pl.List(pl.String)))
+        fragments = pl.concat_list(pl.when(at).then("at"), pl.when(~image).then("text"), more)
+        kinds = pl.concat_list(*of_kind.values(), more_kind)
+        mentions = pl.when(at).then(pl.concat_list("mentioned")).otherwise(nobody)
     else:
-        typed = pl.when(at).then(pl.format("{} {}", "at", "text")).when(~image).then("text")
-        fragments = pl.concat_list(typed, pl.when(two).then("more"))
-        kinds = pl.concat_list(pl.when(~image).then(pl.lit("text")), pl.when(two).then(pl.lit("text")))
-        mentions = pl.lit([], pl.List(pl.String))
+        fragments = pl.concat_list(pl.when(at).then(pl.format("{} {}", "at", "text")).when(~image).then("text"), more)
+        kinds, mentions = pl.concat_list(of_kind["text"], more_kind), nobody
     return frame.select(
         "message_id",
         "group_id",
@@ -185,13 +179,8 @@ def measure(what, path):
 
 def in_turn(path, *names):
     """Return {name: medians of RUNS runs}, the measurements taking turns."""
-    runs = {name: [] for name in names}
-    for _ in range(RUNS):
-        for name in names:
-            runs[name].append(measure(name, path))
-    return {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
-    }
+    runs = [{name: measure(name, path) for name in names} for _ in range(RUNS)]
+    return {name: {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]} for name in names}
 
 
 def history(folder, count, structured=True):
@@ -208,39 +197,22 @@ def main(folder, count):
         "peak of sort, GB | of core, GB | of json, GB |"
     )
     print("|---" * 10 + "|")
+    core_seconds = []
     for size, structured in ((count // 10, True), (count, True), (count, False)):
-        path = history(folder, size, structured)
-        found = in_turn(path, "sort", "core", "write_json")
-        seconds = {name: figures["seconds"] for name, figures in found.items()}
-        print(
-            "|",
-            " | ".join(
-                [
-                    f"{size:,}" + ("" if structured else ", as from a CSV"),
-                    f"{found['core']['turns']:,.0f}",
-                    f"{found['core']['alone']:.1%}",
-                    f"{seconds['sort']:.2f}",
-                    f"{seconds['core']:.2f}",
-                    f"{seconds['core'] / seconds['sort']:.2f}",
-                    f"{seconds['write_json']:.2f}",
-                    *(f"{figures['gigabytes']:.2f}" for figures in found.values()),
-                ]
-            ),
-            "|",
-            flush=True,
-        )
-        if size == count // 10:
-            smaller = seconds["core"]
-        elif structured:
-            growth = seconds["core"] / smaller
+        found = in_turn(history(folder, size, structured), "sort", "core", "write_json")
+        sorting, core, writing = (figures["seconds"] for figures in found.values())
+        core_seconds.append(core)
+        times = " | ".join(f"{figure:.2f}" for figure in (sorting, core, core / sorting, writing))
+        memory = " | ".join(f"{figures['gigabytes']:.2f}" for figures in found.values())
+        turns = f"{found['core']['turns']:,.0f} | {found['core']['alone']:.1%}"
+        print(f"| {size:,}{'' if structured else ', as from a CSV'} | {turns} | {times} | {memory} |", flush=True)
+    growth = core_seconds[1] / core_seconds[0]
     print(f"\nfrom {count // 10:,} to {count:,} messages core takes {growth:.1f} times as long")
     found = measure("compare", history(folder, count // 100))
     print("\n| messages | core, s | pandas, row by row, s | pandas / core |")
     print("|---" * 4 + "|")
-    print(
-        f"| {count // 100:,} | {found['seconds']:.2f} | {found['pandas']:.1f} "
-        f"| {found['pandas'] / found['seconds']:.0f} |"
-    )
+    fast, plain = found["seconds"], found["pandas"]
+    print(f"| {count // 100:,} | {fast:.2f} | {plain:.1f} | {plain / fast:.0f} |")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ combine. Writes one line per message: log_id, line_no, parent (a line_no, or nul
 of a later message of a turn is the one before it. No parent is before the previous turn of the author.
 """
 
-import argparse
+import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,12 +18,13 @@ import polars as pl
 
 import irc_to_csv
 from huiyin.common.errors import run
-from huiyin.common.stage import need
+from huiyin.common.stage import arguments, need
 from huiyin.linking.cases import Namer, Turn, window
 from huiyin.linking.linker import Linker
 from huiyin.linking.messages import with_earlier_turns
 from huiyin.linking.names import Names
 from huiyin.linking.rule import link
+from scripts import combine, parse
 
 ROOT = Path(__file__).parent.parent
 CANDIDATES = 10
@@ -41,17 +40,14 @@ def groups_of(source: Path) -> tuple[list[list[Turn]], list[LineId]]:
         folder = Path(temporary)
         irc_to_csv.main(source, folder / "chat.csv")
         (folder / "combine.yaml").write_text("preset: seed\n")
-        run_stage("parse", folder / "chat.csv", ROOT / "config/parse.yaml", folder / "parse")
-        run_stage("combine", folder / "parse/messages.parquet", folder / "combine.yaml", folder / "combine")
+        with contextlib.redirect_stdout(None):
+            parse.main([f"{folder}/chat.csv", "--config", f"{ROOT}/config/parse.yaml", "--out", f"{folder}/parse"])
+            messages = f"{folder}/parse/messages.parquet"
+            combine.main([messages, "--config", f"{folder}/combine.yaml", "--out", f"{folder}/combine"])
         turns = pl.read_parquet(folder / "combine/turns.parquet")
     groups = with_earlier_turns(turns).group_by("group_id", maintain_order=True)
     ids = [(message["log_id"], message["line_no"]) for message in irc_to_csv.read_messages(source)]
     return [group.rows(named=True) for _, group in groups], ids
-
-
-def run_stage(name: str, source: Path, config: Path, out: Path) -> None:
-    command: list[str | Path] = [sys.executable, ROOT / f"scripts/{name}.py", source, "--config", config, "--out", out]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def namer(turns: Sequence[Turn]) -> Namer:
@@ -89,14 +85,8 @@ def by_linker(linker: Linker, with_names: bool = True) -> Method:
     return decide
 
 
-def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser = arguments(__doc__, "source", "target", config=False, out=False)
     parser.add_argument("method", nargs="?", choices=["linker", "rule"], default="linker")
     args = parser.parse_args()
     method = by_linker(Linker()) if args.method == "linker" else by_rule

@@ -12,7 +12,7 @@ as if people quoted whatever they reply to: an upper bound of what a rule about 
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,8 @@ RULES: dict[str, dict[str, Any]] = {
     "< 120 s": {"max_gap_seconds": 120},
     "no merging": {"merge": "none"},
 }
-SCHEMA = {
-    "message_id": pl.Int64(),
-    "position": pl.UInt32(),
-    "group_id": pl.String(),
-    "user_id": pl.String(),
-    "nickname": pl.String(),
-    "time": pl.Datetime("ms", "UTC"),
-    "text": pl.String(),
-    "mentions": pl.List(pl.String),
-    "reply_to": pl.Int64(),
-    "reply_dangling": pl.Boolean(),
-}
+SCHEMA = {"message_id": pl.Int64, "group_id": pl.String, "user_id": pl.String, "time": pl.Int64, "text": pl.String}
+SCHEMA["reply_to"] = pl.Int64
 
 Rows = dict[int, dict[str, Any]]  # message id -> a row of `rows_of`
 
@@ -52,47 +42,43 @@ Rows = dict[int, dict[str, Any]]  # message id -> a row of `rows_of`
 def rows_of(messages: Iterable[Message], spread: bool, quoting: bool) -> Rows:
     """Return a row for each message: the columns of SCHEMA, `parents`, `replied_to` (parents of others), `annotated`.
 
-    Ids are the positions in the file. spread: spread the messages of a minute over it; quoting: replies are quotes.
+    Ids are the positions in the sorted logs. spread: over the minute of the messages; quoting: replies are quotes.
     """
-    logs = defaultdict(list)
-    for message in messages:
-        logs[message["log_id"]].append(message)
+    by_log = sorted(messages, key=lambda message: message["log_id"])
+    minutes = Counter((message["log_id"], message["time"]) for message in by_log)
+    ids: dict[tuple[str, int], int] = {}  # (log_id, line_no) -> message id
+    written: Counter[tuple[str, int]] = Counter()  # in each minute so far
     rows: Rows = {}
-    for log in logs.values():
-        ids: dict[int, int] = {}  # line_no -> message id
-        minutes = defaultdict(list)
-        for number, message in enumerate(log, len(rows)):
-            minutes[message["time"]].append(number)
-        for number, message in enumerate(log, len(rows)):
-            user, minute = message["user"].lower(), minutes[message["time"]]
-            parents = [ids[line] for line in message.get("parents") or [] if line in ids]
-            replied_to = [parent for parent in parents if rows[parent]["user_id"] != user]
-            offset = 60_000 * minute.index(number) // len(minute) if spread else 0
-            ids[message["line_no"]] = number
-            rows[number] = {
-                "message_id": number,
-                "position": number,
-                "group_id": message["log_id"],
-                "user_id": user,
-                "nickname": user,
-                "time": message["time"] * 1000 + offset,
-                "text": message.get("text") or "",
-                "mentions": [],
-                "reply_to": max(replied_to) if replied_to and quoting else None,
-                "reply_dangling": False,
-                "parents": set(parents),
-                "replied_to": replied_to,
-                "annotated": bool(message.get("annotated")),
-            }
+    for number, message in enumerate(by_log):
+        log, user, minute = message["log_id"], message["user"].lower(), (message["log_id"], message["time"])
+        parents = [ids[log, line] for line in message.get("parents") or [] if (log, line) in ids]
+        replied_to = [parent for parent in parents if rows[parent]["user_id"] != user]
+        offset = 60_000 * written[minute] // minutes[minute] if spread else 0
+        written[minute] += 1
+        ids[log, message["line_no"]] = number
+        rows[number] = {
+            "message_id": number,
+            "group_id": log,
+            "user_id": user,
+            "time": message["time"] * 1000 + offset,
+            "text": message.get("text") or "",
+            "reply_to": max(replied_to) if replied_to and quoting else None,
+            "parents": set(parents),
+            "replied_to": replied_to,
+            "annotated": bool(message.get("annotated")),
+        }
     return rows
 
 
 def frame_of(rows: Rows) -> pl.DataFrame:
     """Return the frame that turns_of takes."""
-    frame = pl.DataFrame(
-        [{name: row[name] for name in SCHEMA} for row in rows.values()], {**SCHEMA, "time": pl.Int64()}
+    return pl.DataFrame(list(rows.values()), SCHEMA).with_columns(
+        pl.col("time").cast(pl.Datetime("ms", "UTC")),
+        position=pl.col("message_id").cast(pl.UInt32),
+        nickname="user_id",
+        mentions=pl.lit([], pl.List(pl.String)),
+        reply_dangling=False,
     )
-    return frame.cast({"time": SCHEMA["time"]}).sort("group_id", "position")
 
 
 def measure(turns: pl.DataFrame, rows: Rows, order: str) -> Mapping[str, int]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huiyin.common.errors import run
+from huiyin.common.stage import arguments
 from huiyin.linking.cases import Turn
 from huiyin.linking.linker import Linker
 from irc_to_csv import read_messages
-from predict_replies import LineId, Method, by_linker, by_rule, groups_of, namer, parser_of, window_of
+from predict_replies import LineId, Method, by_linker, by_rule, groups_of, namer, window_of
 
 ROUNDS = 3
 
@@ -92,13 +93,11 @@ def percentages(results: Sequence[Prediction]) -> list[float]:
     """Return accuracy of all and of the calls, precision, recall, F1, calls decided at 90 and 95 %, in percent."""
     hits = sum(result.predicted in result.gold for result in results)
     calls = [result for result in results if result.call]
-    predicted, gold = (
-        sum(result.predicted is not None for result in results),
-        sum(len(result.gold) for result in results),
-    )
+    predicted = sum(result.predicted is not None for result in results)
+    gold = sum(len(result.gold) for result in results)
     return [
-        100 * sum(result.right for result in results) / len(results),
-        100 * sum(call.right for call in calls) / len(calls),
+        100 * statistics.mean(result.right for result in results),
+        100 * statistics.mean(call.right for call in calls),
         100 * hits / max(predicted, 1),
         100 * hits / max(gold, 1),
         200 * hits / max(predicted + gold, 1),
@@ -110,20 +109,13 @@ def percentages(results: Sequence[Prediction]) -> list[float]:
 def print_accuracy(groups: Sequence[Sequence[Turn]], ids: Sequence[LineId], gold: Gold, linker: Linker) -> None:
     columns = "".join(f"{name:>10}" for name in ("number", "accuracy", "calls", "P", "R", "F1", "at 90 %", "at 95 %"))
     print(f"{'window':<10}{'method':<20}{'turns':<16}{columns}")
-    methods = {
-        "previous turn": previous,
-        "rule": by_rule,
-        "linker": by_linker(linker),
-        "linker, no names": by_linker(linker, with_names=False),
-    }
+    methods: dict[str, Method] = {"previous turn": previous, "rule": by_rule, "linker": by_linker(linker)}
+    methods["linker, no names"] = by_linker(linker, with_names=False)
     for name, stop_at_own_turn in (("seed", True), ("default", False)):
         for method, decide in methods.items():
             results = predictions(groups, ids, gold, decide, stop_at_own_turn)
-            for kind, part in (
-                ("all", results),
-                ("name somebody", [result for result in results if result.names]),
-                ("name nobody", [result for result in results if not result.names]),
-            ):
+            for kind, wanted in (("all", (True, False)), ("name somebody", (True,)), ("name nobody", (False,))):
+                part = [result for result in results if result.names in wanted]
                 values = "".join(f"{value:>10.1f}" for value in percentages(part))
                 print(f"{name:<10}{method:<20}{kind:<16}{len(part):>10}{values}")
 
@@ -141,9 +133,7 @@ def print_speed(groups: Sequence[Sequence[Turn]], linker: Linker) -> None:
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("folder", type=Path)
-    source = parser.parse_args().folder / "dev.jsonl.gz"
+    source = arguments(__doc__, "folder", config=False, out=False).parse_args().folder / "dev.jsonl.gz"
     groups, ids = groups_of(source)
     linker = Linker()
     print_accuracy(groups, ids, gold_of(source), linker)

@@ -21,13 +21,14 @@ import lightgbm
 import numpy as np
 
 from huiyin.common.errors import UserError, run
+from huiyin.common.stage import arguments
 from huiyin.linking.conversation import WIDTH, Conversation
 from huiyin.linking.features import NAMES, features
-from huiyin.linking.linker import FIRST, SECOND, as_matrix, scores, softmax, starts_of
+from huiyin.linking.linker import FIRST, SECOND, predict, softmax, starts_of
 from huiyin.linking.messages import messages_of
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import thread_features
-from predict_replies import LineId, groups_of, namer, nobody, parser_of
+from predict_replies import LineId, groups_of, namer, nobody
 from replies import Gold, gold_of
 
 ROUNDS = 200
@@ -121,28 +122,21 @@ def with_threads(logs: Sequence[Log], first: lightgbm.Booster) -> list[Log]:
     """Return `logs` with the rows of the second pass; first: the trees of a first pass."""
     results = []
     for log in logs:
-        probabilities = softmax(scores(first, log.rows), log.sizes)
-        matrix, none = as_matrix(probabilities, log.positions, log.sizes, len(log.conversation.users))
-        of_threads = thread_features(log.conversation, log.positions, matrix, none)
+        predicted = predict(first, log.rows, log.positions, log.sizes, len(log.conversation.users))
+        of_threads = thread_features(log.conversation, log.positions, *predicted)
         results.append(replace(log, rows=np.concatenate([log.rows, of_threads], 1)))
     return results
 
 
 def both_passes(logs: Sequence[Log]) -> tuple[lightgbm.Booster, lightgbm.Booster]:
     """Return the trees of the first and the second pass."""
-    halves = (
-        [log for number, log in enumerate(logs) if number // 2 % 2],
-        [log for number, log in enumerate(logs) if not number // 2 % 2],
-    )
+    halves = [[log for number, log in enumerate(logs) if number // 2 % 2 == part] for part in (1, 0)]
     second = [with_threads(half, train(other, NAMES)) for half, other in (halves, halves[::-1])]
     return train(logs, NAMES), train([log for half in second for log in half], NAMES + NAMES_OF_THREADS)
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__, "source", "target", config=False, out=False).parse_args()
     if not args.target.is_dir():
         raise UserError(f"{args.target}: no such folder; {FIRST} and {SECOND} are written into it")
     started = time.monotonic()

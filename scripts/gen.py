@@ -63,12 +63,9 @@ def context_of(lines: list[Record], turns: pl.DataFrame, count: int) -> dict[int
     before = {line["turn_id"]: range(line["turn_ids"][0] - count, line["turn_ids"][0]) for line in lines}
     shown = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
     rows = {row["turn_id"]: row for row in turns.filter(pl.col("turn_id").is_in(list(shown))).iter_rows(named=True)}
+    near = {turn_id: [rows[other] for other in others if other in rows] for turn_id, others in before.items()}
     return {
-        line["turn_id"]: [
-            rows[turn_id]
-            for turn_id in before[line["turn_id"]]
-            if turn_id in rows and rows[turn_id]["group_id"] == line["group_id"]
-        ]
+        line["turn_id"]: [turn for turn in near[line["turn_id"]] if turn["group_id"] == line["group_id"]]
         for line in lines
     }
 
@@ -190,24 +187,6 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
     return pairs, unpaired, turns, name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
 
 
-def confident(pairs: list[Record], settings: Settings, stage: Stage) -> list[Record]:
-    """Return the pairs that are not doubtful."""
-    if not settings.min_confidence:
-        return pairs
-    kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= settings.min_confidence]
-    stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-    return kept
-
-
-def with_prompts(unpaired: list[Record], written: dict[int, str]) -> list[Record]:
-    """Return the unpaired turns for which a prompt was written, as pairs."""
-    return [
-        {**line, "prompt": written[line["turn_id"]], "decided_by": "written"}
-        for line in unpaired
-        if line["turn_id"] in written
-    ]
-
-
 def system_text(persona: Prompt, name: str, path: Path) -> str:
     text = persona.fill(name=name)[1]
     if '"""' in text:
@@ -222,8 +201,8 @@ def write_dataset(stage: Stage, rows: list[list[Record]], system: str, samples: 
     # LLaMA-Factory opens this one without naming an encoding
     write_json(stage.output("dataset_info.json"), dataset_info(), ascii_only=True)
     stage.output("system.txt").write_text(system, encoding="utf-8")
-    sources = ({**sample, "row": row} for row, sample in enumerate(samples))
-    write_records(stage.output("sources.jsonl"), ({key: source.get(key) for key in SOURCE} for source in sources))
+    sources = ({key: (sample | {"row": row}).get(key) for key in SOURCE} for row, sample in enumerate(samples))
+    write_records(stage.output("sources.jsonl"), sources)
 
 
 def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, from its arguments to its receipt
@@ -246,11 +225,15 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.input(args.persona)
         pairs, unpaired, turns, name = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
-        kept, written = confident(pairs, settings, stage), {}
+        least, written = settings.min_confidence, {}
+        kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
+        if least:
+            stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
         if settings.fill:
             written = fill(unpaired, turns, name, prompt, settings, client, llm.gen_temperature)
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
-        samples = [*kept, *with_prompts(unpaired, written)]
+        answered = [line for line in unpaired if line["turn_id"] in written]
+        samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
         samples.sort(key=lambda line: (line["time"], line["turn_id"]))
         if settings.hide_personal_data:
             hide = redaction_for(turns, settings)

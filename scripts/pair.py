@@ -22,7 +22,7 @@ from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, read_
 from huiyin.common.stage import Ledger, Stage, arguments, need
 from huiyin.common.tables import TURNS, scan_table, write_records
 from huiyin.linking.calibration import Decisions, calibrated_thresholds, held_out_quotes
-from huiyin.linking.cases import Case, History, Namer, Turn
+from huiyin.linking.cases import Case, History, Turn
 from huiyin.linking.rule import link
 from huiyin.llm.client import Client, llm_arguments, read_llm_settings
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
@@ -130,19 +130,14 @@ def decide(case: Case, settings: Settings) -> None:
     if settings.method == "empty":
         case.reason = "empty_prompt"
     elif settings.method == "previous":
-        if case.previous is None:
-            case.reason = "no_candidates"
-        else:
-            case.decided(case.previous, "previous")
+        case.decide(case.previous, "previous", otherwise="no_candidates")
     elif settings.method == "mention":
         naming = [other for other in case.candidates if turn["user_id"] in other["mentions"]]
-        if naming:
-            case.decided(naming[-1], "mention")
-        else:
-            case.reason = "none" if case.candidates else "no_candidates"
+        otherwise = "none" if case.candidates else "no_candidates"
+        case.decide(naming[-1] if naming else None, "mention", otherwise=otherwise)
     # a member who quotes their own turn is continuing it, not replying to anyone
     elif settings.quotes_first and case.quoted and case.quoted["user_id"] != turn["user_id"]:
-        case.decided(case.quoted, "quote", 1.0)
+        case.decide(case.quoted, "quote", 1.0)
     elif settings.quotes_first and turn["quotes_outside"]:
         case.reason = "quotes_outside"
     elif not case.candidates:
@@ -176,11 +171,17 @@ def cascade(
     open_cases = [case for case in cases if case.open]
     if settings.use_llm:
         total = len(open_cases) + len(tested)
-        apply_answers(open_cases, ask("pair", open_cases, total), settings.min_confidence)
+        for case, answer in zip(open_cases, ask("pair", open_cases, total), strict=True):
+            if answer:
+                case.decide(chosen(case, answer), "llm", answer.confidence, settings.min_confidence)
+            else:
+                case.reason = "failed"
         answers = ask("pair: held-out quotes", tested, total)
         predicted["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
     else:
-        apply_rule(open_cases, history.named)
+        for case in open_cases:
+            prompt, confidence = link(case.turn, case.window, history.named)
+            case.decide(prompt, "rule", confidence, otherwise="undecided")
     return {**receipt, "quotes": report_on_quotes(len(newest), tested, predicted)} if quotes else receipt
 
 
@@ -191,28 +192,9 @@ def apply_linker(
     for case in cases:
         replied_to, confidence = decisions[case.turn["turn_id"]]
         threshold = thresholds[case.turn["group_id"]]["threshold"]
-        if threshold is None or confidence < threshold:
-            continue
-        if replied_to is None:
-            case.reason = "none"
-        elif confidence < min_confidence:
-            case.reason = "low_confidence"
-        else:
-            prompt = next(other for other in case.candidates if other["turn_id"] == replied_to)
-            case.decided(prompt, "linker", confidence)
-
-
-def apply_answers(cases: Iterable[Case], answers: Iterable[Any], min_confidence: Share) -> None:
-    for case, answer in zip(cases, answers, strict=True):
-        prompt = chosen(case, answer)
-        if answer is None:
-            case.reason = "failed"
-        elif prompt is None:
-            case.reason = "none"
-        elif answer.confidence is not None and answer.confidence < min_confidence:
-            case.reason = "low_confidence"
-        else:
-            case.decided(prompt, "llm", answer.confidence)
+        if threshold is not None and confidence >= threshold:
+            prompt = next((other for other in case.candidates if other["turn_id"] == replied_to), None)
+            case.decide(prompt, "linker", confidence, min_confidence)
 
 
 def chosen(case: Case, answer: Any) -> Turn | None:
@@ -222,15 +204,6 @@ def chosen(case: Case, answer: Any) -> Turn | None:
 
 def id_of(turn: Turn | None) -> int | None:
     return turn["turn_id"] if turn else None
-
-
-def apply_rule(cases: Iterable[Case], named: Namer) -> None:
-    for case in cases:
-        prompt, confidence = link(case.turn, case.window, named)
-        if prompt:
-            case.decided(prompt, "rule", confidence)
-        else:
-            case.reason = "undecided"
 
 
 def share_decided(cases: Sequence[Case]) -> str:

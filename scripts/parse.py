@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
-        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate()))
+        duplicate = pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
+        rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate))
         stage.ledger.dropped.update(dict(rows["dropped"].drop_nulls().value_counts().iter_rows()))
         if bad_lines:
             stage.ledger.dropped["bad_line"] = bad_lines
@@ -140,10 +141,6 @@ def filter_reason(settings: Settings) -> pl.Expr:
     if settings.leave_out:
         out |= pl.col("user_id").is_in(settings.leave_out)
     return pl.when(out).then(pl.lit("filtered"))
-
-
-def duplicate() -> pl.Expr:
-    return pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
 
 
 def check_groups(groups: list[str], rows: pl.DataFrame, path: Path) -> None:

@@ -112,9 +112,10 @@ def test_each_reason_for_dropping_is_explained():
     reasons = set()
     for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("huiyin/**/*.py")]:
         code = script.read_text(encoding="utf-8")
-        reasons |= set(re.findall(r'dropped\["(\w+)"\]', code)) | set(re.findall(r'case\.reason = "(\w+)"', code))
+        reasons |= set(re.findall(r'dropped\["(\w+)"\]', code))
+        reasons |= set(re.findall(r'(?:\.reason|otherwise)(?:: str)? ?= ?"(\w+)"', code))
     reasons |= set(ROW["dropped"].categories)  # those of parse
-    assert {"older", "empty", "failed", "quotes_outside", "no_time", "duplicate"} <= reasons
+    assert {"older", "empty", "failed", "no_candidates", "undecided", "low_confidence", "none"} <= reasons
     reasons |= set(combine.Settings().special_texts)  # each of them is a reason, too
     assert sorted(reason for reason in reasons if f"`{reason}`" not in explained) == []
 

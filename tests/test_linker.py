@@ -16,6 +16,7 @@ from huiyin.linking.conversation import WIDTH, Conversation
 from huiyin.linking.features import NAMES, OF_LINE, OF_PAIR, features
 from huiyin.linking.linker import HORIZON, Linker, decide
 from huiyin.linking.messages import messages_of, probabilities_of_turns
+from huiyin.linking.similarity import character_weights
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import roots_and_depths, thread_features
 from llm_folder import prompt_of, succeeded
@@ -118,6 +119,11 @@ def test_features_do_not_depend_on_what_else_is_asked():
         np.testing.assert_allclose(rows[part], rows_alone, rtol=1e-5)
         np.testing.assert_array_equal(of_threads[part], thread_features(conversation, alone, *first_pass))
         assert candidates[part].tolist() == candidates_alone.tolist()
+
+
+def test_a_null_character_in_a_text_moves_no_other_text():
+    weights = character_weights(["null\0null\0", "same words", "same words"])
+    assert (weights @ weights.T).toarray()[1:, 1:].ravel().tolist() == pytest.approx([1] * 4)
 
 
 def by_name(rows, names):

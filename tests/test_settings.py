@@ -217,7 +217,7 @@ def test_mistakes_in_train_yaml_are_named(tmp_path, text, line):
             "min_confidence: must be a number from 0 to 1, not 70",
         ),
         (
-            "train x --preflight config/preflight.yaml --gpu none --cache x --llm config/llm.yaml --out x",
+            "train x --preflight config/preflight.yaml --gpu none --cache x --llm x --export x --out x",
             f"{TRAIN}lora_rank: .inf",
             "lora_rank: must be a whole number from 1 to 1000, not .inf",
         ),

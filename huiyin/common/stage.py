@@ -140,13 +140,15 @@ class Stage:
             remove(part)
 
 
-def arguments(doc: str | None, *names: str) -> argparse.ArgumentParser:
-    """Return a parser whose help is `doc`, with `--config`, `--out` and the positional `names`."""
+def arguments(doc: str | None, *names: str, config: bool = True, out: bool = True) -> argparse.ArgumentParser:
+    """Return a parser whose help is `doc`, with the positional paths `names`, and `--config` and `--out` if wanted."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in names:
         parser.add_argument(name, type=Path)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings of this stage")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    if config:
+        parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings of this stage")
+    if out:
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
     return parser
 
 

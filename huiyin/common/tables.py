@@ -100,5 +100,4 @@ def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[s
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write each record as a line of JSON."""
     with open(path, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

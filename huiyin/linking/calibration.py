@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from huiyin.common.lazy import polars as pl
 from huiyin.linking.cases import Case, History
@@ -15,14 +15,6 @@ SHARE_RIGHT = 0.9
 STEP = 0.01
 
 Decisions = Mapping[int, tuple[int | None, float]]  # {turn_id: (turn_id that it replies to or None, confidence)}
-
-
-class Settings(Protocol):
-    """The settings of pair.yaml that matter here."""
-
-    use_llm: bool
-    linker_alone: Literal["auto", "always", "never"]
-    linker_threshold: float
 
 
 def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
@@ -40,11 +32,12 @@ def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
 
 
 def calibrated_thresholds(
-    groups: Iterable[str], quotes: Iterable[Case], decisions: Decisions, settings: Settings
+    groups: Iterable[str], quotes: Iterable[Case], decisions: Decisions, settings: Any
 ) -> dict[str, dict[str, Any]]:
     """Return {group: {"threshold": the linker decides from this confidence on, or None: never, ...}}; print why.
 
-    quotes: Cases that quote one of their candidates; decisions: those of the linker, of these quotes and maybe others.
+    quotes: Cases that quote one of their candidates; decisions: those of the linker, of these quotes and maybe others;
+    settings: those of pair.
     """
     quotes, thresholds = list(quotes), {}
     for group in groups:

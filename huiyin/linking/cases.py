@@ -38,8 +38,16 @@ class Case:
         """Is the turn that it quotes one of its candidates? Otherwise nobody can find it."""
         return any(other["turn_id"] == self.turn["reply_to_turn"] for other in self.candidates)
 
-    def decided(self, prompt: Turn, decided_by: str, confidence: float | None = None) -> None:
-        self.prompt, self.decided_by, self.confidence = prompt, decided_by, confidence
+    def decide(
+        self, prompt: Turn | None, by: str, confidence: float | None = None, least: float = 0, otherwise: str = "none"
+    ) -> None:
+        """Close the case with `prompt`, unless the confidence is below `least`; otherwise: the reason without one."""
+        if prompt is None:
+            self.reason = otherwise
+        elif confidence is not None and confidence < least:
+            self.reason = "low_confidence"
+        else:
+            self.prompt, self.decided_by, self.confidence = prompt, by, confidence
 
 
 class History:
@@ -62,19 +70,17 @@ class History:
         before = {turn["turn_id"]: range(turn["turn_id"] - self.candidates, turn["turn_id"]) for turn in turns}
         needed: set[Any] = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
         needed.update(turn.get(name) for turn in turns for name in ("reply_to_turn", "previous_of_others"))
-        rows = {row["turn_id"]: row for row in self.rows(needed - {None})}
+        near = self.turns.filter(pl.col("turn_id").is_in(list(needed - {None})))
+        rows = {row["turn_id"]: row for row in near.iter_rows(named=True)}
         cases = []
         for turn in turns:
-            near = [rows[turn_id] for turn_id in before[turn["turn_id"]] if turn_id in rows]
-            near = [other for other in near if other["group_id"] == turn["group_id"]]
-            near = window(near, turn["user_id"], self.candidates, self.stop_at_own_turn)
-            others = [other for other in near if other["user_id"] != turn["user_id"]]
+            earlier = [rows[turn_id] for turn_id in before[turn["turn_id"]] if turn_id in rows]
+            of_group = [other for other in earlier if other["group_id"] == turn["group_id"]]
+            shown = window(of_group, turn["user_id"], self.candidates, self.stop_at_own_turn)
+            others = [other for other in shown if other["user_id"] != turn["user_id"]]
             quoted, previous = rows.get(turn["reply_to_turn"]), rows.get(turn.get("previous_of_others"))
-            cases.append(Case(turn, near, others, quoted, previous))
+            cases.append(Case(turn, shown, others, quoted, previous))
         return cases
-
-    def rows(self, turn_ids: Iterable[int]) -> Iterable[Turn]:
-        return self.turns.filter(pl.col("turn_id").is_in(list(turn_ids))).iter_rows(named=True)
 
     def named(self, turn: Turn) -> list[str]:
         """Return the ids of those whom `turn` mentions or calls by name."""

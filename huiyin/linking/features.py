@@ -20,77 +20,20 @@ FAR = 1e6  # seconds
 LINK = re.compile("https?://|www[.]")
 CALL = re.compile(r"\S{2,}[:：]\s")  # `name: text`, whoever that is
 
-OF_PAIR = [
-    "is_none",
-    "distance",
-    "seconds",
-    "own",
-    "own_after",
-    "author_after",
-    "author_before",
-    "people_after",
-    "latest_of_author",
-    "named_first",
-    "named",
-    "names_other",
-    "names_me_first",
-    "names_me",
-    "names_somebody_else",
-    "names_the_same",
-    "author_is_my_last",
-    "author_last_named_me",
-    "named_after",
-    "i_named_author",
-    "author_named_me",
-    "since_dealings",
-    "turns_taken",
-    "i_name_author_elsewhere",
-    "author_names_me_elsewhere",
-    "i_follow_author",
-    "question",
-    "length",
-    "link",
-    "order_sign",
-    "seconds_to_next",
-    "seconds_since_previous",
-    "nearest_other",
-    "latest_named",
-    "characters",
-    "words",
-    "rank_of_characters",
-    "author_characters",
-    "rarest_word",
-    "lines_after_own",
-    "author_before_own",
-    "author_and_me_of_ten",
-    "author_next",
-    "author_next_names_me",
-    "i_name_author_next",
-    "author_said",
-]
-OF_LINE = [
-    "line_question",
-    "line_length",
-    "line_link",
-    "line_order_sign",
-    "line_names",
-    "line_calls",
-    "line_named_here",
-    "own_distance",
-    "own_seconds",
-    "waiting_for_me",
-    "seconds_of_ten",
-    "people_of_ten",
-    "people",
-    "line_characters",
-    "seen",
-    "naming_in_group",
-    "naming_by_me",
-    "asked_by_others",
-    "names_me_since_own",
-    "seconds_since_last",
-    "line_said",
-]
+OF_PAIR = """
+    is_none distance seconds own own_after author_after author_before people_after latest_of_author named_first
+    named names_other names_me_first names_me names_somebody_else names_the_same author_is_my_last
+    author_last_named_me named_after i_named_author author_named_me since_dealings turns_taken
+    i_name_author_elsewhere author_names_me_elsewhere i_follow_author question length link order_sign
+    seconds_to_next seconds_since_previous nearest_other latest_named characters words rank_of_characters
+    author_characters rarest_word lines_after_own author_before_own author_and_me_of_ten author_next
+    author_next_names_me i_name_author_next author_said
+""".split()
+OF_LINE = """
+    line_question line_length line_link line_order_sign line_names line_calls line_named_here own_distance
+    own_seconds waiting_for_me seconds_of_ten people_of_ten people line_characters seen naming_in_group
+    naming_by_me asked_by_others names_me_since_own seconds_since_last line_said
+""".split()
 NAMES = [*OF_PAIR, *OF_LINE]
 
 PairCounts = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -26,25 +26,21 @@ from huiyin.linking.messages import messages_of, probabilities_of_turns, with_ea
 if TYPE_CHECKING:
     import lightgbm
 
-FOLDER = Path(__file__).parent
 FIRST, SECOND = "linker.txt", "linker_second.txt"
 HORIZON = 10  # turns before one that it may reply to
 CASES_AT_ONCE = 5_000  # with all turns around them: some 2 GB
 
 
 class Linker:
-    """The two models in `folder`, loaded when they are first used."""
-
-    def __init__(self, folder: Path = FOLDER):
-        self.folder = folder
+    """The two models beside this file, loaded when they are first used."""
 
     @cached_property
     def first(self) -> "lightgbm.Booster":
-        return load(self.folder / FIRST, features.NAMES)
+        return load(FIRST, features.NAMES)
 
     @cached_property
     def second(self) -> "lightgbm.Booster":
-        return load(self.folder / SECOND, features.NAMES + threads.NAMES)
+        return load(SECOND, features.NAMES + threads.NAMES)
 
     def probabilities(self, conversation: Conversation, asked: np.ndarray, near: np.ndarray) -> np.ndarray:
         """Return [message, distance]: the probability that a message replies to the one distance + 1 before it.
@@ -54,11 +50,11 @@ class Linker:
         """
         positions, count = np.flatnonzero(near), len(conversation.users)
         rows, sizes, _ = features.features(conversation, positions)
-        first = as_matrix(softmax(scores(self.first, rows), sizes), positions, sizes, count)
+        first = predict(self.first, rows, positions, sizes, count)
         kept = asked[positions]
         rows, sizes, positions = rows[np.repeat(kept, sizes)], sizes[kept], positions[kept]
         rows = np.concatenate([rows, threads.thread_features(conversation, positions, *first)], 1)
-        return as_matrix(softmax(scores(self.second, rows), sizes), positions, sizes, count)[0]
+        return predict(self.second, rows, positions, sizes, count)[0]
 
     def decide_turns(
         self, turns: Sequence[Turn], named: Namer, asked: np.ndarray, candidates: int, stop_at_own_turn: bool
@@ -97,18 +93,15 @@ class Linker:
         return decisions
 
 
-def load(path: Path, names: list[str]) -> "lightgbm.Booster":
-    """Return the trees in the file at `path`, which must have been trained with the features `names`."""
+def load(file: str, names: list[str]) -> "lightgbm.Booster":
+    """Return the trees in `file`, beside this one, which must have been trained with the features `names`."""
     import lightgbm  # takes half a second, and there may be nothing to decide
 
+    path = Path(__file__).with_name(file)
     model = lightgbm.Booster(model_file=path)
     if model.feature_name() != names:
         raise AssertionError(f"{path} was trained with other features; run bench/train_linker.py to train it again")
     return model
-
-
-def scores(model: "lightgbm.Booster", rows: np.ndarray) -> np.ndarray:
-    return np.asarray(model.predict(rows, raw_score=True, num_threads=1))
 
 
 def softmax(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -123,20 +116,18 @@ def starts_of(sizes: np.ndarray) -> np.ndarray:
     return np.cumsum(sizes) - sizes
 
 
-def as_matrix(
-    probabilities: np.ndarray, positions: np.ndarray, sizes: np.ndarray, count: int
+def predict(
+    model: "lightgbm.Booster", rows: np.ndarray, positions: np.ndarray, sizes: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ([message, distance], [message]): `probabilities` that each of `count` messages replies to that, to none.
+    """Return ([message, distance], [message]): the probability that each of `count` messages replies to that, to none.
 
-    probabilities: of the rows of the messages at `positions`; other messages get 0, and -1 for none.
+    rows: `sizes` rows for each of the messages at `positions`; other messages get 0, and -1 for none.
     """
-    last = np.cumsum(sizes) - 1
-    column = np.arange(len(probabilities)) - np.repeat(starts_of(sizes), sizes)
+    probabilities = softmax(np.asarray(model.predict(rows, raw_score=True, num_threads=1)), sizes)
+    last, of_candidates = np.cumsum(sizes) - 1, np.zeros((len(sizes), WIDTH))
+    of_candidates[np.arange(WIDTH) < sizes[:, None] - 1] = np.delete(probabilities, last)
     matrix, none = np.zeros((count, WIDTH)), np.full(count, -1.0)
-    of_candidates = np.ones(len(probabilities), bool)
-    of_candidates[last] = False
-    matrix[np.repeat(positions, sizes)[of_candidates], column[of_candidates]] = probabilities[of_candidates]
-    none[positions] = probabilities[last]
+    matrix[positions], none[positions] = of_candidates, probabilities[last]
     return matrix, none
 
 

@@ -9,6 +9,7 @@ from huiyin.common.tables import COMMA
 SHORTEST_NAME = 2
 COMMON_SHARE, COMMON_FROM = 0.005, 3  # a name in a larger share of the texts, and in more than 3, is a word, too
 ADDRESS = ":：,，"  # `name: text` and `name，text` address somebody, whatever else the name means
+WITHIN_WORD = re.compile(r"(?<=[0-9A-Za-z_\u00c0-\u024f])(?=[0-9A-Za-z_\u00c0-\u024f])")  # Latin letters and digits
 EDGES = "_|`^[]{}-\\~ "  # what people leave out when they call `name_` or `[name]`
 
 
@@ -57,18 +58,7 @@ class Names:
     def length_at(self, text: str, start: int) -> int:
         """Return the length of the longest name that begins at `start` of `text`, 0 if there is none."""
         for length in self.lengths.get(text[start], ()):
-            if text[start : start + length] in self.users and is_whole_word(text, start, start + length):
+            end = start + length
+            if text[start:end] in self.users and not (WITHIN_WORD.match(text, start) or WITHIN_WORD.match(text, end)):
                 return length
         return 0
-
-
-def is_whole_word(text: str, start: int, end: int) -> bool:
-    """Is text[start:end] not part of a longer word? Only words of Latin letters and digits have such limits."""
-    return not (
-        (start and is_latin(text[start - 1]) and is_latin(text[start]))
-        or (end < len(text) and is_latin(text[end]) and is_latin(text[end - 1]))
-    )
-
-
-def is_latin(character: str) -> bool:
-    return re.match(r"[0-9A-Za-z_\u00c0-\u024f]", character) is not None

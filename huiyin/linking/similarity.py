@@ -32,6 +32,7 @@ def hashed_ngrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     All texts are hashed as one array of code points, with a 0 between two; n-grams that contain a 0 are left out.
     """
+    texts = [text.replace("\0", " ") for text in texts]
     joined = np.frombuffer("\0".join(texts).lower().encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
     separator = joined == 0
     document = np.cumsum(separator)

@@ -10,30 +10,11 @@ import numpy as np
 from huiyin.linking.conversation import WIDTH, Columns, ContextWindow, Conversation
 from huiyin.linking.features import CHUNK
 
-OF_PAIR = [
-    "first_share",
-    "first_rank",
-    "first_lead",
-    "answers",
-    "my_answers",
-    "answers_share",
-    "my_answers_share",
-    "starts",
-    "answers_me",
-    "answers_somebody",
-    "in_thread_of_my_last",
-    "i_am_in_thread",
-    "newest_of_thread",
-    "size_of_thread",
-    "unanswered",
-    "answers_mine",
-    "depth",
-    "people_of_thread",
-    "author_answers_me_next",
-    "my_next_answer_it",
-    "next_of_others_answer_it",
-    "author_goes_on_next",
-]
+OF_PAIR = """
+    first_share first_rank first_lead answers my_answers answers_share my_answers_share starts answers_me
+    answers_somebody in_thread_of_my_last i_am_in_thread newest_of_thread size_of_thread unanswered answers_mine
+    depth people_of_thread author_answers_me_next my_next_answer_it next_of_others_answer_it author_goes_on_next
+""".split()
 OF_LINE = ["first_none", "next_answer_me", "my_next_go_on"]
 NAMES = [*OF_PAIR, *OF_LINE]
 DEEPEST = 8  # replies; deeper messages count as that deep

@@ -57,6 +57,8 @@ class Ollama:
         self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
         self.setting = setting
         self.session = session_for(url, allow_remote, connections, setting)
+        # in every request: another value of `shift` would load the model again
+        self.always = {"model": model, "stream": False, "shift": False, "keep_alive": "30m"}
 
     def identity(self) -> str:
         """Return the digest of the model; NoServer or another `UserError` if the server or the model is not there."""
@@ -98,14 +100,7 @@ class Ollama:
                 f"{self.model} has a context of {min(contexts)} tokens, "
                 f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model"
             )
-        body = {
-            "model": self.model,
-            "messages": [],
-            "stream": False,
-            "shift": False,  # another value in the first question would load the model again
-            "keep_alive": "30m",
-            "options": {"num_ctx": self.num_ctx},
-        }
+        body = {**self.always, "messages": [], "options": {"num_ctx": self.num_ctx}}
         send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), body)
         running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]
         for model in running:
@@ -126,13 +121,10 @@ class Ollama:
         long prompts.
         """
         body: dict[str, Any] = {
-            "model": self.model,
+            **self.always,
             "messages": request.messages,
-            "stream": False,
             "think": False,
             "truncate": False,
-            "shift": False,
-            "keep_alive": "30m",
             **({} if request.schema is None else {"format": request.schema}),
             **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if request.logprobs else {}),
             "options": {
@@ -249,11 +241,8 @@ class Ollama:
                 raise self.no_server() from None
             # requests raises ConnectionError for a time-out within a stream
             silent = isinstance(error, requests.ConnectionError | requests.ReadTimeout)
-            what = (
-                f"sent nothing for {read_seconds:g} s"
-                if silent
-                else f"broke off in the middle ({type(error).__name__})"
-            )
+            broken = f"broke off in the middle ({type(error).__name__})"
+            what = f"sent nothing for {read_seconds:g} s" if silent else broken
             raise BrokenStream(f"Ollama at {self.url} {what}; look into its log") from None
 
     def no_server(self) -> NoServer:

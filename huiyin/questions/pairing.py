@@ -6,23 +6,13 @@ and the answer is checked once more.
 
 import unicodedata
 from collections import Counter
-from typing import Any
 
+from huiyin.linking.cases import Turn
 from huiyin.llm.client import Question
-from huiyin.questions.prompts import (
-    FRAME_TOKENS,
-    TOKENS_PER_CHARACTER,
-    Prompt,
-    as_typed,
-    name_of,
-    object_schema,
-    one_line,
-)
+from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, TYPED, Prompt, name_of, object_schema, one_line
 
 NONE = "none"  # the answer for a turn that replies to nobody
 CHANGED_SHARE = 0.1  # characters that a merged reply may add, and lose
-
-Turn = dict[str, Any]  # a row of turns.parquet
 
 
 def which_turn(prompt: Prompt, turn: Turn, window: list[Turn], characters: int, temperature: float) -> Question:
@@ -67,7 +57,7 @@ def which_belong_together(prompt: Prompt, turns: list[Turn], temperature: float)
             first, last = int(merge["first"]), int(merge["last"])
             if not end < first < last <= len(turns):
                 raise ValueError("the merged turns are no neighbours in order")
-            merges.append((first - 1, last - 1, as_typed(merge["text"])))
+            merges.append((first - 1, last - 1, " ".join(merge["text"].translate(TYPED).split())))
             end = last
         return merges
 

@@ -11,7 +11,8 @@ NAME_CHARACTERS = 30
 TOKENS_PER_CHARACTER = 3  # a byte-level vocabulary writes a Chinese character in up to 3 tokens
 FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 
-# Chat is shown between <tags>; no message can close one, or look like a line of the prompt.
+# Chat is shown between <tags>; no message can close one, or look like a line of the prompt. What the model repeats of a
+# text is TYPED again.
 HARMLESS, TYPED = str.maketrans("<>", "＜＞"), str.maketrans("＜＞", "<>")
 
 
@@ -52,11 +53,6 @@ def one_line(text: str, limit: int) -> str:
     """Return `text` as one line of at most `limit` characters that cannot look like a part of the prompt."""
     text = " ".join(text.translate(HARMLESS).split())
     return text if len(text) <= limit else text[:limit] + "…"
-
-
-def as_typed(text: str) -> str:
-    """Return as one line what the model repeats of a text from `one_line`, with < and > as they were typed."""
-    return " ".join(text.translate(TYPED).split())
 
 
 def name_of(turn: dict[str, Any]) -> str:

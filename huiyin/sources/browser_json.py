@@ -9,7 +9,7 @@ import binascii
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from huiyin.common.errors import UserError
 from huiyin.common.workers import cores, workers
 from huiyin.qqnt.body import ELEMENT_TAG
 from huiyin.sources.frames import CHUNK
-from huiyin.sources.history import BODY, COLUMNS, NUMBERS, to_chunk, to_history
+from huiyin.sources.history import BODY, COLUMNS, COMPANIONS, NUMBERS, to_chunk, to_history
 
 NEEDED = {"40001", "40050", "40800"}
 NUMBER_COLUMNS = set(NUMBERS.values())
@@ -32,12 +32,10 @@ AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 def read_export(path: Path, file: Any, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do."""
-    columns = ["uid", "number", "group_id", "member_card", "member_name", "profile_name"]
-    nobody = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))  # no companion databases
-    companions = nobody[columns[:2]], nobody[columns[:5]], nobody[["uid", "number", "profile_name"]]
+    nobody = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String)) for columns in COMPANIONS.values()]
     with workers(tasks=cores()) as share_out:
         chunks = share_out(to_chunk, ((rows, placeholders) for rows in json_chunks(path, file)))
-        return to_history(chunks, *companions)
+        return to_history(chunks, *nobody)
 
 
 def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
@@ -47,11 +45,9 @@ def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
             if problem := wrong_shape(beginning):
                 raise UserError(f"{path}: {problem}; {AGAIN}")
         rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
-        first = True
-        while chunk := list(islice(rows, CHUNK)):
-            if first:
+        for number, chunk in enumerate(iter(lambda: list(islice(rows, CHUNK)), [])):
+            if number == 0:
                 check_versions(path, chunk)
-            first = False
             yield chunk
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
@@ -59,18 +55,14 @@ def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
 
 def wrong_shape(file: IO[bytes]) -> str | None:
     """Return what the file has instead of an array of rows, or None. An empty table is written as `null`."""
-    keys: list[str] = []
-    depth = 0
-    for event, value in ijson.basic_parse(file):
-        if depth == 0 and event in ("null", "start_array"):
-            return None
-        if depth == 0 and event != "start_map":
-            return f"not an array of rows but {str(value)[:40]!r}"
-        depth += (event in ("start_map", "start_array")) - (event in ("end_map", "end_array"))
-        if event == "map_key" and depth == 1:
-            keys.append(value)
-        if depth == 0 or len(keys) == MOST_KEYS:
-            break
+    events = ijson.parse(file)
+    _, event, value = next(events)
+    if event in ("null", "start_array"):
+        return None
+    if event != "start_map":
+        return f"not an array of rows but {str(value)[:40]!r}"
+    first_object = takewhile(lambda event: event[:2] != ("", "end_map"), events)
+    keys = islice((value for prefix, event, value in first_object if (prefix, event) == ("", "map_key")), MOST_KEYS)
     return f"not an export of group_msg_table but an object with the keys {', '.join(map(repr, keys))}"
 
 

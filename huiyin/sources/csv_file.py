@@ -40,16 +40,12 @@ def csv_lines(messages: pl.DataFrame) -> bytes:
 def literals(fragments: pl.Series) -> pl.Series:
     """Return the `repr` of each list. Most texts are plain and only need quotes, which polars adds faster."""
     plain = fragments.list.join("").str.contains(PLAIN_TEXT)
-    written = (
-        pl.when(fragments.list.len() == 0)
-        .then(pl.lit("[]"))
-        .when(plain)
-        .then(pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']")))
-    )
-    frame = pl.select(written.alias("fragments"))
-    others = frame["fragments"].is_null().arg_true()
-    texts = pl.Series([repr(texts) for texts in fragments[others].to_list()], dtype=pl.String)
-    return frame["fragments"].scatter(others, texts)
+    quoted = pl.concat_str(pl.lit("['"), fragments.list.join("', '"), pl.lit("']"))
+    written = pl.select(
+        fragments=pl.when(fragments.list.len() == 0).then(pl.lit("[]")).when(plain).then(quoted)
+    ).to_series()
+    others = written.is_null().arg_true()
+    return written.scatter(others, pl.Series([repr(texts) for texts in fragments[others].to_list()], dtype=pl.String))
 
 
 def read_csv(path: Path, lines: Iterable[bytes], skip_bad_lines: bool) -> tuple[pl.DataFrame, dict[str, Any], int]:
@@ -68,7 +64,7 @@ def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Ite
     source, rows = Lines(lines), []
     reader, number = csv.reader(source, strict=True), 0
     while True:
-        source.begin()
+        source.record = []
         try:
             record = next(reader)
             if not record:
@@ -98,9 +94,6 @@ class Lines:
         self.lines, self.number = iter(lines), 0
         self.record: list[bytes] = []
         self.waiting: list[bytes] = []
-
-    def begin(self) -> None:
-        self.record = []
 
     def back_to_second(self) -> None:
         self.waiting = self.record[1:] + self.waiting
@@ -151,11 +144,10 @@ def read_fragments(literal: str) -> list[str]:
 
 def csv_frame(rows: Sequence[tuple]) -> pl.DataFrame:
     """Return a frame of `rows`: the number of the record and its five values."""
-    types = schema(MESSAGES)
+    types = schema(MESSAGES) | {"time": pl.Int64}
     columns = ["message_id", "group_id", "time", "nickname", "user_id"]
     *values, fragments = zip(*rows, strict=True) if rows else ([] for _ in range(6))
-    kinds = {name: types[name] for name in columns} | {"time": pl.Int64}
-    frame = pl.DataFrame([pl.Series(name, value, kinds[name]) for name, value in zip(columns, values, strict=True)])
+    frame = pl.DataFrame([pl.Series(name, value, types[name]) for name, value in zip(columns, values, strict=True)])
     return frame.with_columns(list_column("fragments", fragments)).with_columns(
         pl.lit("text").repeat_by(pl.col("fragments").list.len()).alias("kinds"),
         pl.lit([], types["mentions"]).alias("mentions"),

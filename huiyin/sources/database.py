@@ -13,7 +13,7 @@ from huiyin.common.progress import Progress
 from huiyin.common.tables import GROUP_MESSAGES
 from huiyin.common.workers import workers
 from huiyin.sources.frames import CHUNK
-from huiyin.sources.history import COLUMNS, MAX_INT, NUMBERS, TEXTS, Chunk, to_chunk, to_history, to_text
+from huiyin.sources.history import COLUMNS, COMPANIONS, MAX_INT, NUMBERS, TEXTS, Chunk, to_chunk, to_history, to_text
 
 BYTES_A_TASK = 8 << 20  # of a database; for less, another process costs more time than it saves
 NEEDED = {40001, 40003, 40021, 40027, 40033, 40050, 40800}  # the other columns depend on QQ's version
@@ -32,12 +32,7 @@ def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame,
                 raise UserError(f"{path}: no {GROUP_MESSAGES} in it; give a decrypted nt_msg.db")
             if missing := sorted(NEEDED - existing):
                 raise UserError(f"{path}: {GROUP_MESSAGES} has no column {', '.join(map(str, missing))}; is it QQNT's?")
-            member = {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002}
-            tables = [
-                read_table(connection, "nt_uid_mapping_table", {"uid": 48902, "number": 1002}),
-                read_table(connection, "group_member3", member),
-                read_table(connection, "profile_info_v6", {"uid": 1000, "number": 1002, "profile_name": 20002}),
-            ]
+            tables = [read_table(connection, table, columns) for table, columns in COMPANIONS.items()]
             with workers(tasks=path.stat().st_size // BYTES_A_TASK) as share_out:
                 ranges = list(ranges_of(connection))  # while the workers start
                 with Progress("parse", sum(count for *_, count in ranges), "rows") as progress:

@@ -6,7 +6,7 @@ once for it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import adler32, crc32
@@ -31,6 +31,11 @@ NUMBERS = {
 }
 TEXTS = {"peer": 40021, "uid": 40020, "card": 40090, "name": 40093}
 BODY = 40800
+COMPANIONS = {  # what tells about people, {table: {name: column}}; the arguments of `to_history`
+    "nt_uid_mapping_table": {"uid": 48902, "number": 1002},
+    "group_member3": {"group_id": 60001, "uid": 1000, "number": 1002, "member_card": 64003, "member_name": 20002},
+    "profile_info_v6": {"uid": 1000, "number": 1002, "profile_name": 20002},
+}
 COLUMNS = [*NUMBERS.values(), *TEXTS.values(), BODY]
 FIELDS = [*NUMBERS, *TEXTS, "body"]  # the names of COLUMNS
 SHARED: dict[str, dict[str, Any]] = {  # the tables next to the rows: {name: columns}
@@ -94,13 +99,11 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     values: dict[str, tuple] = dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
     reader = BodyReader(placeholders)
     contents = [reader.read(body) if body else NO_CONTENT for body in values["body"]]
+    kinds = (tuple(content.kinds) for content in contents)
     tables = {name: Numbered() for name in SHARED}
     columns = {name: pl.Series(values[name], dtype=ROW[name]) for name in ("message_id", "seq", "time")}
     for name, table in tables.items():
-        if name == "kinds":
-            keys: Iterable[tuple] = (tuple(content.kinds) for content in contents)
-        else:
-            keys = zip(*(values[column] for column in SHARED[name]), strict=True)
+        keys = kinds if name == "kinds" else zip(*(values[column] for column in SHARED[name]), strict=True)
         columns[name] = pl.Series([table[key] for key in keys], dtype=pl.UInt32)
     hashes = [crc32(body) << 32 | adler32(body) if body else 0 for body in values["body"]]
     frame = pl.DataFrame({**columns, "body": pl.Series(hashes, dtype=pl.UInt64)})
@@ -120,7 +123,7 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
         ),
         pl.DataFrame(quotes, QUOTE, orient="row"),
         pl.DataFrame(mentions, MENTION, orient="row"),
-        {name: list(decoded(table, SHARED[name])) for name, table in tables.items()},
+        {name: list(table) if name == "kinds" else decoded(table, SHARED[name]) for name, table in tables.items()},
         counts,
     )
 
@@ -139,15 +142,11 @@ def drop_reasons(values: dict[str, tuple], kinds: pl.Series, patterns: list[tupl
     return reason.when(empty).then(pl.lit("no_body")).cast(ROW["dropped"])
 
 
-def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> Iterator[tuple]:
-    """Yield each of `keys` with bytes as text and numbers as truth values, where `columns` has such types."""
+def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> list[tuple]:
+    """Return `keys` with bytes as text and numbers as truth values, where `columns` has such types."""
     converters: dict[Any, Callable[[Any], Any]] = {pl.String: to_text, pl.Boolean: bool}
-    convert = [converters.get(kind) for kind in columns.values()]
-    if not any(convert):
-        yield from keys
-        return
-    for key in keys:
-        yield tuple(change(value) if change else value for change, value in zip(convert, key, strict=True))
+    convert = [converters.get(kind, lambda value: value) for kind in columns.values()]
+    return [tuple(change(value) for change, value in zip(convert, key, strict=True)) for key in keys]
 
 
 def to_text(value: bytes | None) -> str:
@@ -173,10 +172,7 @@ def quote_row(row: int, quote: Element | None, replied: int | None) -> tuple:
 def to_history(
     chunks: Iterable[Chunk], mapping: pl.DataFrame, members: pl.DataFrame, profiles: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return what `read_history` does, made of all `chunks`.
-
-    mapping: `uid`, `number`; members: also `group_id`, `member_card`, `member_name`; profiles: also `profile_name`.
-    """
+    """Return what `read_history` does, made of all `chunks`; the other frames are those of COMPANIONS."""
     whole = merge(chunks)
     rows, quotes = whole.rows, whole.quotes
     patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
@@ -263,15 +259,12 @@ def codes(values: pl.Series) -> pl.Series:
 def group_id() -> pl.Expr:
     """The QQ number of the group if the row has one, else the number of the conversation on this client."""
     peer, number = pl.col("peer"), pl.col("group_number")
-    return (
-        pl.when(peer.str.contains(r"^[0-9]+$"))
-        .then(peer)
-        .when(number != 0)
-        .then(number.cast(pl.String))
-        .otherwise(pl.col("conversation").cast(pl.String))
-        .fill_null("")
-        .alias("group_id")
-    )
+    return pl.coalesce(
+        pl.when(peer.str.contains(r"^[0-9]+$")).then(peer),
+        pl.when(number != 0).then(number.cast(pl.String)),
+        pl.col("conversation").cast(pl.String),
+        pl.lit(""),
+    ).alias("group_id")
 
 
 def with_people(sender: pl.DataFrame, companions: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -281,16 +274,10 @@ def with_people(sender: pl.DataFrame, companions: pl.DataFrame) -> tuple[pl.Data
     pairs = pairs.filter((pl.col("uid") != "") & ~pl.col("number").is_in(["", "0"]))
     number_of = pairs.unique("uid", keep="first", maintain_order=True)
     uid_of = pairs.unique("number", keep="first", maintain_order=True)
-    sender = sender.with_columns(
-        user_id=pl.when(pl.col("number") > 0)
-        .then(pl.col("number").cast(pl.String))
-        .otherwise(
-            pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)
-        )
-    )
-    uid = pl.col("user_id").replace_strict(
-        uid_of["number"], uid_of["uid"], default=pl.col("user_id"), return_dtype=pl.String
-    )
+    number, user_id = pl.col("number"), pl.col("user_id")
+    known = pl.col("uid").replace_strict(number_of["uid"], number_of["number"], default="", return_dtype=pl.String)
+    sender = sender.with_columns(user_id=pl.when(number > 0).then(number.cast(pl.String)).otherwise(known))
+    uid = user_id.replace_strict(uid_of["number"], uid_of["uid"], default=user_id, return_dtype=pl.String)
     return sender.with_columns(person=pl.when(pl.col("uid") != "").then("uid").otherwise(uid)), number_of
 
 
@@ -306,38 +293,30 @@ def nicknames(
     own = names.select(own_name().alias("own"))["own"].gather(rows["names"]).alias("nickname")
     if not own.null_count():
         return own
-    keys = ["group_id", "person"]
-    nameless = rows.filter(own.is_null()).select("group", "person", "chat", "sender").unique(["group", "person"])
+    member = ["group", "person"]
+    nameless = rows.filter(own.is_null()).select(*member, "chat", "sender").unique(member)
+    nameless = nameless.select(
+        *member,
+        chat["group_id"].gather(nameless["chat"]),
+        sender["user_id"].gather(nameless["sender"]),
+        sender["person"].gather(nameless["sender"]).alias("uid"),
+    )
     latest = (
-        rows.select("group", "person", "time", "seq", "message_id", latest=own)
+        rows.select(*member, "time", "seq", "message_id", latest=own)
         .drop_nulls("latest")
-        .join(nameless, on=["group", "person"], how="semi")
+        .join(nameless, on=member, how="semi")
         .sort("time", "seq", "message_id")
-        .group_by("group", "person")
+        .group_by(member)
         .agg(pl.col("latest").last())
     )
-    members = members.rename({"uid": "person"}).unique(keys, keep="last", maintain_order=True)
-    profiles = profiles.rename({"uid": "person"}).unique("person", keep="last", maintain_order=True)
-    sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "person"]
+    sources = ["latest", "member_card", "member_name", "profile_name", "user_id", "uid"]
     other_names = (
-        nameless.join(latest, on=["group", "person"], how="left")
-        .select(
-            "group",
-            pl.col("person").alias("code"),
-            "latest",
-            chat["group_id"].gather(nameless["chat"]),
-            sender["user_id"].gather(nameless["sender"]),
-            sender["person"].gather(nameless["sender"]),
-        )
-        .join(members, on=keys, how="left")
-        .join(profiles, on="person", how="left")
-        .select(
-            "group",
-            pl.col("code").alias("person"),
-            pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"),
-        )
+        nameless.join(latest, on=member, how="left")
+        .join(members.unique(["group_id", "uid"], keep="last", maintain_order=True), on=["group_id", "uid"], how="left")
+        .join(profiles.unique("uid", keep="last", maintain_order=True), on="uid", how="left")
+        .select(*member, pl.coalesce(filled(pl.col(name)) for name in sources).fill_null("unknown").alias("other"))
     )
-    every = rows.select("group", "person").join(other_names, on=["group", "person"], how="left", maintain_order="left")
+    every = rows.select(member).join(other_names, on=member, how="left", maintain_order="left")
     return every.select(pl.coalesce(own, "other").alias("nickname"))["nickname"]
 
 

@@ -46,7 +46,8 @@ def find_card(gpu: str) -> Card:
     try:
         count = pynvml.nvmlDeviceGetCount()
         if not gpu.isdigit() or int(gpu) >= count:
-            cards = [f"{index} ({name_of(pynvml.nvmlDeviceGetHandleByIndex(index))})" for index in range(count)]
+            devices = map(pynvml.nvmlDeviceGetHandleByIndex, range(count))
+            cards = [f"{index} ({pynvml.nvmlDeviceGetName(device)})" for index, device in enumerate(devices)]
             raise UserError(
                 f"GPU={gpu}, but the cards here are: {', '.join(cards) or 'none'}; "
                 "say GPU=none to train on the processor"
@@ -56,25 +57,16 @@ def find_card(gpu: str) -> Card:
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Card(
             int(gpu),
-            name_of(device),
+            pynvml.nvmlDeviceGetName(device),
             memory.total,
             memory.free,
             tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)),
-            decoded(pynvml.nvmlSystemGetDriverVersion()),
+            pynvml.nvmlSystemGetDriverVersion(),
             (cuda // 1000, cuda % 1000 // 10),
             speed_of(device),
         )
     finally:
         pynvml.nvmlShutdown()
-
-
-def name_of(device: Any) -> str:
-    return decoded(pynvml.nvmlDeviceGetName(device))
-
-
-def decoded(value: str | bytes) -> str:
-    """Return text; older bindings of NVML return bytes."""
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def speed_of(device: Any) -> float:

@@ -20,6 +20,8 @@ FLOPS_PER_TOKEN = 6  # per parameter: forward, backward through frozen weights, 
 EFFICIENCY = 0.8  # share of the single-precision peak; tensor cores make up for other losses
 CPU_FLOPS = 2e10  # per core, a rough estimate
 
+Concession = tuple[bool, int, bool]  # four_bit, cutoff_len, liger
+
 
 @dataclass
 class Settings:
@@ -82,12 +84,18 @@ class Work:
         longest = min(max(self.lengths), cutoff_len)
         return micro_batch * -(-longest // PADDED_TO) * PADDED_TO
 
-    def rows_cut(self, cutoff_len: int) -> int:
-        return sum(length > cutoff_len for length in self.lengths)
-
-    def hours(self, flops: float, cutoff_len: int) -> float:
+    def plan(
+        self, precision: str, micro_batch: int, checkpointing: bool, concession: Concession, peak: float, flops: float
+    ) -> Plan:
+        """Return the `Plan` with these choices; flops: of the device per second, 0 for unknown."""
+        four_bit, cutoff_len, liger = concession
+        rows_cut = sum(length > cutoff_len for length in self.lengths)
         tokens = sum(min(length, cutoff_len) for length in self.lengths) * self.epochs
-        return FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
+        hours = FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
+        accumulation = self.batch // micro_batch
+        return Plan(
+            precision, micro_batch, accumulation, checkpointing, liger, four_bit, cutoff_len, rows_cut, peak, hours
+        )
 
 
 def installed() -> dict[str, bool]:
@@ -104,24 +112,15 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
     precision = card.precision if settings.precision == "auto" else settings.precision
     # without checkpointing a step is about a quarter faster, so that is tried first
     checkpointing_choices = choices(settings.gradient_checkpointing, True)
-    for four_bit, cutoff_len, liger in concessions(work, settings, helpers):
+    for concession in concessions(work, settings, helpers):
+        four_bit, cutoff_len, liger = concession
         for micro_batch in micro_batches(work, settings):
             tokens = work.tokens_of(micro_batch, cutoff_len)
             for checkpointing in checkpointing_choices:
                 peak = peak_bytes(work.shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
-                    return Plan(
-                        precision,
-                        micro_batch,
-                        work.batch // micro_batch,
-                        checkpointing,
-                        liger,
-                        four_bit,
-                        cutoff_len,
-                        work.rows_cut(cutoff_len),
-                        peak,
-                        work.hours(EFFICIENCY * card.flops, cutoff_len),
-                    )
+                    flops = EFFICIENCY * card.flops
+                    return work.plan(precision, micro_batch, checkpointing, concession, peak, flops)
     missing = [name for name, present in helpers.items() if not present]
     hint = f" ({' and '.join(missing)} would help, but cannot be imported)" if missing else ""
     raise UserError(
@@ -131,8 +130,8 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
     )
 
 
-def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[tuple[bool, int, bool]]:
-    """Yield (four_bit, cutoff_len, liger), the least costly first: Liger costs nothing, then text, then quality."""
+def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[Concession]:
+    """Yield what to try, the least costly first: Liger costs nothing, then text, then quality."""
     full = settings.cutoff_len or work.cutoff_len
     shorter = [] if settings.cutoff_len else [length for length in SHORTER if length < full]
     liger_choices = choices(settings.liger, helpers[LIGER])
@@ -174,15 +173,4 @@ def plan_for_processor(free_bytes: int, cores: int, work: Work, micro_batch: int
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
             "take a smaller model or a smaller micro-batch in train.yaml"
         )
-    return Plan(
-        "fp32",
-        micro_batch,
-        work.batch // micro_batch,
-        checkpointing,
-        False,
-        False,
-        cutoff_len,
-        work.rows_cut(cutoff_len),
-        peak,
-        work.hours(CPU_FLOPS * cores, cutoff_len),
-    )
+    return work.plan("fp32", micro_batch, checkpointing, (False, cutoff_len, False), peak, CPU_FLOPS * cores)

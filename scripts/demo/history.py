@@ -8,7 +8,6 @@ encryption differ). Messages are generated one at a time, so millions of them ne
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import json
 import random
@@ -22,7 +21,7 @@ from typing import Any
 
 from huiyin.common.errors import run
 from huiyin.common.progress import Progress
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, arguments
 from huiyin.qqnt.body import ELEMENT_TAG
 from huiyin.qqnt.cipher import Cipher, build_header
 from huiyin.qqnt.qqnt_pb2 import Element, Header
@@ -33,6 +32,10 @@ START = 1_660_471_938  # 2022-08-14T10:12:18Z
 DAY, UTC_8 = 86_400, 8 * 3600
 BUSY = START + 3 * 365 * DAY  # then pauses are short, or seven million messages would end after 2038
 SPECIAL_EVERY = 20  # messages of a group between two SPECIAL_CASES, which take turns
+SPECIAL_CASES = """
+    tricky_text images recalled dangling doubled tricky_text stickers everybody tips bodiless two_mentions timeless
+    numberless other_kinds
+""".split()
 BATCH = 5_000
 
 
@@ -159,7 +162,7 @@ class Conversation:
             until_special -= 1
             if until_special == 0:
                 until_special = SPECIAL_EVERY
-                yield from next(special_cases)(self)
+                yield from self.special(next(special_cases))
 
     def thread(self) -> Iterator[Message]:
         """Yield a question, some answers to it, remarks on these, and thanks."""
@@ -206,103 +209,61 @@ class Conversation:
     def remark(self, member: Member) -> str:
         return self.rng.choice(TARGET_REMARKS if member is TARGET else REMARKS)
 
-    def anybody(self) -> Member:
-        return self.rng.choice(MEMBERS)
+    def say_by_anybody(self, parts: list[Part] | None, **fields: Any) -> Message:
+        return self.say(self.rng.choice(MEMBERS), parts, **fields)
+
+    def quote_by_anybody(self, quote: Quote, text: str) -> Message:
+        return self.quote(self.rng.choice(MEMBERS), quote, [Part("text", text)])
+
+    def special(self, case: str) -> Iterator[Message]:
+        """Yield the messages of one of SPECIAL_CASES, which readers must handle."""
+        say, quote = self.say_by_anybody, self.quote_by_anybody
+        match case:
+            case "tricky_text":
+                yield self.say(self.rng.choice(MEMBERS), [Part("text", self.rng.choice(TRICKY_TEXTS))])
+            case "images":
+                yield (shown := say([Part("image")]))
+                yield say([Part("image"), Part("text", "这张怎么样")])
+                yield quote(shown.as_quote(), "这是哪里")
+            case "dangling":  # numbers of the group start after 1000
+                yield quote(Quote(None, self.seq % 900 + 1, 20001, START - DAY, "以前说过的话"), "考古")
+            case "stickers":
+                yield say([Part("market_face", "[贴贴]")], outer=(17, 8))
+                yield say([Part("face", "/斜眼笑"), Part("face", "/斜眼笑")], outer=(2, 16))
+            case "everybody":
+                yield say([Part("at", "@全体成员", "all"), Part("text", " 明天交表")])
+            case "two_mentions":
+                yield (asked := say([Part("text", "谁去")]))
+                assert asked.sender is not None
+                first, second = mention(asked.sender, self.group), mention(MEMBERS[4], self.group)
+                yield say([first, Part("text", " "), second, Part("text", " 你们去吧")])
+            case "recalled":
+                yield say(None, outer=(1, 0), dropped="system")
+                yield say([Part("tip", "recall")], outer=(5, 4), dropped="system")
+            case "tips":
+                yield self.say(None, [Part("tip", "加入了群聊")], outer=(5, 8), dropped="system")
+                yield say([Part("tip", "戳了戳")], outer=(5, 12), dropped="system")
+            case "bodiless":
+                yield say(None, dropped="no_body")
+                yield say([], dropped="no_body")
+            case "timeless":
+                yield replace(say([Part("text", "时间丢了")]), time=-self.rng.randint(0, 1), dropped="no_time")
+            case "doubled":
+                yield (message := say([Part("text", "说了一遍")]))
+                yield replace(message, message_id=message.message_id | 2, dropped="duplicate")
+                yield self.say(message.sender, message.parts, 0)  # the same words sent again are no duplicate
+                yield quote(message.as_quote(), "听到了")
+            case "numberless":
+                yield say([Part("text", "我的号码呢")], numberless=True)
+            case "other_kinds":
+                yield say([Part("unknown:99")], outer=(99, 0))
+                yield say([Part("ark", "[分享]一首歌")], outer=(11, 0))
+                yield say([Part("file", "作业.docx")], outer=(3, 16))
+                yield say([Part("voice")], outer=(6, 0))
 
 
 def mention(member: Member, group: Group) -> Part:
     return Part("at", "@" + member.name_in(group), str(member.qq))
-
-
-# ---- special cases, which readers must handle
-
-
-def tricky_text(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), [Part("text", chat.rng.choice(TRICKY_TEXTS))])
-
-
-def images(chat: Conversation) -> Iterator[Message]:
-    shown = chat.say(chat.anybody(), [Part("image")])
-    yield shown
-    yield chat.say(chat.anybody(), [Part("image"), Part("text", "这张怎么样")])
-    yield chat.quote(chat.anybody(), shown.as_quote(), [Part("text", "这是哪里")])
-
-
-def dangling(chat: Conversation) -> Iterator[Message]:
-    lost = Quote(None, chat.seq % 900 + 1, 20001, START - DAY, "以前说过的话")  # numbers of the group start after 1000
-    yield chat.quote(chat.anybody(), lost, [Part("text", "考古")])
-
-
-def stickers(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), [Part("market_face", "[贴贴]")], outer=(17, 8))
-    yield chat.say(chat.anybody(), [Part("face", "/斜眼笑"), Part("face", "/斜眼笑")], outer=(2, 16))
-
-
-def everybody(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), [Part("at", "@全体成员", "all"), Part("text", " 明天交表")])
-
-
-def two_mentions(chat: Conversation) -> Iterator[Message]:
-    asker = chat.anybody()
-    yield chat.say(asker, [Part("text", "谁去")])
-    first, second = mention(asker, chat.group), mention(MEMBERS[4], chat.group)
-    yield chat.say(chat.anybody(), [first, Part("text", " "), second, Part("text", " 你们去吧")])
-
-
-def recalled(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), None, outer=(1, 0), dropped="system")
-    yield chat.say(chat.anybody(), [Part("tip", "recall")], outer=(5, 4), dropped="system")
-
-
-def tips(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(None, [Part("tip", "加入了群聊")], outer=(5, 8), dropped="system")
-    yield chat.say(chat.anybody(), [Part("tip", "戳了戳")], outer=(5, 12), dropped="system")
-
-
-def bodiless(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), None, dropped="no_body")
-    yield chat.say(chat.anybody(), [], dropped="no_body")
-
-
-def timeless(chat: Conversation) -> Iterator[Message]:
-    yield replace(chat.say(chat.anybody(), [Part("text", "时间丢了")]), time=-chat.rng.randint(0, 1), dropped="no_time")
-
-
-def doubled(chat: Conversation) -> Iterator[Message]:
-    message = chat.say(chat.anybody(), [Part("text", "说了一遍")])
-    yield message
-    yield replace(message, message_id=message.message_id | 2, dropped="duplicate")
-    yield chat.say(message.sender, message.parts, 0)  # the same words sent again are no duplicate
-    yield chat.quote(chat.anybody(), message.as_quote(), [Part("text", "听到了")])
-
-
-def numberless(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), [Part("text", "我的号码呢")], numberless=True)
-
-
-def other_kinds(chat: Conversation) -> Iterator[Message]:
-    yield chat.say(chat.anybody(), [Part("unknown:99")], outer=(99, 0))
-    yield chat.say(chat.anybody(), [Part("ark", "[分享]一首歌")], outer=(11, 0))
-    yield chat.say(chat.anybody(), [Part("file", "作业.docx")], outer=(3, 16))
-    yield chat.say(chat.anybody(), [Part("voice")], outer=(6, 0))
-
-
-SPECIAL_CASES: tuple[Callable[[Conversation], Iterator[Message]], ...] = (
-    tricky_text,
-    images,
-    recalled,
-    dangling,
-    doubled,
-    tricky_text,
-    stickers,
-    everybody,
-    tips,
-    bodiless,
-    two_mentions,
-    timeless,
-    numberless,
-    other_kinds,
-)
 
 
 # ---- the format of QQNT
@@ -353,11 +314,8 @@ def to_element(part: Part, message: Message, index: int) -> Element:
         case "at":
             kind, fields = 1, {"text": text, "at_kind": 2, "at_qq": int(part.user_id), "at_uid": UID_OF[part.user_id]}
         case "image":
-            size = {"file_size": 20480, "width": 640, "height": 480}
-            kind, fields = (
-                2,
-                {"file_name": b"0123456789ABCDEF.jpg", "file_md5": bytes(16), "picture_kind": 1000, **size},
-            )
+            kind, fields = 2, {"file_name": b"0123456789ABCDEF.jpg", "file_md5": bytes(16), "picture_kind": 1000}
+            fields |= {"file_size": 20480, "width": 640, "height": 480}
         case "file":
             kind, fields = 3, {"file_name": text, "file_size": 3 << 31}
         case "voice":
@@ -474,11 +432,6 @@ def write_groups(connection: Any) -> None:
     fill(connection, "group_bulletin", "[60001] INTEGER, [1] TEXT", [(GROUPS[0].number, "公告：只给群里的人看")])
 
 
-def write_profiles(connection: Any) -> None:
-    columns = "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT"
-    fill(connection, "profile_info_v6", columns, [(member.uid, member.qq, member.nickname, "") for member in MEMBERS])
-
-
 def fill(connection: Any, table: str, columns: str, rows: list[tuple]) -> None:
     connection.execute(f"CREATE TABLE {table} ({columns})")
     connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
@@ -503,16 +456,17 @@ def write_database(path: Path, write: Callable[..., Any], *arguments: Any) -> An
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--messages", type=int, default=1500)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
     with Stage("sample", args.out, packages=["sqlcipher3", "protobuf"]) as stage:
         messages = history(args.seed, args.messages)
         rows = write_database(stage.output("nt_msg.db"), write_messages, messages, args.messages)
         write_database(stage.output("group_info.db"), write_groups)
-        write_database(stage.output("profile_info.db"), write_profiles)
+        columns = "[1000] TEXT PRIMARY KEY, [1002] INTEGER, [20002] TEXT, [20009] TEXT"
+        profiles = [(member.uid, member.qq, member.nickname, "") for member in MEMBERS]
+        write_database(stage.output("profile_info.db"), fill, "profile_info_v6", columns, profiles)
         stage.output("key.txt").write_text(KEY + "\n")
         stage.ledger.read = stage.ledger.written = rows
         stage.receipt |= {"seed": args.seed, "target": str(TARGET.qq)}

@@ -7,14 +7,13 @@ It follows JSON schemas, ends its answers by itself and writes whole characters 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.errors import run
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, arguments
 
 if TYPE_CHECKING:  # numpy, gguf and safetensors are imported in functions: `--help` need not wait for them
     import numpy as np
@@ -190,13 +189,9 @@ def tokenizer_files(tokens: list[str], merges: list[tuple[str, str]]) -> dict[st
             "decoder": byte_level,
             "model": {
                 "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
+                **dict.fromkeys(["dropout", "unk_token"]),
+                **dict.fromkeys(["continuing_subword_prefix", "end_of_word_suffix"], ""),
+                **dict.fromkeys(["fuse_unk", "byte_fallback", "ignore_merges"], False),
                 "vocab": vocabulary,
                 "merges": merges,
             },
@@ -211,9 +206,7 @@ def tokenizer_files(tokens: list[str], merges: list[tuple[str, str]]) -> dict[st
             "eos_token": END,
             "pad_token": END_OF_TEXT,
             "unk_token": None,
-            "add_prefix_space": False,
-            "add_bos_token": False,
-            "split_special_tokens": False,
+            **dict.fromkeys(["add_prefix_space", "add_bos_token", "split_special_tokens"], False),
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
         },
@@ -257,8 +250,7 @@ def write_hugging_face(folder: Path, seed: int = 0) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
+    parser = arguments(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args(argv)
     with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:

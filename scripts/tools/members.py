@@ -6,13 +6,11 @@
 Writes members.parquet, a row per group and member, and prints the busiest of each group.
 """
 
-import argparse
 import unicodedata
-from pathlib import Path
 
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.stage import Stage, need
+from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
 
 MEMBER = ["group_id", "user_id"]
@@ -54,15 +52,9 @@ def members(messages, turns):
         .with_columns(pl.col("turns", "with_text", "quotes_received", "different_turns").fill_null(0))
         .with_columns(share_of_text=pl.col("with_text") / pl.col("messages"))
     )
-    verdict = (
-        pl.when(pl.col("user_id").is_in(NOT_ONE_PERSON))
-        .then(pl.lit("not one person"))
-        .when(pl.col("different_turns") >= ENOUGH)
-        .then(pl.lit("enough"))
-        .when(pl.col("different_turns") >= THIN)
-        .then(pl.lit("thin"))
-        .otherwise(pl.lit("too little"))
-    )
+    several, different = pl.col("user_id").is_in(NOT_ONE_PERSON), pl.col("different_turns")
+    enough = pl.when(several).then(pl.lit("not one person")).when(different >= ENOUGH).then(pl.lit("enough"))
+    verdict = enough.when(different >= THIN).then(pl.lit("thin")).otherwise(pl.lit("too little"))
     counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
     return (
         table.select(
@@ -114,11 +106,7 @@ def fit(text, width):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("messages", type=Path)
-    parser.add_argument("turns", type=Path)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, "messages", "turns", config=False).parse_args(argv)
     with Stage("members", args.out, packages=["polars"]) as stage:
         made_by = "`make parse` makes it", "`make combine` makes it"
         messages = scan_table(stage.input(need(args.messages, made_by[0])), MESSAGES, made_by[0])

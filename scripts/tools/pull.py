@@ -3,11 +3,11 @@
 python scripts/tools/pull.py --llm config/llm.yaml --ollama-url http://ollama:11434
 """
 
-import argparse
 import shutil
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
+from huiyin.common.stage import arguments
 from huiyin.llm.client import llm_arguments, read_llm_settings
 from huiyin.llm.ollama import Ollama
 
@@ -37,7 +37,7 @@ def fetch(ollama: Ollama, progress: Progress, advice: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False, out=False)
     llm_arguments(parser, answers=False)
     args = parser.parse_args(argv)
     settings = read_llm_settings(args)

@@ -3,22 +3,18 @@
 python scripts/tools/rows.py data/default/10001/generated
 """
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from huiyin.common.errors import run
-from huiyin.common.stage import need
+from huiyin.common.stage import arguments, need
 
 ROWS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("generated", type=Path)
-    folder = parser.parse_args(argv).generated
+    folder = arguments(__doc__, "generated", config=False, out=False).parse_args(argv).generated
     rows = [
         row
         for name in ("alpaca.json", "alpaca_eval.json")

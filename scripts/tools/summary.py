@@ -3,13 +3,12 @@
 python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huiyin.common.errors import run
-from huiyin.common.stage import read_receipt
+from huiyin.common.stage import arguments, read_receipt
 
 
 def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -24,7 +23,7 @@ def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False, out=False)
     parser.add_argument("folders", nargs="+", type=Path)
     receipts = [receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))]
     asked = receipts[-1].get("asked") if receipts else None
