@@ -12,15 +12,14 @@ from case_folders import cases, compare, ledger_of, messages, read_lines, to_lin
 from helpers import run_script
 from huiyin.qqnt.cipher import Cipher, build_header, encryption_key
 from huiyin.qqnt.qqnt_pb2 import Body, Element, Header, Wallet
+from llm_folder import arguments, succeeded
 
 
 @cases("combine")
 def test_combine(case, tmp_path):
     messages(read_lines(case / "messages.jsonl")).write_parquet(tmp_path / "messages.parquet")
-    done = run_script(
-        "combine", tmp_path / "messages.parquet", "--config", case / "combine.yaml", "--out", tmp_path / "out"
-    )
-    assert done.returncode == 0, done.stderr
+    config, out = case / "combine.yaml", tmp_path / "out"
+    succeeded(run_script("combine", tmp_path / "messages.parquet", "--config", config, "--out", out))
     turns = pl.read_parquet(tmp_path / "out/turns.parquet")
     found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("turns.*.json")}
     written = to_lines(turns.iter_rows(named=True))
@@ -30,27 +29,10 @@ def test_combine(case, tmp_path):
 @cases("pair")
 def test_pair_without_a_model(case, tmp_path):
     turns(read_lines(case / "turns.jsonl")).write_parquet(tmp_path / "turns.parquet")
-    done = run_script(
-        "pair",
-        tmp_path / "turns.parquet",
-        "--target",
-        "me",
-        "--config",
-        case / "pair.yaml",
-        "--prompt",
-        "config/prompts/pair.md",
-        "--merge-prompt",
-        "config/prompts/merge.md",
-        "--llm",
-        "config/llm.yaml",
-        "--answers",
-        tmp_path / "answers.db",
-        "--out",
-        tmp_path / "out",
-    )
-    assert done.returncode == 0, done.stderr
-    lines = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
-    compare(case, {"ledger.json": ledger_of(tmp_path / "out"), **lines})
+    config = {"config": case / "pair.yaml", "llm": "config/llm.yaml"}
+    succeeded(run_script("pair", *arguments("pair", tmp_path, **config)))
+    lines = {name: (tmp_path / "paired" / name).read_text("utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
+    compare(case, {"ledger.json": ledger_of(tmp_path / "paired"), **lines})
     assert not (tmp_path / "answers.db").exists()  # nobody was asked
 
 
