@@ -9,7 +9,7 @@ from llm_folder import complaint, succeeded
 
 
 def members(folder, rows):
-    """Run combine and members as Make does; return (the frame of members.parquet, what was printed after the ledger)."""
+    """Run combine and members as Make does; return (the frame of members.parquet, what is printed below the ledger)."""
     file, combined, out = folder / "messages.parquet", folder / "combined", folder / "members"
     messages(rows).write_parquet(file)
     succeeded(run_script("combine", file, "--config", "config/combine.yaml", "--out", combined))
