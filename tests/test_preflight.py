@@ -223,9 +223,10 @@ def test_a_torch_that_cannot_use_the_card_is_refused(nvml, card, driver, built_w
     assert refusal(check_card, find_card("0"), built_with) == line
 
 
-def test_an_old_driver_is_enough_for_an_old_torch(nvml):
-    nvml(RTX_3060, **OLD_DRIVER)
-    check_card(find_card("0"), "12.8")
+@pytest.mark.parametrize(("card", "driver", "built_with"), [(RTX_3060, OLD_DRIVER, "12.8"), (T4, {}, "13.0")])
+def test_an_old_driver_is_enough_for_an_old_torch_and_the_oldest_card_for_a_new_one(nvml, card, driver, built_with):
+    nvml(card, **driver)
+    check_card(find_card("0"), built_with)
 
 
 def test_the_build_of_torch_is_known_without_importing_it():
