@@ -4,7 +4,7 @@ test: .venv/train .venv/dev## run all tests
 lint: .venv/dev## check the style
 	.venv/bin/ruff check && .venv/bin/ruff format --check --quiet && .venv/bin/mypy
 golden: .venv/dev## rewrite the expected files of tests/cases; review the diff
-	GOLDEN=1 .venv/bin/pytest tests/test_cases.py tests/test_linker.py
+	GOLDEN=1 .venv/bin/pytest tests/test_cases.py tests/test_linker.py tests/test_members.py
 docs:## rewrite docs/targets.md from the comments of the Makefiles
 	@{ printf '# Make targets\n\nWritten by `make docs` from the `##` comments of the Makefiles.\n\n| target | |\n|---|---|\n'; \
 		sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/| `\1` | \2 |/p' $(MAKEFILE_LIST); } > docs/targets.md

@@ -15,6 +15,19 @@ HISTORY = [
 ]
 
 
+def arguments(stage, path, **other):
+    """Return the arguments of pair or gen: all files are in the folder `path`, but for what `other` options say."""
+    prompts = "config/prompts"
+    options = {"config": path / f"{stage}.yaml", "llm": path / "llm.yaml", "answers": path / "answers.db"}
+    options["prompt"] = f"{prompts}/{stage}.md"
+    if stage == "pair":
+        options |= {"target": "me", "merge_prompt": f"{prompts}/merge.md", "out": path / "paired"}
+    else:
+        options |= {"turns": path / "turns.parquet", "persona": f"{prompts}/persona.md", "out": path / "generated"}
+    words = (word for name, value in {**options, **other}.items() for word in (f"--{name.replace('_', '-')}", value))
+    return [path / ("turns.parquet" if stage == "pair" else "paired"), *words]
+
+
 class Folder:
     """A folder with the files that pair and gen read, in which the two can run."""
 
@@ -33,17 +46,10 @@ class Folder:
         self.settings("llm", f"url: {url or self.ollama.url}\nnum_ctx: 16384\nparallel: 2\nmax_failed_share: 1\n{more}")
 
     def pair(self, prompt="config/prompts/pair.md", **options):
-        prompts = "--prompt", prompt, "--merge-prompt", "config/prompts/merge.md"
-        return self.run("pair", "turns.parquet", "paired", "--target", "me", *prompts, **options)
+        return run_script("pair", *arguments("pair", self.path, prompt=prompt), **options)
 
     def gen(self):
-        prompts = "--prompt", "config/prompts/gen.md", "--persona", "config/prompts/persona.md"
-        return self.run("gen", "paired", "generated", "--turns", self.path / "turns.parquet", *prompts)
-
-    def run(self, stage, source, out, *arguments, **options):
-        config = "--config", self.path / f"{stage}.yaml", "--llm", self.path / "llm.yaml"
-        results = "--answers", self.path / "answers.db", "--out", self.path / out
-        return run_script(stage, self.path / source, *config, *arguments, *results, **options)
+        return run_script("gen", *arguments("gen", self.path))
 
     def lines(self, name):
         return read_lines(self.path / "paired" / name)

@@ -7,8 +7,9 @@
     python tests/ollama_server.py --gguf data/tiny/tiny.gguf --port 11434 --model qwen2.5:14b
 
 Under every name the tiny model answers: JSON schemas, limits, seeds and errors are real, the words are not.
-Not imitated: Ollama's truncation of long prompts (they are always refused), its queue, and conversion of a created
-model beyond the checks its converter makes first. Answers are streamed in pieces, but after they are complete.
+Only what Huiyin asks for is there. Not imitated: Ollama's truncation of long prompts (they are always refused), its
+queue, and conversion of a created model beyond the checks its converter makes first. Answers are streamed in pieces,
+but after they are complete.
 """
 
 import argparse
@@ -17,8 +18,7 @@ import hashlib
 import itertools
 import json
 import threading
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import xllamacpp
 
 SIZE = 600_000  # bytes of a model
 CONTEXT, LOADED_CONTEXT = 32768, 4096  # of the tiny model; of a request that names none
-PREDICT = 1000  # where a request sets no limit, which is 10 contexts in Ollama
+PREDICT = 1000  # tokens, where a request sets no limit, which is 10 contexts in Ollama
 CONVERTIBLE = {"Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"}
 QUANTIZATIONS = {"Q8_0", "Q4_K_S", "Q4_K_M", "F16", "F32", "BF16"}
 PASSED_ON = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repeat_penalty"}
@@ -62,8 +62,9 @@ def whole(text, **fields):
 
 
 # Faults for `before_chat` to raise or return; a hang is its own sleep or wait, a kill its own os.kill.
-def too_long():
-    raise Refusal(400, "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it")
+def too_long(tokens=5000, num_ctx=4096):
+    size = f"the available context size ({num_ctx} tokens)"
+    raise Refusal(400, f"request ({tokens} tokens) exceeds {size}, try increasing it")
 
 
 def crashed():
@@ -114,10 +115,9 @@ class OllamaServer:
     is. `before_create(body)` is called while a model is converted; it may raise a Refusal.
     """
 
-    def __init__(self, gguf, models, host="127.0.0.1", port=0, parallel=1):
+    def __init__(self, gguf, models, host="127.0.0.1", port=0):
         params = xllamacpp.CommonParams()
-        params.model.path = str(gguf)
-        params.n_ctx, params.n_parallel = CONTEXT * parallel, parallel
+        params.model.path, params.n_ctx, params.n_parallel = str(gguf), CONTEXT, 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # a tiny model is not faster with more
         params.warmup, params.verbosity = False, -1
         self.llama = xllamacpp.Server(params)
@@ -128,9 +128,7 @@ class OllamaServer:
         self.on_gpu = 1.0  # part of a loaded model
         self.chats, self.lock = itertools.count(1), threading.Lock()
         self.http = ThreadingHTTPServer((host, port), Handler)
-        self.http.daemon_threads = (
-            False  # closing waits for them: one that is left inside llama.cpp crashes the process
-        )
+        self.http.daemon_threads = False  # closing waits: a thread left inside llama.cpp crashes the process
         self.http.ollama = self
         self.url = f"http://{host}:{self.http.server_port}"
 
@@ -146,53 +144,36 @@ class OllamaServer:
 
     # What each path answers: a dict, or an iterator of dicts for a stream.
 
-    def version(self, body):
-        return {"version": "0.32.9"}
-
     def tags(self, body):
         return {"models": [self.describe(name) for name in self.models]}
 
     def ps(self, body):
-        expires = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
-        state = {"size_vram": int(SIZE * self.on_gpu), "expires_at": expires}
+        state = {"size_vram": int(SIZE * self.on_gpu)}
         loaded = dict(self.loaded).items()
         return {"models": [{**self.describe(name), **state, "context_length": num_ctx} for name, num_ctx in loaded]}
 
     def show(self, body):
-        name = self.find(body)
-        created = self.created.get(name, {})
-        parameters = "\n".join(f"{key} {json.dumps(value)}" for key, value in created.get("parameters", {}).items())
-        return {
-            "modelfile": f"FROM {name}",
-            "parameters": parameters,
-            "system": created.get("system", ""),
-            "template": created.get("template", "{{ .Prompt }}"),
-            "details": self.describe(name)["details"],
-            "model_info": {"general.architecture": "qwen2", "qwen2.context_length": CONTEXT},
-            "capabilities": ["completion"],
-        }
+        self.find(body)
+        return {"model_info": {"general.architecture": "qwen2", "qwen2.context_length": CONTEXT}}
 
     def chat(self, body):
         name, messages = self.find(body), body.get("messages") or []
+        options = {**DEFAULTS, **self.created.get(name, {}).get("parameters", {}), **(body.get("options") or {})}
+        num_ctx = options.pop("num_ctx", LOADED_CONTEXT)
         if not messages:
-            return self.load_or_unload(name, body, {"message": {"role": "assistant", "content": ""}})
+            self.load(name, num_ctx)
+            return exactly(whole("", model=body["model"], done_reason="load"))
         with self.lock:
             k = next(self.chats)
         scripted = self.before_chat(k, body)
-        if isinstance(scripted, Raw):
-            self.load(name, self.options(name, body).get("num_ctx", LOADED_CONTEXT))
-            return scripted
-        return self.answer(
-            name, messages, body, lambda text: {"message": {"role": "assistant", "content": text}}, scripted
-        )
+        self.load(name, num_ctx)
+        return scripted if isinstance(scripted, Raw) else self.answer(name, messages, body, options, num_ctx, scripted)
 
     def generate(self, body):
-        name = self.find(body)
-        if not body.get("prompt"):
-            return self.load_or_unload(name, body, {"response": ""})
-        system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
-        messages = [*system, {"role": "user", "content": body["prompt"]}]
-        return self.answer(name, messages, body, lambda text: {"response": text})
+        if body.get("prompt") or body.get("keep_alive") != 0:
+            raise Refusal(400, "this stand-in only unloads a model here")
+        self.loaded.pop(self.find(body), None)
+        return {"model": body["model"], "created_at": now(), "response": "", "done": True, "done_reason": "unload"}
 
     def create(self, body):
         files = body.get("files")
@@ -201,17 +182,15 @@ class OllamaServer:
         for digest in files.values():
             if digest not in self.blobs:
                 raise Refusal(400, f"blob {digest} not found")
-        if not any(name.endswith((".safetensors", ".gguf")) for name in files):
+        if not any(name.endswith(".safetensors") for name in files):
             raise Refusal(400, "no safetensors or gguf files found")
-        config = {}
-        if not any(name.endswith(".gguf") for name in files):
-            if "config.json" not in files:
-                raise Refusal(400, "open config.json: file does not exist")
-            config = json.loads(self.blobs[files["config.json"]])
-            yield {"status": "converting model"}
-            architecture = (config.get("architectures") or [""])[0]
-            if architecture not in CONVERTIBLE:
-                raise Refusal(500, f"unsupported architecture {json.dumps(architecture)}")
+        if "config.json" not in files:
+            raise Refusal(400, "open config.json: file does not exist")
+        config = json.loads(self.blobs[files["config.json"]])
+        yield {"status": "converting model"}
+        architecture = (config.get("architectures") or [""])[0]
+        if architecture not in CONVERTIBLE:
+            raise Refusal(500, f"unsupported architecture {json.dumps(architecture)}")
         self.before_create(body)
         if body.get("quantize"):
             if body["quantize"].upper() not in QUANTIZATIONS:
@@ -231,12 +210,6 @@ class OllamaServer:
         yield from [{"status": "pulling manifest"}, layer, {**layer, "completed": 1000}]
         yield from [{"status": "verifying sha256 digest"}, {"status": "success"}]
 
-    def delete(self, body):
-        name = self.find(body)
-        for models in (self.models, self.created, self.loaded):
-            models.pop(name, None)
-        return {}
-
     # What they share.
 
     def find(self, body):
@@ -246,45 +219,28 @@ class OllamaServer:
         return tagged(name)
 
     def describe(self, name):
-        digest = self.models[name]
-        details = {"format": "gguf", "family": "qwen2", "parameter_size": "150K", "quantization_level": "F32"}
-        return {"name": name, "model": name, "modified_at": now(), "size": SIZE, "digest": digest, "details": details}
+        return {"name": name, "model": name, "size": SIZE, "digest": self.models[name]}
 
     def load(self, name, num_ctx):
         if self.loaded.get(name) != num_ctx:
             self.loaded[name] = num_ctx
             self.loads.append((name, num_ctx))
 
-    def load_or_unload(self, name, body, empty):
-        if unloads(body):
-            self.loaded.pop(name, None)
-            reason = "unload"
-        else:
-            self.load(name, self.options(name, body).get("num_ctx", LOADED_CONTEXT))
-            reason = "load"
-        return {"model": body["model"], "created_at": now(), **empty, "done": True, "done_reason": reason}
+    def answer(self, name, messages, body, options, num_ctx, scripted):
+        """Ask the tiny model; return its answer as one dict, or as a stream of dicts with a piece each.
 
-    def options(self, name, body):
-        return {**DEFAULTS, **self.created.get(name, {}).get("parameters", {}), **(body.get("options") or {})}
-
-    def answer(self, name, messages, body, wrap, scripted=None):
-        """Ask the tiny model; return its answer as one dict, or as a stream of the dicts that `wrap` makes of pieces.
-
-        scripted: the words of the answer, in place of the model's.
+        scripted: the words of the answer, in place of the model's; or None.
         """
-        started = time.perf_counter_ns()
-        options = self.options(name, body)
         if body.get("think"):
             raise Refusal(400, f'"{name}" does not support thinking')
         system = self.created.get(name, {}).get("system")
         if system and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": system}, *messages]
-        num_ctx, limit = options.get("num_ctx", LOADED_CONTEXT), options.get("num_predict", -1)
-        self.load(name, num_ctx)
+        limit, schema = options.get("num_predict", -1), body.get("format")
         question = {
             "messages": messages,
             "max_tokens": limit if limit > 0 else PREDICT,
-            **response_format(body),
+            **({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}} if schema else {}),
             **{key: options[key] for key in PASSED_ON if key in options},
             **({"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}),
             "cache_prompt": False,  # so that an answer does not depend on the questions before
@@ -297,48 +253,23 @@ class OllamaServer:
             raise Refusal(500, str(error)) from None
         if "error" in answer:
             raise Refusal(answer["error"]["code"], answer["error"]["message"])
-        usage, timings, choice = answer["usage"], answer["timings"], answer["choices"][0]
+        usage, choice = answer["usage"], answer["choices"][0]
         if usage["prompt_tokens"] > num_ctx:
-            raise Refusal(
-                400,
-                f"request ({usage['prompt_tokens']} tokens) exceeds the available context size "
-                f"({num_ctx} tokens), try increasing it",
-            )
-        if unloads(body):
-            self.loaded.pop(name, None)
-        head, text = {"model": body["model"], "created_at": now()}, choice["message"]["content"] or ""
+            too_long(usage["prompt_tokens"], num_ctx)
+        text = choice["message"]["content"] or ""
         if scripted is not None:
             text, choice = scripted, {"finish_reason": "stop"}
         logprobs = (choice.get("logprobs") or {}).get("content")
-        tail = {
-            **({"logprobs": logprobs} if logprobs else {}),
-            "done": True,
-            "done_reason": choice["finish_reason"],
-            "total_duration": time.perf_counter_ns() - started,
-            "load_duration": 1,
-            "prompt_eval_count": usage["prompt_tokens"],
-            "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
-            "eval_count": usage["completion_tokens"],
-            "eval_duration": int(timings["predicted_ms"] * 1e6),
-        }
+        end = {"done": True, "done_reason": choice["finish_reason"], "prompt_eval_count": usage["prompt_tokens"]}
+        end |= {"eval_count": usage["completion_tokens"], **({"logprobs": logprobs} if logprobs else {})}
+
+        def event(words, **fields):
+            message = {"role": "assistant", "content": words}
+            return {"model": body["model"], "created_at": now(), "message": message, **fields}
+
         if not body.get("stream", True):
-            return {**head, **wrap(text), **tail}
-        return iter([*({**head, **wrap(piece), "done": False} for piece in text), {**head, **wrap(""), **tail}])
-
-
-def response_format(body):
-    schema = body.get("format") or None
-    if schema is None:
-        return {}
-    if schema == "json":
-        return {"response_format": {"type": "json_object"}}
-    if not isinstance(schema, dict):
-        raise Refusal(400, f'invalid format: {json.dumps(schema)}; expected "json" or a valid JSON Schema object')
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
-
-
-def unloads(body):
-    return str(body.get("keep_alive", "5m")).rstrip("hms") == "0"
+            return event(text, **end)
+        return iter([*(event(piece, done=False) for piece in text), event("", **end)])
 
 
 def tagged(name):
@@ -357,7 +288,6 @@ class Handler(BaseHTTPRequestHandler):
     """HTTP/1.0, one request a connection: closing the server never waits for a client that only keeps one open."""
 
     ANSWERS = {
-        ("GET", "/api/version"): OllamaServer.version,
         ("GET", "/api/tags"): OllamaServer.tags,
         ("GET", "/api/ps"): OllamaServer.ps,
         ("POST", "/api/show"): OllamaServer.show,
@@ -365,7 +295,6 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", "/api/generate"): OllamaServer.generate,
         ("POST", "/api/create"): OllamaServer.create,
         ("POST", "/api/pull"): OllamaServer.pull,
-        ("DELETE", "/api/delete"): OllamaServer.delete,
     }
 
     def handle_request(self):
@@ -378,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             pass  # the client has closed the connection
 
-    do_GET = do_HEAD = do_POST = do_DELETE = handle_request
+    do_GET = do_HEAD = do_POST = handle_request
 
     def answer(self, ollama, content):
         is_blob, body, problem = self.path.startswith("/api/blobs/"), None, "missing request body"
@@ -387,19 +316,15 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             problem = str(error)
         ollama.requests.append(Request(self.command, self.path, body))
-        if self.path == "/":
-            self.send(200, "Ollama is running")
-        elif is_blob:
+        if is_blob:
             self.answer_blob(ollama.blobs, self.path.removeprefix("/api/blobs/"), content)
         elif (self.command, self.path) not in self.ANSWERS:
-            self.send(404, "404 page not found")
+            raise Refusal(404, "404 page not found")
         elif self.command != "GET" and not isinstance(body, dict):
             raise Refusal(400, problem)
         else:
             answer = self.ANSWERS[self.command, self.path](ollama, body)
-            if isinstance(answer, Raw):
-                self.send_raw(answer)
-            elif isinstance(answer, dict):
+            if isinstance(answer, Raw | dict):
                 self.send(200, answer)
             elif body.get("stream", True):
                 self.send_stream(answer)
@@ -416,24 +341,16 @@ class Handler(BaseHTTPRequestHandler):
             blobs[digest] = content  # before the answer, after which the client may name it at once
             self.send(status)
 
-    def send(self, status, answer=""):
-        is_json = isinstance(answer, dict)
-        content = (json.dumps(answer, ensure_ascii=False) if is_json else answer).encode()
+    def send(self, status, answer=None):
+        raw = answer if isinstance(answer, Raw) else exactly(json.dumps(answer, ensure_ascii=False).encode())
         self.send_response(status)
-        self.send_header("Content-Type", "application/json" if is_json else "text/plain")
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(raw.length))
         if 300 <= status < 400:
             self.send_header("Location", answer["error"])
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def send_raw(self, raw):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(raw.length))
-        self.end_headers()
-        self.wfile.write(raw.content)
+            self.wfile.write(raw.content)
 
     def send_stream(self, events):
         """Send one JSON object per line; the status is sent before the first, so an error is a line, too."""

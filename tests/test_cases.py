@@ -12,59 +12,41 @@ from case_folders import cases, compare, ledger_of, messages, read_lines, to_lin
 from helpers import run_script
 from huiyin.qqnt.cipher import Cipher, build_header, encryption_key
 from huiyin.qqnt.qqnt_pb2 import Body, Element, Header, Wallet
+from llm_folder import arguments, succeeded
 
 
 @cases("combine")
 def test_combine(case, tmp_path):
     messages(read_lines(case / "messages.jsonl")).write_parquet(tmp_path / "messages.parquet")
-    done = run_script(
-        "combine", tmp_path / "messages.parquet", "--config", case / "combine.yaml", "--out", tmp_path / "out"
-    )
-    assert done.returncode == 0, done.stderr
+    config, out = case / "combine.yaml", tmp_path / "out"
+    succeeded(run_script("combine", tmp_path / "messages.parquet", "--config", config, "--out", out))
     turns = pl.read_parquet(tmp_path / "out/turns.parquet")
     found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("turns.*.json")}
-    compare(
-        case,
-        dict(
-            sorted(
-                {
-                    **found,
-                    "ledger.json": ledger_of(tmp_path / "out"),
-                    "turns.jsonl": to_lines(turns.iter_rows(named=True)),
-                }.items()
-            )
-        ),
-    )
+    written = to_lines(turns.iter_rows(named=True))
+    compare(case, {**found, "ledger.json": ledger_of(tmp_path / "out"), "turns.jsonl": written})
 
 
 @cases("pair")
 def test_pair_without_a_model(case, tmp_path):
     turns(read_lines(case / "turns.jsonl")).write_parquet(tmp_path / "turns.parquet")
-    done = run_script(
-        "pair",
-        tmp_path / "turns.parquet",
-        "--target",
-        "me",
-        "--config",
-        case / "pair.yaml",
-        "--prompt",
-        "config/prompts/pair.md",
-        "--merge-prompt",
-        "config/prompts/merge.md",
-        "--llm",
-        "config/llm.yaml",
-        "--answers",
-        tmp_path / "answers.db",
-        "--out",
-        tmp_path / "out",
-    )
-    assert done.returncode == 0, done.stderr
-    lines = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
-    compare(case, {"ledger.json": ledger_of(tmp_path / "out"), **lines})
+    config = {"config": case / "pair.yaml", "llm": "config/llm.yaml"}
+    succeeded(run_script("pair", *arguments("pair", tmp_path, **config)))
+    lines = {name: (tmp_path / "paired" / name).read_text("utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
+    compare(case, {"ledger.json": ledger_of(tmp_path / "paired"), **lines})
     assert not (tmp_path / "answers.db").exists()  # nobody was asked
 
 
 # ---- parse: rows of QQNT (bodies as lists of elements), or a file of another tool
+
+
+USUAL = json.loads(  # what a line of rows.jsonl leaves out
+    '{"40011": 2, "40012": 1, "40013": 0, "40020": "u_ann", "40021": "1001", "40027": 51, "40030": 1001, "40033": 111,'
+    ' "40060": 0, "40090": "Ann", "40093": "", "40850": 0}'
+)
+
+
+def blob_or(value):
+    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
 
 
 def element(fields):
@@ -72,7 +54,7 @@ def element(fields):
 
     def value(content):
         if isinstance(content, dict):
-            return bytes.fromhex(content["hex"]) if "hex" in content else Wallet(**element(content))
+            return blob_or(content) if "hex" in content else Wallet(**element(content))
         if isinstance(content, list):
             return [Element(**element(item)) if isinstance(item, dict) else item.encode() for item in content]
         return content.encode() if isinstance(content, str) else content
@@ -90,31 +72,11 @@ def body_of(row):
 def write_history(case, path):
     tables = {"group_msg_table": []}
     for index, row in enumerate(read_lines(case / "rows.jsonl"), 1):
-        usual = {
-            40001: index,
-            40003: index,
-            40011: 2,
-            40012: 1,
-            40013: 0,
-            40020: "u_ann",
-            40021: "1001",
-            40027: 51,
-            40030: 1001,
-            40033: 111,
-            40050: 1_660_471_938 + index,
-            40060: 0,
-            40090: "Ann",
-            40093: "",
-            40850: 0,
-        }
-        given = {int(name): value for name, value in row.items() if name.isdigit()}
-        tables["group_msg_table"].append(usual | given | {40800: body_of(row)})
+        own = {"40001": index, "40003": index, "40050": 1_660_471_938 + index}
+        given = {name: blob_or(value) for name, value in row.items() if name.isdigit()}
+        tables["group_msg_table"].append({**USUAL, **own, **given, "40800": body_of(row)})
     if (case / "tables.json").exists():
-        others = json.loads((case / "tables.json").read_text(encoding="utf-8"))
-        tables |= {
-            name: [{int(column): value for column, value in row.items()} for row in rows]
-            for name, rows in others.items()
-        }
+        tables |= json.loads((case / "tables.json").read_text(encoding="utf-8"))
     with closing(sqlite3.connect(path)) as connection:
         for name, rows in tables.items():
             columns = list(rows[0])
@@ -124,6 +86,10 @@ def write_history(case, path):
                 [[row[column] for column in columns] for row in rows],
             )
         connection.commit()
+
+
+REPORT = ["rows_by_outer_type", "elements_by_kind", "unknown_kinds", "undecodable_bodies", "invalid_utf8_texts"]
+REPORT += ["share_with_text"]
 
 
 @cases("parse")
@@ -136,27 +102,12 @@ def test_parse(case, tmp_path):
     done = run_script("parse", source, "--config", config, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     receipt = json.loads((tmp_path / "out/receipt.json").read_text(encoding="utf-8"))
-    kept = {
-        name: receipt[name]
-        for name in (
-            "rows_by_outer_type",
-            "elements_by_kind",
-            "unknown_kinds",
-            "undecodable_bodies",
-            "invalid_utf8_texts",
-            "share_with_text",
-        )
-        if name in receipt
-    }
-    messages = pl.read_parquet(tmp_path / "out/messages.parquet")
-    compare(
-        case,
-        {
-            "ledger.json": ledger_of(tmp_path / "out"),
-            "messages.jsonl": to_lines(messages.iter_rows(named=True)),
-            "report.json": json.dumps(kept, ensure_ascii=False, indent=1) + "\n",
-        },
-    )
+    metadata = pl.read_parquet_metadata(tmp_path / "out/messages.parquet")
+    report = {name: receipt[name] for name in REPORT if name in receipt}
+    report |= {"placeholders": metadata["placeholders"]}
+    messages = to_lines(pl.read_parquet(tmp_path / "out/messages.parquet").iter_rows(named=True))
+    ledger = ledger_of(tmp_path / "out")
+    compare(case, {"ledger.json": ledger, "messages.jsonl": messages, "report.jsonl": to_lines(report.items())})
 
 
 # ---- decrypt: a database as each platform keeps it

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from case_folders import MESSAGE
+from case_folders import MESSAGE, messages
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
 from scripts import combine
@@ -22,37 +22,11 @@ EVENING = 1_704_153_540_000  # 2024-01-01T23:59:00Z: bursts go on across midnigh
 USERS = ["", "80000000", "1", "2", "3"]
 NAMES = ["小明", "小明同学", "1", "啊", "A", "A b", " ", "qq.com"]
 
-piece = st.sampled_from(
-    [
-        "你好",
-        "a",
-        "1",
-        "啊",
-        " ",
-        "  ",
-        "　",
-        "\n",
-        "\x1f",
-        "，",
-        "，，",
-        "。",
-        "@",
-        "@小明",
-        "@小明同学",
-        "@小明 ",
-        "@1 ",
-        "@啊",
-        "@A b",
-        "a@1",
-        "me@qq.com",
-        "[图片]",
-        "[表情]",
-        "[图",
-        "片]",
-        "[打call]",
-        NOTICE,
-    ]
-)
+WORDS = ["你好", "a", "1", "啊", "，", "，，", "。", " ", "  ", "　", "\n", "\x1f"]
+MENTIONS = ["@", "@小明", "@小明同学", "@小明 ", "@1 ", "@啊", "@A b", "a@1", "me@qq.com"]
+SPECIAL = ["[图片]", "[表情]", "[图", "片]", "[打call]", NOTICE]
+
+piece = st.sampled_from([*WORDS, *MENTIONS, *SPECIAL])
 text = st.lists(piece, max_size=4).map("".join)
 element = st.one_of(
     st.tuples(st.just("text"), text),
@@ -69,10 +43,8 @@ def histories(draw):
     time, rows = EVENING, []
     for message_id in draw(st.permutations(range(count))):
         time += draw(pause)
-        elements = (
-            [("text", t) for _, t in draw(st.lists(st.tuples(st.none(), text), max_size=3))]
-            if csv
-            else draw(st.lists(element, max_size=4))
+        elements = draw(
+            st.lists(st.tuples(st.just("text"), text), max_size=3) if csv else st.lists(element, max_size=4)
         )
         quote = None if csv else draw(st.sampled_from([None, None, None, "dangling", *range(count + 2)]))
         rows.append(
@@ -93,50 +65,38 @@ def histories(draw):
     return pl.DataFrame(draw(st.permutations(rows)), MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
 
 
-def combined(messages, chosen, part=combine.PART):
+def combined(history, chosen, part=combine.PART):
     """Return (turns as dicts with times in milliseconds, ledger as a dict), as combine makes them."""
     ledger = Ledger()
     with tempfile.TemporaryDirectory() as folder, patch.object(combine, "PART", part):
         path = Path(folder) / "messages.parquet"
-        messages.write_parquet(path, metadata={"placeholders": ""})
+        history.write_parquet(path, metadata={"placeholders": ""})
         turns = combine.combine(path, chosen, ledger)
     ledger.check()
     return turns.with_columns(pl.col("time", "first_time", "last_time").dt.timestamp("ms")).to_dicts(), ledger.as_dict()
 
 
-def plain(messages, chosen):
-    return plain_turns(pd.DataFrame(messages.to_dict(as_series=False)), **dataclasses.asdict(chosen))
+def plain(history, chosen):
+    return plain_turns(pd.DataFrame(history.to_dict(as_series=False)), **dataclasses.asdict(chosen))
 
 
 @given(histories(), st.sampled_from(["seed", "default"]), st.sampled_from([1, 4, combine.PART]))
 @settings(max_examples=250, deadline=None)
-def test_random_histories_become_the_turns_of_the_contract(messages, preset, part):
-    assert combined(messages, PRESETS[preset], part) == plain(messages, PRESETS[preset])
+def test_random_histories_become_the_turns_of_the_contract(history, preset, part):
+    assert combined(history, PRESETS[preset], part) == plain(history, PRESETS[preset])
 
 
 @given(histories(), st.integers(0, 4), st.sampled_from([1, 20, 60, 90]), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_the_numbers_of_the_rule_are_settings(messages, others, seconds, quotes):
+def test_the_numbers_of_the_rule_are_settings(history, others, seconds, quotes):
     chosen = combine.Settings(max_others_between=others, max_gap_seconds=seconds, quotes_start_a_turn=quotes)
-    assert combined(messages, chosen, 4) == plain(messages, chosen)
+    assert combined(history, chosen, 4) == plain(history, chosen)
 
 
 def one_group(rows):
-    """A frame of messages of one group, a second apart; what a row leaves out has a plain value."""
-    same = {
-        "group_id": "g",
-        "seq": None,
-        "user_id": "1",
-        "nickname": "甲",
-        "mentions": [],
-        "reply_to": None,
-        "reply_dangling": False,
-    }
-    full = [
-        {**same, "message_id": index, "time": EVENING + 1000 * index, "kinds": ["text"] * len(row["fragments"]), **row}
-        for index, row in enumerate(rows)
-    ]
-    return pl.DataFrame(full, MESSAGE | {"time": pl.Int64}).cast(MESSAGE)
+    """Messages of one group as from a CSV, a second apart."""
+    usual = {"user_id": "1", "nickname": "甲", "seq": None}
+    return messages([{**usual, "time": second, **row} for second, row in enumerate(rows)])
 
 
 @given(st.lists(text, min_size=1, max_size=5))
@@ -159,8 +119,7 @@ def test_hundreds_of_members_of_one_name_touch_no_other_text(name):
 
 
 def test_no_special_texts_at_all():
-    turns, ledger = combined(
-        one_group([{"fragments": ["[图片]"]}, {"fragments": [NOTICE]}]), combine.Settings(special_texts=[])
-    )
+    history = one_group([{"fragments": ["[图片]"]}, {"fragments": [NOTICE]}])
+    turns, ledger = combined(history, combine.Settings(special_texts=[]))
     assert [turn["text"] for turn in turns] == [f"[图片]，{NOTICE}"]
     assert ledger == {"read": 2, "written": 1, "merged": 1, "dropped": {"empty": 0}}

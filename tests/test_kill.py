@@ -10,31 +10,27 @@ import sys
 import pytest
 
 from helpers import CLEAN, ROOT, run_script
-from llm_folder import chats, succeeded
+from llm_folder import arguments, chats, succeeded
 
 KILLS = 20
-STAGES = ["pair", "gen"]
+RESULTS = {"pair": "paired", "gen": "generated"}
+STAGES = list(RESULTS)
 
 
 class Project:
     """A folder in which pair and gen ask the test server, one question at a time."""
 
     def __init__(self, turns, path, ollama):
-        self.turns, self.path, self.ollama = turns, path, ollama
+        self.path, self.ollama = path, ollama
         llm = f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\npair_temperature: 3.0\nmax_failed_share: 1\n"
         pair = "newest: 16\nquotes_first: false\nstop_at_own_turn: true\nquotes_tested: 4\nmerge_replies: llm\n"
         gen = "batch_size: 2\nmax_characters: 15\n"
         for name, text in (("llm", llm), ("pair", f"{pair}batch_size: 3\n"), ("gen", gen)):
             (path / f"{name}.yaml").write_text(text)
+        shutil.copy(turns, path)
 
     def arguments(self, stage):
-        model = ["--llm", self.path / "llm.yaml", "--answers", self.path / "answers.db"]
-        common = ["--config", self.path / f"{stage}.yaml", "--prompt", f"config/prompts/{stage}.md", *model]
-        if stage == "pair":
-            merge = ["--merge-prompt", "config/prompts/merge.md"]
-            return [self.turns, "--target", "10002", *common, *merge, "--out", self.path / "results/paired"]
-        persona = ["--persona", "config/prompts/persona.md", "--turns", self.turns]
-        return [self.path / "results/paired", *common, *persona, "--out", self.path / "results/generated"]
+        return arguments(stage, self.path, **({"target": "10002"} if stage == "pair" else {}))
 
     def run(self, first="pair"):
         for stage in STAGES[STAGES.index(first) :]:
@@ -58,17 +54,15 @@ class Project:
         assert running.returncode == -signal.SIGKILL, output
 
     def start_over(self):
-        shutil.rmtree(self.path / "results", ignore_errors=True)
+        for folder in RESULTS.values():
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         for file in self.path.glob("answers.db*"):
             file.unlink()
         self.ollama.requests.clear()
 
     def results(self):
-        return {
-            str(path.relative_to(self.path)): path.read_bytes()
-            for path in sorted((self.path / "results").rglob("*"))
-            if path.is_file() and path.name != "receipt.json"
-        }
+        files = [file for folder in RESULTS.values() for file in (self.path / folder).iterdir()]
+        return {file: file.read_bytes() for file in files if file.name != "receipt.json"}
 
     def questions(self):
         return [json.dumps(body) for body in chats(self.ollama)]
@@ -80,16 +74,16 @@ def test_after_a_kill_at_any_answer_the_results_are_the_same(demo, tmp_path, oll
     project = Project(demo[0] / "data/demo/combined/turns.parquet", tmp_path, ollama)
     project.run()
     expected, asked = project.results(), project.questions()
-    receipt = json.loads((tmp_path / "results/paired/receipt.json").read_text(encoding="utf-8"))
+    receipt = json.loads((tmp_path / "paired/receipt.json").read_text(encoding="utf-8"))
     of_pair = receipt["llm"]["asked"]
     assert of_pair > 10 and len(asked) >= of_pair + 2 and len(asked) >= KILLS
-    assert {name.rpartition("/")[2] for name in expected} >= {"pairs.jsonl", "unpaired.jsonl", "alpaca.json"}
+    assert {path.name for path in expected} >= {"pairs.jsonl", "unpaired.jsonl", "alpaca.json"}
 
     for answers in [round(kill * (len(asked) - 1) / (KILLS - 1)) for kill in range(first, KILLS, 2)]:
         project.start_over()
-        stage, folder = ("pair", "paired") if answers < of_pair else ("gen", "generated")
+        stage = "pair" if answers < of_pair else "gen"
         project.run_until_killed(stage, answers)
-        assert not (tmp_path / f"results/{folder}/receipt.json").exists()
+        assert not (tmp_path / RESULTS[stage] / "receipt.json").exists()
         project.run(first=stage)
         assert project.results() == expected
         # the question that was not answered before the kill comes twice, no other does

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import huiyin.linking.linker
-from case_folders import START, cases, compare, ledger_of, read_lines, turns
+from case_folders import cases, compare, ledger_of, read_lines, turns
 from huiyin.linking.calibration import calibrated_threshold
 from huiyin.linking.cases import Case, History
 from huiyin.linking.conversation import WIDTH, Conversation
@@ -37,9 +37,7 @@ def test_the_linker_decides_alone_only_where_it_finds_the_quotes(case, folder):
     done = succeeded(folder.pair())
     printed = [line for line in done.stdout.splitlines() if "linker decides" in line or "within" in line]
     linker = json.dumps(folder.json("paired/receipt.json")["linker"], indent=1) + "\n"
-    lines = {
-        name: (folder.path / "paired" / name).read_text(encoding="utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")
-    }
+    lines = {name: (folder.path / "paired" / name).read_text("utf-8") for name in ("pairs.jsonl", "unpaired.jsonl")}
     # the confidence of the tiny model in an answer that it was given means nothing
     lines["pairs.jsonl"] = re.sub(r'("llm", "confidence": )[^,]+', r"\1null", lines["pairs.jsonl"])
     ledger = ledger_of(folder.path / "paired")
@@ -48,21 +46,17 @@ def test_the_linker_decides_alone_only_where_it_finds_the_quotes(case, folder):
 
 def sent(minute, user, text, messages=1, mentions=(), seconds=0):
     """A turn sent at `minute`, its messages `minute` * 10 and the next; the last `seconds` after the first."""
-    first = START + timedelta(minutes=minute)
-    return {
+    ids = [minute * 10 + number for number in range(messages)]
+    row = {
         "turn_id": minute,
-        "group_id": "g",
         "user_id": user,
-        "nickname": user,
         "text": text,
-        "earlier_turns": 0,
-        "message_ids": [minute * 10 + number for number in range(messages)],
-        "mentions": list(mentions),
-        "time": first,
-        "first_time": first,
-        "last_time": first + timedelta(seconds=seconds),
-        "reply_to_turn": None,
+        "message_ids": ids,
+        "mentions": mentions,
+        "time": 60 * minute,
     }
+    [turn] = turns([row]).to_dicts()
+    return {**turn, "earlier_turns": 0, "last_time": turn["first_time"] + timedelta(seconds=seconds)}
 
 
 @pytest.mark.parametrize("at_once", [1, 100])
@@ -79,12 +73,12 @@ def test_what_a_held_out_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
 
 
 def test_messages_are_in_the_order_in_which_they_were_sent():
-    turns = [
+    history = [
         sent(0, "a", "one，two", 2, mentions=["b"]),
         {**sent(0, "b", "between"), "message_ids": [0.5]},
         sent(1, "c", "x，y，z", 2, seconds=30),
     ]
-    conversation, turn_of, message_ids = messages_of(turns, lambda turn: turn["mentions"])
+    conversation, turn_of, message_ids = messages_of(history, lambda turn: turn["mentions"])
     assert (conversation.texts, turn_of.tolist()) == (("one", "between", "two", "x", "y，z"), [0, 1, 0, 2, 2])
     assert message_ids == (0, 0.5, 1, 10, 11)
     assert np.diff(conversation.times)[3] == pytest.approx(30)
@@ -94,12 +88,8 @@ def test_messages_are_in_the_order_in_which_they_were_sent():
 def test_a_turn_replies_to_what_its_most_confident_message_replies_to():
     turn_of = np.array([0, 1, 0, 2, 2])
     probabilities = np.zeros((5, 4))
-    probabilities[3, :3] = (
-        0.3,
-        0.2,
-        0.4,
-    )  # of turn 2, first message: two messages of turn 0 are one turn, two turns back
-    probabilities[4, :2] = 0.9, 0.1  # continues its own turn
+    # turn 2, first message: two messages of turn 0 are one turn, two turns back; second: goes on with its own turn
+    probabilities[3, :3], probabilities[4, :2] = [0.3, 0.2, 0.4], [0.9, 0.1]
     np.testing.assert_allclose(probabilities_of_turns(probabilities, turn_of, 3, 10)[2, :3], [0.2, 0.7, 0])
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import requests
 
-from ollama_server import OllamaServer, Refusal
+from ollama_server import OllamaServer
 from scripts.demo.tiny import write_hugging_face
 
 MODEL = "qwen2.5:14b"
@@ -44,10 +44,7 @@ def statuses(answer):
     return [event.get("status") or event for event in map(json.loads, answer.iter_lines())]
 
 
-def test_the_server_reports_its_version_and_its_models(server):
-    assert requests.get(server.url).text == "Ollama is running"
-    assert requests.head(server.url).status_code == 200
-    assert requests.get(server.url + "/api/version").json().keys() == {"version"}
+def test_the_server_reports_its_models(server):
     [model] = requests.get(server.url + "/api/tags").json()["models"]
     assert model["name"] == MODEL and len(model["digest"]) == 64
     assert post(server, "/api/show", model=MODEL).json()["model_info"]["qwen2.context_length"] == 32768
@@ -62,7 +59,7 @@ def test_answers_follow_the_schema_and_are_the_same_again(server):
         assert (answer["done"], answer["done_reason"]) == (True, "stop")
         content = json.loads(answer["message"]["content"])
         assert content.keys() == {"answers", "why"} and content["answers"] in ("1", "2", "none")
-        assert answer["prompt_eval_count"] > 0 and answer["eval_count"] > 0 and answer["total_duration"] > 0
+        assert answer["prompt_eval_count"] > 0 and answer["eval_count"] > 0
     assert [answer["message"] for answer in first] == [answer["message"] for answer in again]
     assert len(server.requests) == 40 and server.requests[0].body["format"] == SCHEMA
     assert server.loads == [(MODEL, 4096)]
@@ -74,8 +71,6 @@ def test_free_text_ends_by_itself_and_is_the_same_as_a_stream(server):
     events = [json.loads(line) for line in chat(server, stream=True).iter_lines()]
     assert "".join(event["message"]["content"] for event in events) == whole["message"]["content"]
     assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
-    generated = post(server, "/api/generate", model=MODEL, prompt="在吗？", stream=False).json()
-    assert generated["response"] and generated["done"]
 
 
 def test_an_answer_cut_at_its_limit_has_the_reason_length(server):
@@ -88,7 +83,6 @@ def test_an_answer_cut_at_its_limit_has_the_reason_length(server):
     [
         (404, "model 'nobody' not found", {"model": "nobody"}),
         (400, "does not support thinking", {"think": True}),
-        (400, "invalid format", {"format": 3}),
         (400, "$ref", {"format": {"$ref": "#/nowhere"}}),
         (400, "context size (100 tokens)", {"text": "长" * 200, "options": {"num_ctx": 100}}),
         (400, "context size (32768 tokens)", {"text": "长" * 40000, "options": {"num_ctx": 32768}}),
@@ -113,13 +107,13 @@ def test_a_model_is_loaded_by_a_request_and_unloaded_by_keep_alive_0(server):
         return [(model["name"], model["context_length"]) for model in models]
 
     assert loaded() == []
-    assert post(server, "/api/generate", model=MODEL, stream=False).json()["done_reason"] == "load"
-    assert loaded() == [(MODEL, 4096)]
-    chat(server, options={"num_ctx": 2048})
+    options = {"num_ctx": 2048}
+    empty = post(server, "/api/chat", model=MODEL, messages=[], options=options).json()
+    assert (empty["message"]["content"], empty["done_reason"]) == ("", "load")
     assert loaded() == [(MODEL, 2048)]
+    chat(server)
+    assert loaded() == [(MODEL, 4096)]
     assert post(server, "/api/generate", model=MODEL, keep_alive=0).json()["done_reason"] == "unload"
-    assert loaded() == []
-    chat(server, keep_alive="0s")
     assert loaded() == []
 
 
@@ -132,25 +126,14 @@ def test_a_model_is_created_from_uploaded_files(server, tmp_path):
     assert requests.head(f"{server.url}/api/blobs/sha256:{'0' * 64}").status_code == 404
     assert requests.post(f"{server.url}/api/blobs/sha256:{'0' * 64}", data=b"x").json() == {"error": "digest mismatch"}
 
-    answer = post(
-        server,
-        "/api/create",
-        model="huiyin-1",
-        files=files,
-        system="你是群友",
-        quantize="q8_0",
-        template="{{ .Prompt }}",
-        parameters={"num_ctx": 2048, "stop": ["<|im_end|>"]},
-    )
+    parameters = {"num_ctx": 2048, "stop": ["<|im_end|>"]}
+    texts = {"system": "你是群友", "template": "{{ .Prompt }}"}
+    answer = post(server, "/api/create", model="huiyin-1", files=files, quantize="q8_0", parameters=parameters, **texts)
     assert statuses(answer)[-1] == "success"
     assert server.created["huiyin-1:latest"]["config"]["rope_theta"] == 1_000_000
-    assert post(server, "/api/show", model="huiyin-1").json()["system"] == "你是群友"
     plain, made = chat(server).json(), chat(server, model="huiyin-1").json()
     assert made["prompt_eval_count"] > plain["prompt_eval_count"], "the system text is part of the prompt"
     assert server.loaded["huiyin-1:latest"] == 2048
-
-    assert requests.delete(server.url + "/api/delete", json={"model": "huiyin-1"}).status_code == 200
-    assert chat(server, model="huiyin-1").status_code == 404
 
 
 def test_files_that_ollama_cannot_convert_are_refused(server):
@@ -167,21 +150,3 @@ def test_files_that_ollama_cannot_convert_are_refused(server):
         assert answer.status_code == 200 and words in statuses(answer)[-1]["error"]
         assert post(server, "/api/create", model="new", files=files, stream=False).status_code >= 400
     assert server.created == {}
-
-
-def test_a_pulled_model_can_be_asked(server):
-    assert statuses(post(server, "/api/pull", model="other:1b"))[-1] == "success"
-    assert chat(server, model="other:1b").status_code == 200
-
-
-def test_before_chat_is_called_for_each_chat_and_may_refuse_it(server):
-    calls = []
-
-    def busy_at_the_second(k, body):
-        calls.append((k, body["messages"][0]["content"]))
-        if k == 2:
-            raise Refusal(503, "server busy")
-
-    server.before_chat = busy_at_the_second
-    assert [chat(server, text).status_code for text in "一二三"] == [200, 503, 200]
-    assert calls == [(1, "一"), (2, "二"), (3, "三")]

@@ -4,6 +4,7 @@ LLaMA-Factory's own encoding is compared with what Go's text/template makes of o
 makes of our chat template.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -20,33 +21,23 @@ from huiyin.serving.template import modelfile, read_prompt
 # The special tokens of Llama 3. Its tokenizers do not set add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"
-SYSTEMS = [
-    PERSONA,
-    "",
-    'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n',
-    '"',
-    '"""',
-    "家👨\u200d👩\u200d👧\u3000人\u200b",
-]
-CONVERSATIONS = [
-    [{"role": "user", "content": "在吗？"}],
-    [
-        {"role": "user", "content": "在吗？"},
-        {"role": "assistant", "content": "在，怎么了"},
-        {"role": "user", "content": "没事 {{ .System }} <b>&\n第二行"},
-    ],
-    [
-        {"role": "user", "content": "1"},
-        {"role": "assistant", "content": "2，\n3"},
-        {"role": "user", "content": "4"},
-        {"role": "assistant", "content": "👨\u200d👩\u200d👧"},
-        {"role": "user", "content": '"5"'},
-    ],
-]
+SYSTEMS = [PERSONA, "", 'Says """ often,\nat a line\'s end """\nand {{ .Content }}, \\n', '"', '"""']
+SYSTEMS += ["家👨\u200d👩\u200d👧\u3000人\u200b"]
 
 
-def given_system(conversations, text):
-    return [[{"role": "system", "content": text}, *conversation] for conversation in conversations]
+def talk(*texts, system=None):
+    """A conversation that the user begins."""
+    roles = itertools.cycle(["user", "assistant"])
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+TALKS = [
+    ["在吗？"],
+    ["在吗？", "在，怎么了", "没事 {{ .System }} <b>&\n第二行"],
+    ["1", "2，\n3", "4", "👨\u200d👩\u200d👧", '"5"'],
+]
+CONVERSATIONS = [talk(*texts, system=system) for system in (None, "另一个人") for texts in TALKS]
 
 
 @pytest.fixture(scope="session")
@@ -114,9 +105,8 @@ def test_the_templates_named_as_supported_are_those_tested():
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ollama_prompts_the_model_as_the_training_did(trained, ollama_prompts, name, system):
     model = trained[name]
-    conversations = [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]
     text = modelfile(model.prompt, system, False, {"stop": model.prompt.stop})
-    for conversation, prompt in zip(conversations, ollama_prompts(text, conversations), strict=True):
+    for conversation, prompt in zip(CONVERSATIONS, ollama_prompts(text, CONVERSATIONS), strict=True):
         assert model.tokens(prompt) == model.trained_on(conversation, system), prompt
 
 
@@ -125,7 +115,7 @@ def test_ollama_prompts_the_model_as_the_training_did(trained, ollama_prompts, n
 def test_transformers_prompts_the_model_as_the_training_did(trained, name, system):
     model = trained[name]
     template = model.prompt.jinja_template(system, False)
-    for conversation in [*CONVERSATIONS, *given_system(CONVERSATIONS, "另一个人")]:
+    for conversation in CONVERSATIONS:
         tokens = model.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
         assert tokens == model.trained_on(conversation, system)
 
@@ -133,7 +123,7 @@ def test_transformers_prompts_the_model_as_the_training_did(trained, name, syste
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_fixed_system_prompt_cannot_be_replaced(trained, ollama_prompts, system):
     model = trained["qwen"]
-    conversations = given_system(CONVERSATIONS, "Current date: 2026-11-23")
+    conversations = [talk(*texts, system="Current date: 2026-11-23") for texts in TALKS]
     prompts = ollama_prompts(modelfile(model.prompt, system, True, {}), conversations)
     template = model.prompt.jinja_template(system, True)
     for conversation, prompt in zip(conversations, prompts, strict=True):
@@ -147,10 +137,7 @@ def test_a_fixed_system_prompt_cannot_be_replaced(trained, ollama_prompts, syste
 def test_any_text_is_prompted_by_ollama_as_in_the_training(trained, ollama_prompts, system, texts):
     system = system.encode(errors="ignore").decode().replace("{{content}}", "").replace("\r", "")
     texts = [text.encode(errors="ignore").decode() or "嗯" for text in texts]
-    conversation = [
-        {"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)
-    ]
-    model = trained["qwen"]
+    model, conversation = trained["qwen"], talk(*texts)
     [prompt] = ollama_prompts(modelfile(model.prompt, system, False, {}), [conversation])
     assert model.tokens(prompt) == model.trained_on(conversation, system)
 
@@ -180,14 +167,7 @@ def test_a_first_token_that_the_tokenizer_adds_is_not_repeated(trained, tmp_path
 def test_the_model_of_the_demo_is_prompted_as_it_was_trained(demo, trained, ollama_prompts):
     exported = demo[0] / "data/demo/10002/exported"
     rows = json.loads((demo[0] / "data/demo/10002/generated/alpaca.json").read_text(encoding="utf-8"))[-20:]
-    conversations = [
-        [
-            {"role": role, "content": text}
-            for exchange in [*row["history"], [row["instruction"]]]
-            for role, text in zip(("user", "assistant"), exchange, strict=False)
-        ]
-        for row in rows
-    ]
+    conversations = [talk(*itertools.chain(*row["history"]), row["instruction"]) for row in rows]
     prompts = ollama_prompts((exported / "Modelfile").read_text(encoding="utf-8"), conversations)
     for row, conversation, prompt in zip(rows, conversations, prompts, strict=True):
         given = [{"role": "system", "content": row["system"]}, *conversation]

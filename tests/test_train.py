@@ -10,6 +10,7 @@ import pytest
 
 from helpers import CLEAN
 from hub_server import Hub
+from huiyin.common.progress import Progress
 from huiyin.training import base
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 from scripts import train
@@ -81,16 +82,17 @@ def test_a_wrong_setting_is_refused_before_anything_starts(training, changes, li
     assert not (training.path / "trained").exists()
 
 
-def test_a_missing_dataset_is_refused(training):
-    (training.path / "generated/alpaca.json").unlink()
-    assert training.error() == "generated/alpaca.json: no such file; `make gen` makes it"
-
-
-def test_an_empty_dataset_is_refused(training):
-    (training.path / "generated/alpaca.json").write_text("[]\n")
-    assert training.error() == (
-        "generated/alpaca.json: no rows to learn from; the receipt beside it tells why turns were dropped"
-    )
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "no such file; `make gen` makes it"),
+        ("[]\n", "no rows to learn from; the receipt beside it tells why turns were dropped"),
+    ],
+)
+def test_a_missing_or_empty_dataset_is_refused(training, content, problem):
+    dataset = training.path / "generated/alpaca.json"
+    dataset.write_text(content) if content else dataset.unlink()
+    assert training.error() == f"generated/alpaca.json: {problem}"
 
 
 @pytest.mark.parametrize("gpu", ["99", "first"])
@@ -133,30 +135,14 @@ def test_a_diverging_loss_ends_the_training(training):
 # ---- Watching the loss and the replies
 
 
-class Bar:
-    """The part of Progress that Watch uses."""
-
-    done = 0
-    note = ""
-
-    def set_total(self, total):
-        self.total = total
-
-    def add(self, count):
-        self.done += count
-
-
 def watched(tmp_path, losses, total=100):
     """Let Watch read a log with a loss every ten steps; return (the bar, its warnings)."""
-    warnings, bar = [], Bar()
+    warnings, bar = [], Progress("train", None, "steps")
+    entries = [
+        {"current_steps": 10 * number, "total_steps": total, "loss": loss} for number, loss in enumerate(losses, 1)
+    ]
     log = tmp_path / "trainer_log.jsonl"
-    log.write_text(
-        "".join(
-            json.dumps({"current_steps": step, "total_steps": total, "loss": loss}) + "\n"
-            for step, loss in zip(range(10, 1000, 10), losses, strict=False)
-        )
-        + '{"current_steps": 9'
-    )
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"current_steps": 9')
     Watch(log, bar, warnings.append)()
     return bar, warnings
 
@@ -205,9 +191,6 @@ def test_garbled_replies_are_recognized(reply, broken):
     assert garbled(reply) is broken
 
 
-# ---- Killed, and several processes
-
-
 # ---- Failures of a card, on a simulated one
 
 
@@ -233,10 +216,8 @@ def test_garbled_replies_restart_the_training_in_the_other_precision(training, t
 
 def test_a_base_model_is_downloaded_from_the_hub_once(training):
     training.settings["model_name_or_path"] = "someone/tiny"
-    code = f"""if True:
-        from pathlib import Path
-        from huiyin.training.base import find_base
-        print(find_base("someone/tiny", Path("{training.path}/cache"), whole=True))"""
+    arguments = f"'someone/tiny', Path('{training.path}/cache'), whole=True"
+    code = f"from pathlib import Path; from huiyin.training.base import find_base; print(find_base({arguments}))"
     with Hub("someone/tiny", training.tiny) as hub:
         environment = {**CLEAN, "HF_ENDPOINT": hub.url}
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from helpers import CLEAN, ROOT, run_script
 from huiyin.training import llamafactory
 from scripts import train
-from test_preflight import RTX_3060, Nvml
+from test_preflight import RTX_3060, simulate_nvml
 
 RESULTS = [*train.ADAPTER_FILES, *train.OTHER_FILES]
 SHORT_RUN = {
@@ -75,7 +75,7 @@ class Training:
 
 def train_on_card(training, monkeypatch, reply="好", **environment):
     """Train on a simulated RTX 3060 that fails as `environment` says; return (attempts of the receipt, output)."""
-    Nvml(monkeypatch, RTX_3060)
+    simulate_nvml(monkeypatch, RTX_3060)
     monkeypatch.setattr(train, "ask", replies(reply))
     monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
     monkeypatch.setattr(llamafactory, "PROGRAM", [sys.executable, ROOT / "tests/simulated_card.py"])
