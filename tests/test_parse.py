@@ -343,8 +343,8 @@ def test_a_database_without_messages_is_refused(tmp_path, table, line):
         ("since: tomorrow", "out.yaml: since: must be a day such as 2022-08-14 or empty, not tomorrow"),
         (
             "placeholders: [text]",
-            "out.yaml: placeholders: must be a list such as [a, b], each item image or file or voice or video or face or "
-            "wallet or ark or market_face or markdown or forward or call, not ['text']",
+            "out.yaml: placeholders: must be a list such as [a, b], each item image or file or voice or video or face "
+            "or wallet or ark or market_face or markdown or forward or call, not ['text']",
         ),
         (
             "colour: red",
