@@ -39,8 +39,7 @@ TOKENS_PER_CHARACTER = (
 INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
 
 Url = Annotated[
-    str,
-    Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434"),
+    str, Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434")
 ]
 
 
