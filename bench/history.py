@@ -9,6 +9,7 @@ that parse needs, or only the bodies), calls FromString and reads kind and text 
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,12 +54,8 @@ for literal in polars.read_csv(arguments[0], has_header=False, infer_schema=Fals
 
 def bare(code, *arguments):
     """Return the seconds that `code` takes from its `start` on, in a new process."""
-    code = f"import sys, time\narguments = sys.argv[1:]\n{code}\n"
-    code += "print(time.perf_counter() - start)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
-    )
-    return float(done.stdout)
+    code = f"import sys, time\narguments = sys.argv[1:]\n{code}\nprint(time.perf_counter() - start)"
+    return float(subprocess.check_output([sys.executable, "-c", code, *map(str, arguments)]))
 
 
 def stage(name, *arguments):
@@ -94,8 +91,7 @@ def round_of(folder, scratch):
     stripped = scratch / "bare.db"
     with open(source, "rb") as old, open(stripped, "wb") as new:
         old.seek(1024)
-        while block := old.read(1 << 20):
-            new.write(block)
+        shutil.copyfileobj(old, new)
     results = {"sqlcipher_export": (bare(BARE_EXPORT, stripped, key, scratch / "export.db"), None)}
     stripped.unlink()
     (scratch / "export.db").unlink()

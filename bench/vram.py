@@ -24,7 +24,11 @@ from huiyin.training.memory import Shape, peak_bytes, read_shape
 
 RANK = 8
 VOCABULARY = 151_936
-MODELS = {  # hidden, feed-forward, layers, heads, key-value heads, tied, vocabulary: Qwen2.5
+SIZES = [
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("tie_word_embeddings", "vocab_size"),
+]
+MODELS = {  # SIZES of Qwen2.5
     "0.5B": (896, 4864, 24, 14, 2, True, VOCABULARY),
     "1.5B": (1536, 8960, 28, 12, 2, True, VOCABULARY),
     "3B": (2048, 11008, 36, 16, 2, True, VOCABULARY),
@@ -62,20 +66,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def config_of(name: str) -> transformers.Qwen2Config:
-    hidden, feed_forward, layers, heads, kv_heads, tied, vocabulary = MODELS[name]
-    return transformers.Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        tie_word_embeddings=tied,
-        vocab_size=vocabulary,
-        use_cache=False,
-        attn_implementation="sdpa",
-        architectures=["Qwen2ForCausalLM"],
-        dtype="bfloat16",
-    )
+    sizes = dict(zip(SIZES, MODELS[name], strict=True))
+    options = {"use_cache": False, "attn_implementation": "sdpa", "dtype": "bfloat16"}
+    return transformers.Qwen2Config(**sizes, **options, architectures=["Qwen2ForCausalLM"])
 
 
 def simulate(name: str, rows: int, length: int, checkpointing: bool) -> tuple[int, int, int]:

@@ -75,11 +75,8 @@ def in_order(messages):
 
 
 def parts(messages, settings):
-    """Yield the messages in frames of about PART rows, with their `position` in the whole.
-
-    A part ends where the group ends or is silent for so long that no turn continues; so the turns of the parts, one
-    after the other, are the turns of the whole.
-    """
+    """Yield the messages in frames of about PART rows, with their `position` in the whole. A part ends where the group
+    ends or is silent for so long that no turn continues, so the turns of the parts are those of the whole."""
     silence = pl.col("time").diff() >= pl.duration(seconds=settings.max_gap_seconds)
     cuts = (
         messages.select("group_id", "time")
@@ -100,14 +97,9 @@ def parts(messages, settings):
 
 def with_text(messages, with_fragment, names, settings):
     """Return the messages that have a text, with this `text`, and {reason: count} of the others."""
+    kinds = pl.col("kinds").list.filter(pl.element().is_in(with_fragment))
     fragments = (
-        messages.select(
-            "position",
-            "group_id",
-            "seq",
-            text="fragments",
-            kind=pl.col("kinds").list.filter(pl.element().is_in(with_fragment)),
-        )
+        messages.select("position", "group_id", "seq", text="fragments", kind=kinds)
         .filter(pl.col("text").list.len() > 0)
         .explode("text", "kind")
         .filter(pl.col("kind") != "at")  # in QQNT a mention is a fragment of its own
@@ -118,9 +110,9 @@ def with_text(messages, with_fragment, names, settings):
     odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]))
     odd, typed = without_typed_mentions(odd, names)
     odd = without_special_texts(odd, settings.special_texts)
-    fragments = fragments.join(
-        odd.select("row", "special", rest="text"), on="row", how="left", maintain_order="left"
-    ).with_columns(text=pl.coalesce("rest", "text"))
+    odd = odd.select("row", "special", rest="text")
+    fragments = fragments.join(odd, on="row", how="left", maintain_order="left")
+    fragments = fragments.with_columns(text=pl.coalesce("rest", "text"))
     special = fragments.drop_nulls("special").group_by("position").agg(pl.col("special").first())
     texts = (
         fragments.filter(pl.col("text") != "")
@@ -158,21 +150,18 @@ def without_special_texts(fragments, special_texts):
     text, blank = pl.col("text"), pl.lit("")
     # the longest first: of two that begin at the same character the first in the list is taken
     brackets = sorted((e for e in special_texts if e.startswith("[") and e.endswith("]")), key=len, reverse=True)
-    notices = {
-        entry: rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$" for entry in special_texts if entry not in brackets
-    }
-    first_special = [
-        pl.when(text.str.contains(notices.get(entry, entry), literal=entry in brackets)).then(pl.lit(entry))
-        for entry in special_texts
-    ]
+    notices = [entry for entry in special_texts if entry not in brackets]
+    found = {entry: text.str.contains(entry, literal=True) for entry in brackets}
+    found |= {entry: text.str.contains(rf"^(\[[^\[\]]*\])?{pl.escape_regex(entry)}。?$") for entry in notices}
+    first_special = [pl.when(found[entry]).then(pl.lit(entry)) for entry in special_texts]
     fragments = (
         fragments.with_columns(text.str.strip_chars(WHITE_SPACE))
         .with_columns(special=pl.coalesce(*first_special, pl.lit(None, pl.String)))
         .with_columns(text.str.replace_many(pl.lit(brackets, pl.List(pl.String)), [""], leftmost=True))
         .with_columns(text.str.strip_chars(WHITE_SPACE))
     )
-    for notice in notices.values():
-        fragments = fragments.with_columns(text=pl.when(text.str.contains(notice)).then(blank).otherwise(text))
+    for notice in notices:
+        fragments = fragments.with_columns(text=pl.when(found[notice]).then(blank).otherwise(text))
     return fragments
 
 
@@ -184,17 +173,13 @@ def names_by_group(history):
         .agg(pl.col("user_id").last())
         .collect()
     )
-    by_group: dict[str, dict[str, str]] = {}
-    for group, name, user in names.iter_rows():
-        by_group.setdefault(group, {})[name] = user
-    return by_group
+    by_group = names.partition_by("group_id", as_dict=True, include_key=False)
+    return {group: dict(members.iter_rows()) for (group,), members in by_group.items()}
 
 
 def without_typed_mentions(fragments, names):
-    """Remove `@name` from the texts of sources which have no mention elements (CSV).
-
-    Returns the fragments and a frame `position`, `typed` with the ids so mentioned.
-    """
+    """Remove `@name` from the texts of sources which have no mention elements (CSV); return the fragments and a frame
+    `position`, `typed` with the ids so mentioned."""
     texts: dict[int, str] = {}
     mentions: dict[int, list[str]] = {}
     with_at = fragments.filter(pl.col("seq").is_null(), pl.col("text").str.contains("@", literal=True))

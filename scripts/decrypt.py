@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables = extract(stage, args.source, key, TABLES, plain, settings, args.config)
         if GROUP_MESSAGES not in tables:
             raise UserError(f"{args.source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
-        rows = {name: table.rows for name, table in tables.items()}
-        left_out = {}
+        rows, left_out = {name: table.rows for name, table in tables.items()}, {}
         for name, names in COMPANIONS.items() if settings.companions else ():
             companion = args.source.with_name(name)
             try:
@@ -170,22 +169,19 @@ def damage(source: Path, tables: dict[str, Table], plain: Path) -> dict[str, Any
     between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""
     pages = sum(len(table.lost_pages) for table in lost.values())
     print(f"decrypt: DAMAGED: {source}: {pages:,} pages could not be read; lost are {rows}{between}", flush=True)
-    return {name: {"pages": table.lost_pages, "rows": table.lost_rows} for name, table in lost.items()} | {
-        "spans": spans
+    return {
+        **{name: {"pages": table.lost_pages, "rows": table.lost_rows} for name, table in lost.items()},
+        "spans": spans,
     }
 
 
 def time_span(plain: Path, low: int | None, high: int | None) -> list[str | None]:
     """Return the times, as text, of the messages next to the rows lost between the ids `low` and `high`."""
-    sides = [("<=", low, "DESC"), (">=", high, "ASC")]
-    query = "SELECT [40050] FROM {} WHERE rowid {} ? AND [40050] > 0 ORDER BY rowid {} LIMIT 1"
+    # a comparison with NULL, for no edge, finds no row
+    query = f"SELECT [40050] FROM {GROUP_MESSAGES} WHERE rowid {{}} ? AND [40050] > 0 ORDER BY rowid {{}} LIMIT 1"
+    sides = [("<=", "DESC", low), (">=", "ASC", high)]
     with closing(sqlite3.connect(plain)) as connection:
-        rows = [
-            connection.execute(query.format(GROUP_MESSAGES, sign, order), (edge,)).fetchone()
-            if edge is not None
-            else None
-            for sign, edge, order in sides
-        ]
+        rows = [connection.execute(query.format(sign, order), (edge,)).fetchone() for sign, order, edge in sides]
     return [row and datetime.fromtimestamp(row[0], UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for row in rows]
 
 

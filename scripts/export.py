@@ -26,7 +26,7 @@ from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
-from huiyin.serving.process import ask
+from huiyin.serving.process import Models, ask
 from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment, run_program
@@ -112,20 +112,13 @@ def check_name(ollama: Ollama, digest_file: Path) -> None:
 
 
 def merge(trained: Trained, adapter: Path, cache: Path, work: Path, merged: Path) -> Prompt:
-    """Merge with LLaMA-Factory into the folder `merged`, on the processor, in the type of the base model.
-
-    work: the folder for its log. Returns the `Prompt` of the training.
-    """
+    """Merge with LLaMA-Factory, whose log goes to the folder `work`, into the folder `merged`, on the processor, in the
+    type of the base model. Return the `Prompt` of the training."""
     values = {
-        "model_name_or_path": trained.used["model_name_or_path"],
-        "adapter_name_or_path": str(adapter.absolute()),
-        "template": trained.used["template"],
+        **{name: trained.used[name] for name in ("model_name_or_path", "template")},
+        **{"adapter_name_or_path": str(adapter.absolute()), "finetuning_type": "lora", "default_system": ""},
         "trust_remote_code": bool(trained.used.get("trust_remote_code")),
-        "finetuning_type": "lora",
-        "default_system": "",
-        "export_dir": str(merged.absolute()),
-        "export_size": 2,
-        "export_device": "cpu",
+        **{"export_dir": str(merged.absolute()), "export_size": 2, "export_device": "cpu"},
         "export_legacy_format": False,
     }
     run_program("export", values, work, environment("none", cache, work))
@@ -166,17 +159,11 @@ def check_loss(trained: float, merged: float, kind: str, samples: int) -> float:
 
 
 def check_merge(
-    models: list[tuple[Path, Path | None]],
-    generated: Path,
-    question: Mapping[str, Any],
-    work: Path,
-    variables: Mapping[str, str],
+    models: Models, generated: Path, question: Mapping[str, Any], work: Path, variables: Mapping[str, str]
 ) -> tuple[dict[str, Any], str]:
-    """Compare the merged model with the trained one; return (the check, for the receipt; the merged model's reply).
-
-    models: [(base model, adapter), (merged model, None)]; question: the row to reply to; work: a folder for files;
-    variables: the environment of the process that asks. On a terminal replies of both models are printed.
-    """
+    """Compare the merged model with the trained one, `models`: [(base model, adapter), (merged model, None)]; print
+    replies of both on a terminal. Return (the check, for the receipt; the merged model's reply to the row `question`).
+    work: a folder for files; variables: the environment of the process that asks."""
     merged = models[1][0]
     rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
     samples = (rows[0] or rows[1])[-SAMPLES:]  # a very small dataset has no rows for evaluation
@@ -197,11 +184,8 @@ def create(
     ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
     """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
-    files = {
-        file.name: file
-        for file in sorted(merged.iterdir())
-        if file.suffix in (".safetensors", ".json") or file.name == "tokenizer.model"
-    }
+    names = "*.safetensors", "*.json", "tokenizer.model"
+    files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
     fixed = receipt["fixed_system"]
     template = prompt.go_template_with(system, fixed) if fixed else prompt.go_template()
     digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
@@ -268,9 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "quantize": choose_quantize(settings.quantize, merged),
             "fixed_system": settings.fixed_system,
         }
-        stage.output("Modelfile").write_text(
-            modelfile(prompt, trained.system, settings.fixed_system, stage.receipt["parameters"]), encoding="utf-8"
-        )
+        text = modelfile(prompt, trained.system, settings.fixed_system, stage.receipt["parameters"])
+        stage.output("Modelfile").write_text(text, encoding="utf-8")
         who = "the merged model, loaded once"
         if ollama:
             digest = create(ollama, merged, prompt, trained.system, stage.receipt, digest_file)
@@ -281,10 +264,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
-        print(
-            f"export: no Ollama model was created; where Ollama runs, this creates it: "
-            f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
-        )
+        command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
+        print(f"export: no Ollama model was created; where Ollama runs, this creates it: {command}")
 
 
 if __name__ == "__main__":

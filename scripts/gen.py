@@ -37,6 +37,7 @@ EVAL_SHARE = 0.05
 EVAL_FROM_SAMPLES = 20
 
 Record = dict[str, Any]  # a line of pairs.jsonl or unpaired.jsonl, a turn, a sample or a row of the dataset
+Rows = list[Record]
 
 
 @dataclass
@@ -64,27 +65,18 @@ def context_of(lines: list[Record], turns: pl.DataFrame, count: int) -> dict[int
     shown = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
     rows = {row["turn_id"]: row for row in turns.filter(pl.col("turn_id").is_in(list(shown))).iter_rows(named=True)}
     near = {turn_id: [rows[other] for other in others if other in rows] for turn_id, others in before.items()}
-    return {
-        line["turn_id"]: [turn for turn in near[line["turn_id"]] if turn["group_id"] == line["group_id"]]
-        for line in lines
-    }
+    groups = {line["turn_id"]: line["group_id"] for line in lines}
+    return {turn_id: [turn for turn in near[turn_id] if turn["group_id"] == group] for turn_id, group in groups.items()}
 
 
 def fill(
-    lines: list[Record],
-    turns: pl.DataFrame,
-    name: str,
-    prompt: Prompt,
-    settings: Settings,
-    client: Client,
-    temperature: float,
+    lines: list[Record], turns: pl.DataFrame, name: str, prompt: Prompt, settings: Settings, client: Client
 ) -> dict[int, str]:
-    """Return {turn_id: the prompt that the model has written} for those of `lines` for which it has written a good one.
-
-    What a batch leaves out is asked for again in smaller batches; a batch that does not fit is halved.
-    """
+    """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one. What a batch
+    leaves out is asked for again in smaller batches; a batch that does not fit is halved."""
     contexts = context_of(lines, turns, settings.context_turns)
     missing = [(line, contexts[line["turn_id"]]) for line in lines]
+    temperature = client.settings.gen_temperature
     written: dict[int, str] = {}
     for round_ in range(ROUNDS):
         size = max(1, settings.batch_size // SMALLER**round_)
@@ -92,11 +84,9 @@ def fill(
         while batches:
             questions = [missing_halves(prompt, batch, name, settings, temperature, round_) for batch in batches]
             answers = client.ask_all("gen", questions, final=False)
-            too_long = []
+            too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
             for batch, answer in zip(batches, answers, strict=True):
-                if answer is TooLong:
-                    too_long.append(batch)
-                elif isinstance(answer, Accepted):
+                if isinstance(answer, Accepted):
                     written |= {batch[index][0]["turn_id"]: text for index, text in answer.value.items()}
             if any(len(batch) == 1 for batch in too_long):
                 raise UserError(
@@ -112,9 +102,7 @@ def fill(
 # ---- The rows of the dataset
 
 
-def without_duplicates(
-    samples: list[Record], system: str, settings: Settings
-) -> tuple[list[list[Record]], list[Record]]:
+def without_duplicates(samples: list[Record], system: str, settings: Settings) -> tuple[list[Rows], Rows]:
     """Return the dataset rows [training, evaluation] and the samples they come from; of equal rows the first stays."""
     while True:
         cut = len(samples) - (round(len(samples) * EVAL_SHARE) if len(samples) >= EVAL_FROM_SAMPLES else 0)
@@ -137,15 +125,8 @@ def rows_of(samples: list[Record], system: str, settings: Settings) -> list[Reco
         if chain and time_of(sample) - time_of(chain[-1]) >= gap:
             chain.clear()
         history = chain[-settings.history_turns :] if settings.history_turns else []
-        rows.append(
-            {
-                "instruction": sample["prompt"],
-                "input": "",
-                "output": sample["reply"],
-                "system": system,
-                "history": [[old["prompt"], old["reply"]] for old in history],
-            }
-        )
+        row = {"instruction": sample["prompt"], "input": "", "output": sample["reply"], "system": system}
+        rows.append({**row, "history": [[old["prompt"], old["reply"]] for old in history]})
         chain.append(sample)
     return rows
 
@@ -163,14 +144,8 @@ def time_of(sample: Record) -> datetime:
     return datetime.fromisoformat(sample["time"])
 
 
-def dataset_info() -> Record:
-    """Return the dataset_info.json of LLaMA-Factory: which field of a row is what."""
-    fields = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-    return {name: {"file_name": f"{name}.json", "columns": fields} for name in ("alpaca", "alpaca_eval")}
-
-
-def write_json(path: Path, content: Any, ascii_only: bool = False) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=ascii_only, indent=1) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- The stage
@@ -198,8 +173,10 @@ def write_dataset(stage: Stage, rows: list[list[Record]], system: str, samples: 
     """Write the five files; `samples` are those of the rows, in their order."""
     write_json(stage.output("alpaca.json"), rows[0])
     write_json(stage.output("alpaca_eval.json"), rows[1])
-    # LLaMA-Factory opens this one without naming an encoding
-    write_json(stage.output("dataset_info.json"), dataset_info(), ascii_only=True)
+    # which field of a row is what; all ASCII, since LLaMA-Factory opens this one without naming an encoding
+    fields = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+    info = {name: {"file_name": f"{name}.json", "columns": fields} for name in ("alpaca", "alpaca_eval")}
+    write_json(stage.output("dataset_info.json"), info)
     stage.output("system.txt").write_text(system, encoding="utf-8")
     sources = ({key: (sample | {"row": row}).get(key) for key in SOURCE} for row, sample in enumerate(samples))
     write_records(stage.output("sources.jsonl"), sources)
@@ -225,12 +202,11 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.input(args.persona)
         pairs, unpaired, turns, name = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
-        least, written = settings.min_confidence, {}
+        least = settings.min_confidence
         kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
         if least:
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-        if settings.fill:
-            written = fill(unpaired, turns, name, prompt, settings, client, llm.gen_temperature)
+        written = fill(unpaired, turns, name, prompt, settings, client) if settings.fill else {}
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]

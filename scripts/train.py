@@ -82,14 +82,9 @@ def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[
         check_card(card, built_with)
     card = min(cards, key=lambda card: card.free)  # what fits on this one fits on the others
     device = {
-        "device": card.name,
-        "cards": len(cards),
-        "total_gib": gib(card.total),
-        "free_gib": gib(card.free),
-        "capability": dotted(card.capability),
-        "driver": card.driver,
-        "driver_cuda": dotted(card.cuda),
-        "torch_cuda": built_with,
+        **{"device": card.name, "cards": len(cards), "total_gib": gib(card.total), "free_gib": gib(card.free)},
+        **{"capability": dotted(card.capability), "driver": card.driver},
+        **{"driver_cuda": dotted(card.cuda), "torch_cuda": built_with},
     }
     return device, plan_for_card(card, work, settings, installed())
 
@@ -135,24 +130,15 @@ def full_settings(args: argparse.Namespace, given: Values, has_eval: bool, plan:
         **plan.values(),
         "gradient_accumulation_steps": plan.accumulation // processes,
         "model_name_or_path": str(base),
-        "stage": "sft",
-        "do_train": True,
-        "dataset": "alpaca",
-        "dataset_dir": str(args.generated.absolute()),
+        **{"stage": "sft", "do_train": True, "dataset": "alpaca", "dataset_dir": str(args.generated.absolute())},
         "default_system": (args.generated / "system.txt").read_text(encoding="utf-8"),
-        "output_dir": str(run_folder_of(args).absolute()),
-        "plot_loss": True,
-        "logging_first_step": True,
-        "report_to": "none",
+        "output_dir": str((args.out / ".run").absolute()),
+        **{"plot_loss": True, "logging_first_step": True, "report_to": "none"},
         "logging_nan_inf_filter": False,  # it would hide a loss that is NaN
         "include_num_input_tokens_seen": True,
         **evaluation,
         **device,
     }
-
-
-def run_folder_of(args: argparse.Namespace) -> Path:
-    return args.out / ".run"
 
 
 def fingerprint(values: Values, files: Sequence[Path]) -> str:
@@ -173,11 +159,8 @@ def prepare(run_folder: Path, mark: str, micro_batch: int) -> None:
 
 
 def fix_checkpoints(run_folder: Path, micro_batch: int) -> int:
-    """Make the checkpoints fit to resume from; return their number.
-
-    trainer_state.json is the last file of a checkpoint to be written; one without it is incomplete and is deleted.
-    A resumed run takes its micro-batch from that file, not from the settings, so `micro_batch` is written there.
-    """
+    """Make the checkpoints fit to resume from; return their number. One without trainer_state.json, the last file to be
+    written, is deleted. A resumed run takes its micro-batch from that file, not from the settings: it is set there."""
     count = 0
     for checkpoint in run_folder.glob("checkpoint-*"):
         file = checkpoint / "trainer_state.json"
@@ -204,12 +187,9 @@ def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -
 def train(
     args: argparse.Namespace, values: Values, plan: Plan, files: Sequence[Path], held_out: list[Any]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train, with retries; return (the attempts for the receipt, the replies to `held_out`).
-
-    Out of memory: resume from the last checkpoint with half the micro-batch. A diverged loss or garbled replies: start
-    again, once, in the other precision.
-    """
-    attempts, run_folder = [], run_folder_of(args)
+    """Train; return (the attempts for the receipt, the replies to `held_out`). When out of memory, resume with half the
+    micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
+    attempts, run_folder = [], args.out / ".run"
     variables = environment(args.gpu, args.cache, run_folder)
     last_precision = args.gpu == "none"
     while True:
@@ -314,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.use(args.preflight, settings)
         for file in files:
             stage.input(file)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), run_folder_of(args)
+        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), args.out / ".run"
         check_disk(args.out, disk_bytes(given, work, files[0]), "training (checkpoints and prepared rows)")
         values = full_settings(args, given, bool(held_out), plan, base)
         attempts, replies = train(args, values, plan, files, (held_out or rows)[-PROMPTS:])

@@ -26,7 +26,7 @@ from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
-from huiyin.qqnt.btree import cells, four, walk
+from huiyin.qqnt.btree import four, leaf_cells, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
 from huiyin.qqnt.extract import KEEP_FREE, take_tables
 from huiyin.qqnt.pages import Pages
@@ -407,7 +407,7 @@ def rows_by_page(source):
     tree = walk(pages, roots["group_msg_table"])
     pages_of = {}
     for number in tree.leaves.tolist():
-        for cell in cells(pages.read([number])[0][0], pages.usable):
+        for cell in leaf_cells(pages, number, pages.read([number])[0][0]):
             pages_of[cell.rowid] = {number}
             overflow, left = cell.overflow, cell.payload
             while left > 0:

@@ -27,25 +27,18 @@ Text = Annotated[str, Meta(min_length=1)]
 ADDRESS = r"https?://(\S+@)?([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/\S*)?"
 
 # Type in words; what has bounds is Annotated with them
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    date: "a day such as 2022-08-14",
-    types.NoneType: "empty",
+WORDS: dict[type, str] = {
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "text"},
+    **{date: "a day such as 2022-08-14", types.NoneType: "empty"},
 }
 
 Settings = TypeVar("Settings")
 
 
 def read_settings(path: Path, cls: type[Settings]) -> Settings:
-    """Return a `cls` filled from the YAML file at `path`.
-
-    A key the file leaves out comes from its `preset`: `cls.PRESETS[name]` on top of the dataclass defaults.
-    Unknown and doubled keys and values that the type does not allow raise `UserError`. Every scalar is read as text
-    first and then turned into the declared type, so an id such as 0012 stays as it was written.
-    """
+    """Return a `cls` filled from the YAML file at `path`. What the file leaves out comes from its `preset`,
+    `cls.PRESETS[name]` on top of the dataclass defaults. Unknown and doubled keys and values that the type does not
+    allow are `UserError`. Scalars are read as text before they get their type: an id such as 0012 stays as it is."""
     return fill(cls, read_mapping(path), path)
 
 

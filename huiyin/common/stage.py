@@ -39,11 +39,10 @@ class Ledger:
             raise AssertionError(f"the ledger does not balance: {self.as_dict()}")
 
     def __str__(self) -> str:
-        parts = [f"read {self.read:,}", f"written {self.written:,}"]
-        if self.merged is not None:
-            parts.append(f"merged {self.merged:,}")
+        merged = "" if self.merged is None else f"merged {self.merged:,}, "
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dropped.items()) if count)
-        return ", ".join([*parts, f"dropped {self.dropped.total():,}" + (f" ({reasons})" if reasons else "")])
+        dropped = f"dropped {self.dropped.total():,}" + (f" ({reasons})" if reasons else "")
+        return f"read {self.read:,}, written {self.written:,}, {merged}{dropped}"
 
 
 class Stage:
@@ -72,7 +71,11 @@ class Stage:
         self.started, self.started_at = time.monotonic(), time.time()
         self.out.mkdir(parents=True, exist_ok=True)
         self.out.chmod(0o700)
-        self._lock()
+        self.folder = os.open(self.out, os.O_RDONLY)
+        try:  # two runs in one folder would delete each other's parts; the lock ends with the process
+            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
         self._remove_parts()
         return self
 
@@ -101,28 +104,18 @@ class Stage:
             self._remove_parts()
             os.close(self.folder)
 
-    def _lock(self):
-        """Two runs in one folder would delete each other's parts. The lock ends with the process."""
-        self.folder = os.open(self.out, os.O_RDONLY)
-        try:
-            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.out}: another run is at work here; wait for it, or stop it first") from None
-
     def _commit(self):
         from importlib.metadata import version  # takes as long as all else that --help loads
 
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
-        versions = {"python": platform.python_version(), **{name: version(name) for name in self.packages}}
         self.receipt = {
             "stage": self.name,
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.started, 3),
             "ledger": self.ledger.as_dict(),
-            "inputs": self.inputs,
-            "settings": self.settings,
+            **{"inputs": self.inputs, "settings": self.settings},
             "outputs": outputs,
-            "versions": versions,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in self.packages}},
             **self.receipt,
         }
         receipt = self.out / ".receipt.json.part"
@@ -130,7 +123,9 @@ class Stage:
         # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
         os.utime(receipt, (self.started_at, self.started_at))
         for name in self.outputs:
-            put_in_place(self.out / f".{name}.part", self.out / name)
+            if (self.out / name).is_dir():  # a folder cannot be renamed over one that is not empty
+                remove(self.out / name)
+            (self.out / f".{name}.part").replace(self.out / name)
         for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
             remove(self.out / name)
         receipt.replace(self.out / "receipt.json")
@@ -170,13 +165,6 @@ def digest_tree(path: Path) -> Any:
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     return sha256(path)
-
-
-def put_in_place(part: Path, final: Path) -> None:
-    """Rename `part` to `final`; a folder cannot be renamed over one that is not empty, so that one is removed first."""
-    if final.is_dir():
-        remove(final)
-    part.replace(final)
 
 
 def remove(path: Path) -> None:

@@ -16,34 +16,18 @@ NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number f
 GROUP_MESSAGES = "group_msg_table"  # QQNT's table of the messages of groups
 
 MESSAGES = {  # messages.parquet
-    "message_id": "Int64",
-    "group_id": "String",
-    "time": "Datetime(ms, UTC)",
-    "seq": "Int64",
-    "user_id": "String",
-    "nickname": "String",
-    "fragments": "List(String)",
-    "kinds": "List(String)",
-    "mentions": "List(String)",
-    "reply_to": "Int64",
-    "reply_dangling": "Boolean",
+    **{"message_id": "Int64", "group_id": "String", "time": "Datetime(ms, UTC)", "seq": "Int64"},
+    **{"user_id": "String", "nickname": "String"},
+    **dict.fromkeys(["fragments", "kinds", "mentions"], "List(String)"),
+    **{"reply_to": "Int64", "reply_dangling": "Boolean"},
 }
 MESSAGES_ORDER = ["group_id", "time", "seq", "message_id"]  # nulls first
 
 TURNS = {  # turns.parquet
-    "turn_id": "Int64",
-    "group_id": "String",
-    "user_id": "String",
-    "nickname": "String",
-    "time": "Datetime(ms, UTC)",
-    "first_time": "Datetime(ms, UTC)",
-    "last_time": "Datetime(ms, UTC)",
-    "text": "String",
-    "message_ids": "List(Int64)",
-    "mentions": "List(String)",
-    "reply_to_turn": "Int64",
-    "quotes_outside": "Boolean",
-    "seconds_since_previous": "Int64",
+    **{"turn_id": "Int64", "group_id": "String", "user_id": "String", "nickname": "String"},
+    **dict.fromkeys(["time", "first_time", "last_time"], "Datetime(ms, UTC)"),
+    **{"text": "String", "message_ids": "List(Int64)", "mentions": "List(String)"},
+    **{"reply_to_turn": "Int64", "quotes_outside": "Boolean", "seconds_since_previous": "Int64"},
 }
 
 REPLY = ["turn_id", "turn_ids", "group_id", "reply", "time"]
@@ -55,21 +39,16 @@ SOURCE = ["row", "turn_ids", "decided_by", "confidence"]  # a line of sources.js
 def schema(columns: Mapping[str, str]) -> dict[str, Any]:
     """Return `columns` with polars' types in place of their names."""
     types = {
-        "Int64": pl.Int64(),
-        "String": pl.String(),
-        "Boolean": pl.Boolean(),
-        "Datetime(ms, UTC)": pl.Datetime("ms", "UTC"),
-        "List(String)": pl.List(pl.String),
-        "List(Int64)": pl.List(pl.Int64),
+        **{"Int64": pl.Int64(), "String": pl.String(), "Boolean": pl.Boolean()},
+        **{"Datetime(ms, UTC)": pl.Datetime("ms", "UTC")},
+        **{"List(String)": pl.List(pl.String), "List(Int64)": pl.List(pl.Int64)},
     }
     return {name: types[type_name] for name, type_name in columns.items()}
 
 
 def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.LazyFrame":
-    """Return the parquet file at `path`, unread; `UserError` unless it has each of `columns` in its type.
-
-    made_by: what makes such a file, for the error, as in "`make parse` makes it".
-    """
+    """Return the parquet file at `path`, unread; `UserError` unless it has each of `columns` in its type. `made_by`:
+    what makes such a file, as in "`make parse` makes it"."""
     try:
         found = pl.read_parquet_schema(path)
     except pl.exceptions.PolarsError as error:

@@ -109,11 +109,8 @@ def http_request(
 def send(
     session: requests.Session, method: str, url: str, read_seconds: float, body: dict[str, Any] | None = None
 ) -> Any:
-    """Send `body` as JSON and return the decoded answer.
-
-    Raises Unavailable (no connection, a broken one, time-out, busy, 5xx), TooLong, Unusable (an answer that is not
-    JSON) or UserError (a redirect, or any other 4xx: the request itself is wrong).
-    """
+    """Send `body` as JSON and return the decoded answer. Raises Unavailable (no connection, a broken one, time-out,
+    busy, 5xx), TooLong, Unusable (no JSON) or UserError (a redirect, or another 4xx: the request itself is wrong)."""
     try:
         response = http_request(session, method, url, read_seconds, json=body)
     except requests.RequestException as error:
@@ -147,13 +144,8 @@ def check_not_thinking(thinking: str | None, text: str) -> None:
 
 def chat_completion(request: ChatRequest, **body: Any) -> dict[str, Any]:
     """Return the body of an OpenAI chat completion as llama-server and vLLM read it, `body` included."""
-    body |= {
-        "messages": request.messages,
-        "temperature": request.temperature,
-        "seed": request.seed,
-        "max_tokens": request.max_tokens,
-        "chat_template_kwargs": {"enable_thinking": False},
-    }
+    body |= {name: getattr(request, name) for name in ("messages", "temperature", "seed", "max_tokens")}
+    body["chat_template_kwargs"] = {"enable_thinking": False}
     if request.schema is not None:
         json_schema = {"name": "answer", "schema": request.schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": json_schema}

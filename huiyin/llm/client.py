@@ -32,15 +32,12 @@ RETRY_TEMPERATURE = 0.5  # at temperature 0 another seed would only give the sam
 WAIT_SECONDS = 0.5  # after the first try that no server answers, and twice as long after each further one ...
 JITTER_SECONDS = 0.5  # ... and at random up to this much longer, so that not all threads come back at once
 ESTIMATE_AFTER = 20  # answers, from which the time for the rest is estimated
-TOKENS_PER_CHARACTER = (
-    0.7  # of Chinese chat, in the vocabularies of Qwen; only for the estimate before the first answer
-)
+TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen; for the estimate before the first answer
 # What a backend or `Question.accept` raises for an answer that is not valid
 INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
 
 Url = Annotated[
-    str,
-    Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434"),
+    str, Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434")
 ]
 
 
@@ -143,10 +140,8 @@ def unload_model(settings: Settings, ollama_url: str) -> None:
 
 
 class Client:
-    """Asks the model; every valid answer is in the answer cache before it counts.
-
-    The model is looked for when the first question comes, as without questions there need not be one.
-    """
+    """Asks the model; every valid answer is in the answer cache before it counts. The model is looked for when the
+    first question comes: without questions there need not be one."""
 
     pool: Pool  # `open` sets these three
     model: str
@@ -212,10 +207,8 @@ class Client:
     def ask_uncached(
         self, name: str, questions: dict[str, Question], longest: str, note: str, final: bool, total: int
     ) -> dict[str, Result]:
-        """Return {key: result} of `questions`, {key: Question}.
-
-        The one with the key `longest` goes first and alone, so that a context which is too small shows at once.
-        """
+        """Return {key: result} of `questions`, {key: Question}. The one with the key `longest` goes first and alone, so
+        that a context which is too small shows at once."""
         if not self.prepared:
             self.pool.prepare()
             self.prepared = True
@@ -244,34 +237,25 @@ class Client:
         if failed > self.settings.max_failed_share * questions:
             raise UserError(
                 f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
-                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is "
-                "kept"
+                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is kept"
             )
 
     def key(self, question: Question) -> str:
         """Return the key in the answer cache: the same model and the same words and options give the same answer."""
-        options = {
-            "temperature": question.temperature,
-            "max_tokens": question.max_tokens,
-            "confidence": question.choices is not None,
-        }
+        options = {"temperature": question.temperature, "max_tokens": question.max_tokens}
+        options["confidence"] = question.choices is not None
         return digest(self.model, options, question.system, question.user, question.schema)
 
     def cached(self, key: str, question: Question) -> Accepted | None:
-        entry = self.cache.get(key)
-        if entry is None:
-            return None
-        text, confidence = json.loads(entry)
-        try:
-            return Accepted(question.accept(json.loads(text)), confidence)
-        except INVALID:  # accepted under older rules
-            return None
+        with contextlib.suppress(*INVALID):  # accepted under older rules
+            if entry := self.cache.get(key):
+                text, confidence = json.loads(entry)
+                return Accepted(question.accept(json.loads(text)), confidence)
+        return None
 
     def ask(self, key: str, question: Question) -> Result:
-        """Ask until there is a valid answer: `question.tries` times at most, or TRIES times if no server answers.
-
-        Each try has a seed of its own; after an answer that is not valid, the temperature is raised.
-        """
+        """Ask until there is a valid answer: `question.tries` times at most, or TRIES times if no server answers. Each
+        try has a seed of its own; after an answer that is not valid, the temperature is raised."""
         temperature = question.temperature
         for attempt in range(TRIES):
             if self.stopped.is_set():
@@ -302,10 +286,7 @@ class Client:
         return None
 
     def try_once(self, question: Question, temperature: float, seed: int) -> tuple[Answer, Any]:
-        """Return the answer to one request, and what `question.accept` makes of it.
-
-        Raises Unavailable, TooLong, or one of INVALID.
-        """
+        """Return an answer, and what `question.accept` makes of it. Raises Unavailable, TooLong or INVALID."""
         texts = (("system", question.system), ("user", question.user))
         messages = [{"role": role, "content": text} for role, text in texts if text]
         with self.lock:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from typing import Any
 
 from huiyin.llm.backend import Answer
@@ -17,7 +18,7 @@ def confidence_of(answer: Answer, choices: list[str] | None) -> float | None:
     if not choices or not answer.logprobs:
         return None
     texts = possible_texts(answer.text, answer.logprobs, choices)
-    common = common_length(texts)  # up to here there is nothing to choose
+    common = len(os.path.commonprefix(texts))  # noqa: RUF071  bytes, among which is no choice
     confidence, written = 1.0, b""
     for token in answer.logprobs:
         if len(written) + len(token_bytes(token)) > common:
@@ -38,26 +39,14 @@ def possible_texts(text: str, tokens: list[dict[str, Any]], choices: list[str]) 
     return [fence + (before + json.dumps(choice) + after).encode() for choice in choices]
 
 
-def common_length(texts: list[bytes]) -> int:
-    """Return how many bytes all of `texts` begin with; the least and the greatest have no more in common than all."""
-    least, greatest = min(texts), max(texts)
-    pairs = enumerate(zip(least, greatest, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), len(least))
-
-
 def probability_of(token: dict[str, Any], continuations: list[bytes]) -> float:
-    """Return the probability of `token` among the tokens with which one of `continuations` can begin.
-
-    A first byte that no listed token begins with counts as one more token, as probable as the last one listed.
-    """
+    """Return the probability of `token` among those with which one of `continuations` can begin. A first byte that no
+    listed token begins with counts as one more token, as probable as the last one listed."""
     listed = {token_bytes(other): other["logprob"] for other in token.get("top_logprobs") or []}
     least = min([*listed.values(), token["logprob"]])
     listed[token_bytes(token)] = token["logprob"]
-    possible = {
-        written: logprob
-        for written, logprob in listed.items()
-        if written and any(text.startswith(written) for text in continuations)
-    }
+    listed.pop(b"", None)
+    possible = {key: logprob for key, logprob in listed.items() if any(text.startswith(key) for text in continuations)}
     unlisted = {text[0] for text in continuations if text} - {written[0] for written in possible}
     total = sum(map(math.exp, possible.values())) + len(unlisted) * math.exp(least)
     return math.exp(token["logprob"]) / total if token_bytes(token) in possible and total > 0 else 1.0

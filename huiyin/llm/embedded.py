@@ -20,7 +20,7 @@ class Embedded:
             )
         self.url = self.model = model
         params = xllamacpp.CommonParams()
-        params.model.path = str(model)
+        params.model.path = model
         params.n_ctx = num_ctx * parallel  # divided evenly among the slots
         params.n_parallel = parallel
         if threads:

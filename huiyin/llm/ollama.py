@@ -97,42 +97,31 @@ class Ollama:
         contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
         if contexts and min(contexts) < self.num_ctx:
             raise UserError(
-                f"{self.model} has a context of {min(contexts)} tokens, "
-                f"less than num_ctx: {self.num_ctx} in llm.yaml; lower it or take another model"
+                f"{self.model} has a context of {min(contexts)} tokens, less than num_ctx: {self.num_ctx} in llm.yaml; "
+                "lower it or take another model"
             )
         body = {**self.always, "messages": [], "options": {"num_ctx": self.num_ctx}}
         send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), body)
-        running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]
-        for model in running:
-            if model["name"] == tagged(self.model) and model.get("size_vram", 0) < model.get("size", 0):
-                part = model.get("size_vram", 0) / model["size"]
-                print(
-                    f"WARNING: only {part:.0%} of {self.model} at {self.url} is on the GPU, the rest is on the "
-                    "processor and many times slower; take a smaller model or num_ctx x parallel, "
-                    "and look at `ollama ps` and nvidia-smi",
-                    file=sys.stderr,
-                    flush=True,
+        for model in send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]:
+            on_card, size = model.get("size_vram", 0), model.get("size", 0)
+            if model["name"] == tagged(self.model) and on_card < size:
+                warning = (
+                    f"WARNING: only {on_card / size:.0%} of {self.model} at {self.url} is on the GPU, the rest is on "
+                    "the processor and many times slower; take a smaller model or num_ctx x parallel, and look at "
+                    "`ollama ps` and nvidia-smi"
                 )
+                print(warning, file=sys.stderr, flush=True)
 
     def chat(self, request: ChatRequest) -> Answer:
-        """Return the answer; one that ends at `max_tokens` is Unusable.
-
-        Every request has all options: another num_ctx would load the model again, and by default Ollama silently cuts
-        long prompts.
-        """
-        body: dict[str, Any] = {
+        """Return the answer; one that ends at `max_tokens` is Unusable. Every request has all options: another num_ctx
+        would load the model again, and by default Ollama silently cuts long prompts."""
+        options: dict[str, Any] = {"num_ctx": self.num_ctx, "num_predict": request.max_tokens}
+        options |= {"temperature": request.temperature, "seed": request.seed}
+        body = {
             **self.always,
-            "messages": request.messages,
-            "think": False,
-            "truncate": False,
+            **{"messages": request.messages, "think": False, "truncate": False, "options": options},
             **({} if request.schema is None else {"format": request.schema}),
             **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if request.logprobs else {}),
-            "options": {
-                "num_ctx": self.num_ctx,
-                "num_predict": request.max_tokens,
-                "temperature": request.temperature,
-                "seed": request.seed,
-            },
         }
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         try:
@@ -165,37 +154,25 @@ class Ollama:
         return [model["name"] for model in running["models"]]
 
     def talk(self, messages: list[dict[str, str]]) -> Iterator[str]:
-        """Yield the reply to `messages` piece by piece, with the model's own parameters; `UserError` if it breaks off.
-
-        Ollama leaves out messages that do not fit into the context, the oldest first.
-        """
+        """Yield the reply to `messages` in pieces, with the model's own parameters; `UserError` if it breaks off. Of
+        messages that do not fit into the context Ollama leaves out the oldest."""
         body = {"model": self.model, "messages": messages, "stream": True, "think": False, "keep_alive": "30m"}
         for event in self.stream("/api/chat", body, max(LOAD_SECONDS, self.read_seconds)):
             yield event["message"]["content"]
 
     def create(
-        self, files: dict[str, Path], quantize: str | None, template: str, system: str, parameters: dict[str, Any]
+        self, files: dict[str, Path], quantize: str, template: str, system: str, parameters: dict[str, Any]
     ) -> str:
-        """Create the model from `files` ({name: path}) and return its digest.
-
-        `quantize`: the type of its weights, None to leave them as they are.
-        """
+        """Create the model from `files` ({name: path}) with weights of the type `quantize`; return its digest."""
         digests = {}
         with Progress("create", sum(path.stat().st_size for path in files.values()), "B", bytes=True) as progress:
             for name, path in files.items():
                 digests[name] = f"sha256:{sha256(path)}"
                 self.upload(path, digests[name], progress)
-        body = {
-            "model": self.model,
-            "files": digests,
-            "template": template,
-            "system": system,
-            "parameters": parameters,
-            **({"quantize": quantize} if quantize else {}),
-        }
+        body = {"model": self.model, "files": digests, "quantize": quantize, "template": template, "system": system}
         status = None
         with Progress("create", None, "B", bytes=True) as progress:
-            for event in self.stream("/api/create", body, CREATE_SECONDS):
+            for event in self.stream("/api/create", {**body, "parameters": parameters}, CREATE_SECONDS):
                 if event.get("status") != status:
                     status = event.get("status")
                     print(f"create: {status}", flush=True)
@@ -222,9 +199,8 @@ class Ollama:
                 "look into its log, is its disk full? Then export again"
             ) from None
         if response.status_code not in (200, 201):
-            raise UserError(
-                f"Ollama at {self.url} does not take {path}: status {response.status_code}, {error_text(response)}"
-            )
+            reason = f"status {response.status_code}, {error_text(response)}"
+            raise UserError(f"Ollama at {self.url} does not take {path}: {reason}")
 
     def stream(self, path: str, body: dict[str, Any], read_seconds: float) -> Iterator[dict[str, Any]]:
         """Yield the events of a request that streams; BrokenStream if it breaks off or an event reports an error."""

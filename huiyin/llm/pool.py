@@ -11,16 +11,14 @@ REST_SECONDS = 30
 
 
 class Pool:
-    """Answers like the backends it consists of. With one server alone, resting has no effect: no other can replace it.
-
-    Servers are known by their index in `backends`.
-    """
+    """Answers like the `backends` it consists of, which are known by their index. With one server alone, resting has no
+    effect: no other can replace it."""
 
     def __init__(self, backends: Sequence[Backend], rest_seconds: float = REST_SECONDS) -> None:
         self.backends, self.rest_seconds = backends, rest_seconds
         self.lock = threading.Lock()
-        self.under_way = [0 for _ in backends]  # requests that are not answered yet
-        self.rests_until = [0.0 for _ in backends]
+        self.under_way = [0] * len(backends)  # requests that are not answered yet
+        self.rests_until = [0.0] * len(backends)
         self.identified: set[int] = set()
         self.ready: set[int] = set()  # have loaded the model
         self.model: str | None = None
@@ -55,16 +53,13 @@ class Pool:
         failure: Exception | None = None
         for index in sorted(self.identified):
             try:
-                self.load(index)
+                self.backends[index].prepare()
+                self.ready.add(index)
             except Unavailable as error:
                 failure = error
                 self.rest(index)
         if not self.ready:
             raise NoServer(f"{failure}; the model cannot be loaded")
-
-    def load(self, index: int) -> None:
-        self.backends[index].prepare()
-        self.ready.add(index)
 
     def chat(self, request: ChatRequest) -> Answer:
         """Ask the server with the fewest requests under way; if all rest, the one whose rest ends first."""
@@ -76,7 +71,8 @@ class Pool:
         try:
             if index not in self.ready:  # after a rest, or after it did not answer at the start
                 self.check(index)
-                self.load(index)
+                self.backends[index].prepare()
+                self.ready.add(index)
             return self.backends[index].chat(request)
         except Unavailable:
             self.rest(index)

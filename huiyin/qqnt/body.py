@@ -1,7 +1,7 @@
 """Message bodies (column 40800): from protobuf to fragments, kinds, mentions and the quote."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -9,21 +9,8 @@ from google.protobuf.message import DecodeError
 from huiyin.qqnt.qqnt_pb2 import Body, Element
 
 KINDS = {  # field 45002 of an element
-    1: "text",
-    2: "image",
-    3: "file",
-    4: "voice",
-    5: "video",
-    6: "face",
-    7: "reply",
-    8: "tip",
-    9: "wallet",
-    10: "ark",
-    11: "market_face",
-    14: "markdown",
-    16: "forward",
-    21: "call",
-    27: "face",
+    **{1: "text", 2: "image", 3: "file", 4: "voice", 5: "video", 6: "face", 7: "reply", 8: "tip", 9: "wallet"},
+    **{10: "ark", 11: "market_face", 14: "markdown", 16: "forward", 21: "call", 27: "face"},
 }
 TEXT, REPLY = 1, 7
 MENTION = -TEXT  # our own number: QQ gives a mention the kind of a text
@@ -60,10 +47,7 @@ class BodyReader:
         except DecodeError:
             self.undecodable += 1
             elements = whole_elements(body)
-        fragments: list[str] = []
-        kinds: list[int] = []
-        mentions: list[str] = []
-        quote = None
+        fragments, kinds, mentions, quote = list[str](), list[int](), list[str](), None
         for element in elements:
             number = element.kind
             if number == TEXT:
@@ -74,7 +58,7 @@ class BodyReader:
             elif number == REPLY:
                 quote = quote or element
             elif number in self.placeholders:
-                fragments.append(self.decode(placeholder(self.placeholders[number], element)))
+                fragments.append(self.decode(PLACEHOLDERS[self.placeholders[number]](element)))
             kinds.append(number)
         return Content(fragments, kinds, mentions, quote)
 
@@ -118,37 +102,23 @@ def read_varint(data: bytes, offset: int) -> tuple[int | None, int]:
     return None, offset
 
 
-def placeholder(kind: str, element: Element) -> bytes:
-    """Return the text, in UTF-8, for an element that is no text."""
-    match kind:
-        case "image":
-            return b"".join(element.picture_label) or "[图片]".encode()
-        case "file":
-            return "[文件]".encode() + element.file_name
-        case "voice":
-            return element.voice_transcript or "[语音]".encode()
-        case "video":
-            return "[视频]".encode()
-        case "face":
-            return element.face_label or element.bubble_face_label or "[表情]".encode()
-        case "market_face":
-            return element.market_face_label or "[表情]".encode()
-        case "wallet":
-            return element.wallet.greeting or element.wallet.prompt or "[红包]".encode()
-        case "ark":
-            return ark_prompt(element.ark_json).encode("utf-8", "replace") or "[卡片]".encode()
-        case "markdown":
-            return element.markdown_text or "[文档]".encode()
-        case "forward":
-            return "[聊天记录]".encode()
-        case "call":
-            return element.call_text or element.call_summary or "[通话]".encode()
-    raise ValueError(f"no placeholder for the kind {kind}")
-
-
-def ark_prompt(card: bytes) -> str:
+def ark_prompt(card: bytes) -> bytes:
     try:
-        prompt = json.loads(card)["prompt"]
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return ""
-    return prompt if isinstance(prompt, str) else ""
+        return json.loads(card)["prompt"].encode("utf-8", "replace")
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return b""
+
+
+PLACEHOLDERS: dict[str, Callable[[Element], bytes]] = {  # {kind: its text in UTF-8}
+    "image": lambda element: b"".join(element.picture_label) or "[图片]".encode(),
+    "file": lambda element: "[文件]".encode() + element.file_name,
+    "voice": lambda element: element.voice_transcript or "[语音]".encode(),
+    "video": lambda element: "[视频]".encode(),
+    "face": lambda element: element.face_label or element.bubble_face_label or "[表情]".encode(),
+    "market_face": lambda element: element.market_face_label or "[表情]".encode(),
+    "wallet": lambda element: element.wallet.greeting or element.wallet.prompt or "[红包]".encode(),
+    "ark": lambda element: ark_prompt(element.ark_json) or "[卡片]".encode(),
+    "markdown": lambda element: element.markdown_text or "[文档]".encode(),
+    "forward": lambda element: "[聊天记录]".encode(),
+    "call": lambda element: element.call_text or element.call_summary or "[通话]".encode(),
+}

@@ -34,23 +34,19 @@ def walk(pages: Pages, root: int) -> Tree:
     tree, level = Tree(NO_PAGES), np.array([root])
     gaps: list[int] = []
     while len(level) and not is_leaf_level(pages, level):
-        below, gaps_below = [], []
-        count, ahead = 0, iter([*gaps, None])
-        gap = next(ahead)
+        below, begins = [], [0]  # the pages below each page of the level, and the index of the first of them
         for index, (number, page, sound) in enumerate(each_page(pages, level)):
-            while gap is not None and gap <= index:
-                gaps_below.append(count)
-                gap = next(ahead)
             start = 100 if number == 1 else 0
             if sound and page[start] == INNER:
                 below.append(children(page, start))
                 tree.inner.append(number)
-                count += len(below[-1])
             else:
+                below.append(NO_PAGES)
                 tree.bad.append(number)
-                gaps_below.append(count)
-        gaps = sorted({*gaps_below, *([count] if gap is not None else [])})
-        level = np.concatenate(below) if below else NO_PAGES
+                gaps.append(index)
+            begins.append(begins[-1] + len(below[-1]))
+        gaps = sorted({begins[gap] for gap in gaps})
+        level = np.concatenate(below)
         if len(tree.inner) + len(level) > pages.count:  # the pages form a cycle
             level, gaps = NO_PAGES, [0]
     tree.leaves, tree.leaf_gaps = level, gaps
@@ -100,34 +96,26 @@ class Cell:
     overflow: int
 
 
-def cells(page: np.ndarray, usable: int, start: int = 0) -> list[Cell]:
-    """Return the cells of a leaf; `ValueError` if one does not fit into it."""
-    result = []
-    count = two(page, start + 3)
-    data = page.tobytes()
+def leaf_cells(pages: Pages, number: int, page: np.ndarray) -> list[Cell] | None:
+    """Return the cells of the page `number` with the content `page`; None if it is no leaf that can be read."""
+    start = 100 if number == 1 else 0
+    if page[start] != LEAF:
+        return None
+    result, count, data = [], two(page, start + 3), page.tobytes()
     for slot in range(count):
         begin = two(page, start + 8 + 2 * slot)
         try:
             payload, offset = varint(data, begin)
             rowid, offset = varint(data, offset)
         except IndexError:
-            raise ValueError("a cell outside of its page") from None
-        local = local_size(payload, usable)
+            return None
+        local = local_size(payload, pages.usable)
         stop = offset + local + (4 if local < payload else 0)
-        if begin < start + 8 + 2 * count or stop > usable:
-            raise ValueError("a cell outside of its page")
+        if begin < start + 8 + 2 * count or stop > pages.usable:
+            return None
         overflow = int.from_bytes(data[stop - 4 : stop], "big") if local < payload else 0
         result.append(Cell(begin, stop, rowid - (rowid >> 63 << 64), payload - local, overflow))
     return result
-
-
-def leaf_cells(pages: Pages, number: int, page: np.ndarray) -> list[Cell] | None:
-    """Return the cells of the page `number` with the content `page`; None if it is no leaf that can be read."""
-    start = 100 if number == 1 else 0
-    try:
-        return cells(page, pages.usable, start) if page[start] == LEAF else None
-    except ValueError:
-        return None
 
 
 def varint(data: bytes, offset: int) -> tuple[int, int]:

@@ -29,6 +29,7 @@ CREATES_A_TABLE = {
 }
 # The last: a damaged schema that is quoted in the message of such an error.
 DatabaseErrors = (sqlite3.DatabaseError, sqlcipher3.DatabaseError, UnicodeDecodeError)
+Refuse = Callable[..., None]  # called with what is damaged; it may raise
 
 
 @dataclass
@@ -60,7 +61,7 @@ def take_tables(
     names: Iterable[str],
     target: Path,
     progress: Progress,
-    refuse: Callable[..., None],
+    refuse: Refuse,
 ) -> tuple[dict[str, Table], int]:
     """Write those of the tables `names` that the database `source` has into a new plain database `target`; return
     {name: Table} and the number of pages in the log. If something is damaged, `refuse(what)` is called, which may
@@ -184,10 +185,9 @@ def plain_columns(name: str, sql: str) -> tuple[str, str]:
     parts = []
     for _, column, kind, _, default, key in columns:
         # an INTEGER key of one column is the rowid, which is not stored a second time
-        rowid = (
-            " PRIMARY KEY" if key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper() else ""
-        )
-        parts.append(f"[{column}] {kind}{rowid}" + (f" DEFAULT {default}" if default is not None else ""))
+        rowid = key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper()
+        ending = (" PRIMARY KEY" if rowid else "") + (f" DEFAULT {default}" if default is not None else "")
+        parts.append(f"[{column}] {kind}{ending}")
     return f"({', '.join(parts)})", ", ".join(f"[{column[1]}]" for column in columns)
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,18 @@ from cryptography.hazmat.primitives.ciphers import Cipher as Aes
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from huiyin.common.errors import UserError
-from huiyin.qqnt.cipher import (
-    IV_SIZE,
-    PAGE_SIZE,
-    PAGES_TO_TRY,
-    PLAIN_MAGIC,
-    RESERVED,
-    SALT_SIZE,
-    Cipher,
-    encryption_key,
-    mac_key,
-)
+from huiyin.qqnt.cipher import IV_SIZE, PAGE_SIZE, PLAIN_MAGIC, RESERVED, SALT_SIZE, Cipher, encryption_key, mac_key
 
 WAL_MAGIC = 0x377F0682  # odd by one: checksums over big-endian words
 WAL_HEADER, FRAME_HEADER = 32, 24
 FRAMES_AT_ONCE = 64
 LOGGED_TO_TRY = 4  # pages, to tell the log of another database
+NO_LOG = np.empty(0, np.int64), np.empty(0, np.int64), 0
 
 
 class Pages:
-    """Reads pages by their numbers, which count from 1.
-
-    `count` is the number of pages that the database says it has; `missing` is how many of them are in no file.
-    """
+    """Reads pages by their numbers, which count from 1. `count` is the number of pages that the database says it has;
+    `missing` is how many of them are in no file."""
 
     def __init__(self, path: Path, cipher: Cipher, key: str | None):
         self.file = os.open(path, os.O_RDONLY)
@@ -59,22 +47,19 @@ class Pages:
             self.inner, self.outer = keyed_hashes(cipher.hmac.lower(), mac_key(secret, start[:SALT_SIZE]))
             self.aes = Aes(algorithms.AES(secret), modes.ECB()).decryptor()  # `decrypt` undoes the chaining
         self.in_file = (os.fstat(self.file).st_size - self.offset) // self.size
-        self.wal, self.logged, self.log_offsets, committed = -1, np.empty(0, np.int64), np.empty(0, np.int64), 0
+        self.logged, self.log_offsets, committed = NO_LOG
         wal = path.with_name(path.name + "-wal")
         if wal.exists():
             self.wal = os.open(wal, os.O_RDONLY)
             self.logged, self.log_offsets, committed = committed_pages(self.wal, self.size)
-            if (
-                self.encrypted and len(self.logged) and not self.read(self.logged[:PAGES_TO_TRY])[1].any()
-            ):  # not its log
-                self.logged, self.log_offsets, committed = np.empty(0, np.int64), np.empty(0, np.int64), 0
+            if self.encrypted and len(self.logged) and not self.read(self.logged[:LOGGED_TO_TRY])[1].any():
+                # it is the log of another database
+                self.logged, self.log_offsets, committed = NO_LOG
         self.header = bytes(self.read([1])[0][0, :100])
-        self.count = committed or self.stated() or self.in_file
+        # the number of pages in the header is 0 where old versions of SQLite did not update it
+        stated = int.from_bytes(self.header[28:32], "big") if self.header[24:28] == self.header[92:96] else 0
+        self.count = committed or stated or self.in_file
         self.missing = max(0, self.count - self.in_file - int((self.logged > self.in_file).sum()))
-
-    def stated(self) -> int:
-        """Return the number of pages in the header; 0 where old versions of SQLite did not update it."""
-        return int.from_bytes(self.header[28:32], "big") if self.header[24:28] == self.header[92:96] else 0
 
     @property
     def usable(self) -> int:
@@ -110,10 +95,9 @@ class Pages:
             present, from_file = present | newer, present & ~newer
         rows = rows[from_file]
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(numbers[rows]) != 1)) + 1
-        for first, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-            if first < stop:
-                offset = self.offset + (int(numbers[rows[first]]) - 1) * self.size
-                os.preadv(self.file, [raw[rows[first] : rows[stop - 1] + 1].data], offset)
+        for run in np.split(rows, breaks) if len(rows) else ():
+            offset = self.offset + (int(numbers[run[0]]) - 1) * self.size
+            os.preadv(self.file, [raw[run[0] : run[-1] + 1].data], offset)
         return present
 
     def authentic(self, raw: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -194,10 +178,8 @@ def valid_frames(wal: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 
 def checksum(words: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
-    """Continue SQLite's checksum (a, b) = `start` over 32-bit words: for each pair (x, y) `a += x + b; b += y + a`.
-
-    So each word has a Fibonacci number as its weight, the last word the smallest: the sums are scalar products.
-    """
+    """Continue SQLite's checksum (a, b) = `start` over 32-bit words: for each pair (x, y) `a += x + b; b += y + a`. So
+    the weights of the words are Fibonacci numbers, 1 for the last: the sums are scalar products."""
     count, words = len(words), words.astype(np.uint32)
     weights = fibonacci(count + 2)
     a, b = (int((words * weights[shift : shift + count][::-1]).sum(dtype=np.uint32)) for shift in (0, 1))

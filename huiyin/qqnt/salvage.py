@@ -6,7 +6,7 @@ sound loses its own rows and no others.
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.qqnt.btree import NO_PAGES, Cell, LeafDatabase, Tree, children, each_page, four, leaf_cells, two, walk
-from huiyin.qqnt.extract import KEEP_FREE, Table, lossy_text, plain_tables
+from huiyin.qqnt.extract import KEEP_FREE, Refuse, Table, lossy_text, plain_tables
 from huiyin.qqnt.pages import Pages
 
 Schema = list[tuple[str, str, str, int, str]]  # (type, name, table, top page, sql), as in sqlite_master
@@ -25,7 +25,7 @@ GROUP_CHAT = "[40010] = 2"  # a row of a group; private chats have the same colu
 
 
 def salvage(
-    pages: Pages, source: Path, names: Iterable[str], target: Path, progress: Progress, refuse: Callable[..., None]
+    pages: Pages, source: Path, names: Iterable[str], target: Path, progress: Progress, refuse: Refuse
 ) -> dict[str, Table]:
     """Write the rows that are left of those of the tables `names` that `pages` have into the new database `target`;
     return {name: Table}. If something is damaged, `refuse(what)` is called, which may raise."""
@@ -56,9 +56,8 @@ def salvage(
 def check_space(target: Path, size: int) -> None:
     free, needed = shutil.disk_usage(target.parent).free, size + KEEP_FREE
     if free < needed:
-        raise UserError(
-            f"{target.parent}: {needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free; free some"
-        )
+        sizes = f"{needed >> 20:,} MiB are needed there, {free >> 20:,} MiB are free"
+        raise UserError(f"{target.parent}: {sizes}; free some")
 
 
 def read_schema(pages: Pages, source: Path) -> Schema:
@@ -178,13 +177,10 @@ def unreached(pages: Pages, schema: Schema, table: Table, tree: Tree) -> list[in
     orphans = []
     for number, page, sound in each_page(pages, unused[unused <= pages.count]):
         rows = leaf_cells(pages, number, page) if sound else None
-        if rows and any(
-            (low is None or low < rows[0].rowid)
-            and rows[0].rowid <= rows[-1].rowid
-            and (high is None or rows[-1].rowid < high)
-            for low, high in table.key_gaps
-        ):
-            orphans.append(number)
+        if rows and rows[0].rowid <= rows[-1].rowid:
+            first, last = rows[0].rowid, rows[-1].rowid
+            if any((low is None or low < first) and (high is None or last < high) for low, high in table.key_gaps):
+                orphans.append(number)
     return orphans
 
 

@@ -8,6 +8,7 @@ Out: for each model {"loss": mean over the samples, null without any, "replies":
 It prints an empty line after each row.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,17 +20,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 REPLY_TOKENS = 60
+ROLES = ("user", "assistant")
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
     """Return the conversation of an Alpaca row up to the reply."""
     system = [{"role": "system", "content": row["system"]}] if row["system"] else []
-    history = [
-        {"role": role, "content": text}
-        for exchange in row["history"]
-        for role, text in zip(("user", "assistant"), exchange, strict=True)
-    ]
-    return [*system, *history, {"role": "user", "content": row["instruction"]}]
+    texts = [*itertools.chain(*row["history"]), row["instruction"]]
+    return [*system, *({"role": role, "content": text} for role, text in zip(itertools.cycle(ROLES), texts))]
 
 
 def loss(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
@@ -46,15 +44,8 @@ def loss(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
 def reply(model: Any, tokenizer: Any, row: dict[str, Any]) -> str:
     prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, return_tensors="pt")
     prompt = prompt.to(model.device)
-    answer = model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=REPLY_TOKENS,
-    )
+    options = {"do_sample": False, "max_new_tokens": REPLY_TOKENS, **dict.fromkeys(["temperature", "top_p", "top_k"])}
+    answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
     return tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
 
 

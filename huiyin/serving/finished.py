@@ -12,10 +12,8 @@ from huiyin.llm.backend import NoServer
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 
-Server = Annotated[
-    str,
-    Meta(pattern=rf"^(auto|none|{ADDRESS})\Z", description="auto, none or an address such as http://127.0.0.1:11434"),
-]
+EXPECTED = "auto, none or an address such as http://127.0.0.1:11434"
+Server = Annotated[str, Meta(pattern=rf"^(auto|none|{ADDRESS})\Z", description=EXPECTED)]
 
 
 @dataclass
@@ -40,11 +38,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_ollama(settings: Settings, ollama_url: str, name: str) -> Ollama | None:
-    """Return the Ollama of the settings for the model `name`; `ollama_url` is that of `auto`.
-
-    None if it is `none`, or if it is `auto` and none answers there, which is printed. An address of its own that does
-    not answer is NoServer.
-    """
+    """Return the Ollama of the settings for the model `name`; `ollama_url` is that of `auto`. None if it is `none`, or
+    if it is `auto` and none answers there, which is printed. An address that does not answer is NoServer."""
     if settings.ollama == "none":
         return None
     url = ollama_url if settings.ollama == "auto" else settings.ollama

@@ -30,10 +30,7 @@ class MergedModel:
         warm = self.parameters["temperature"] > 0
         sampling = {name: self.parameters[name] for name in ("temperature", "top_p", "top_k")} if warm else {}
         options = {
-            "input_ids": prompt,
-            "attention_mask": torch.ones_like(prompt),
-            "do_sample": warm,
-            "streamer": streamer,
+            **{"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "do_sample": warm, "streamer": streamer},
             "max_new_tokens": self.parameters["num_predict"],
             "repetition_penalty": self.parameters["repeat_penalty"],
             "stopping_criteria": [lambda tokens, scores: torch.full(tokens.shape[:1], stop.is_set())],
@@ -49,8 +46,8 @@ class MergedModel:
     def prompt_of(self, messages: list[dict[str, str]]) -> Any:
         """Return the tokens of the prompt, shape (1, length); the oldest exchanges are left out if it is too long."""
         room = self.parameters["num_ctx"] - self.parameters["num_predict"]
-        prompt = self.tokenizer.apply_chat_template(messages, return_tensors="pt")
-        while prompt.shape[1] > room and len(messages) > 2:  # as Ollama does
-            messages = messages[2:]
+        while True:
             prompt = self.tokenizer.apply_chat_template(messages, return_tensors="pt")
-        return prompt
+            if prompt.shape[1] <= room or len(messages) <= 2:
+                return prompt
+            messages = messages[2:]  # as Ollama does

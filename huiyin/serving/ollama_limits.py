@@ -1,7 +1,6 @@
 """Which models Ollama can serve with exactly the chat template of the training, and what it needs for that."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from huiyin.common.errors import UserError
@@ -31,11 +30,8 @@ def check_servable(template: str, config: Path) -> None:
 
 
 def flatten_rope(config: Path, needed: bool) -> None:
-    """Write rope_theta and rope_scaling at the top level of config.json, where Ollama reads them.
-
-    transformers 5 writes them into rope_parameters. Without them the model would produce nonsense, so if Ollama is
-    `needed` a missing rope_theta is `UserError`.
-    """
+    """Write rope_theta and rope_scaling at the top level of config.json, where Ollama reads them; transformers 5 writes
+    them into rope_parameters. Without rope_theta Ollama would serve nonsense: `UserError`, if Ollama is `needed`."""
     values = json.loads(config.read_text(encoding="utf-8"))
     rope = values.get("rope_parameters") or {}
     if "rope_theta" not in values:
@@ -50,17 +46,15 @@ def flatten_rope(config: Path, needed: bool) -> None:
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def weight_shapes(merged: Path) -> Iterator[list[int]]:
-    from safetensors import safe_open  # here: `--help` need not wait for it
-
-    for path in sorted(merged.glob("*.safetensors")):
-        with safe_open(path, "np") as weights:
-            yield from (weights.get_slice(name).get_shape() for name in weights.keys())  # noqa: SIM118
-
-
 def choose_quantize(setting: str, merged: Path) -> str:
     """Return the quantization for the weights in `merged`: the setting, or if auto, by the length of their rows."""
+    from safetensors import safe_open  # here: `--help` need not wait for it
+
     if setting != "auto":
         return setting
-    rows = [shape[-1] for shape in weight_shapes(merged) if len(shape) > 1]
+    shapes: list[list[int]] = []
+    for path in merged.glob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    rows = [shape[-1] for shape in shapes if len(shape) > 1]
     return next((kind for kind, block in BLOCKS.items() if not any(row % block for row in rows)), "f16")

@@ -3,10 +3,10 @@
 import ctypes
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 from huiyin.common.errors import UserError
@@ -15,6 +15,7 @@ from huiyin.common.progress import Progress
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Rows = list[dict[str, Any]]
+Models = list[tuple[Path, Path | None]]  # (folder, adapter or None)
 
 
 def end_with_parent() -> None:
@@ -23,39 +24,28 @@ def end_with_parent() -> None:
 
 
 def ask(
-    models: list[tuple[Path, Path | None]],
+    models: Models,
     rows: Rows,
     folder: Path,
     variables: Mapping[str, str],
     samples: Rows = [],  # noqa: B006  it is only read
     tokenizer: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Return for each of `models`, (folder, adapter or None): its greedy "replies" to `rows`, its "loss" on `samples`.
+    """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`.
 
     folder: for the files that the two processes exchange; variables: the environment of the child; tokenizer: the
     folder of the tokenizer and chat template that all models use (default: the first model). Raises `UserError` if the
     child fails.
     """
-    given = {
-        "tokenizer": str(tokenizer or models[0][0]),
-        "models": [[str(model), adapter and str(adapter)] for model, adapter in models],
-        "samples": samples,
-        "asked": rows,
-    }
+    given: dict[str, Any] = {"tokenizer": str(tokenizer or models[0][0]), "samples": samples, "asked": rows}
+    given["models"] = [[str(model), adapter and str(adapter)] for model, adapter in models]
     questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.json", "log"))
     questions.write_text(json.dumps(given), encoding="utf-8")
     program: list[str | Path] = [sys.executable, Path(__file__).with_name("ask.py"), questions, answers]
     with (
         open(log, "w", encoding="utf-8") as errors,
         Progress("ask", len(models) * (len(samples) + len(rows)), "rows") as progress,
-        subprocess.Popen(
-            program,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            preexec_fn=end_with_parent,
-        ) as child,
+        Popen(program, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
     ):
         assert child.stdout is not None
         for _ in child.stdout:

@@ -66,10 +66,8 @@ def quoted(text: str) -> str:
 
 
 def read_prompt(modelfile: Path, tokenizer_config: Path) -> Prompt:
-    """Return the `Prompt` in LLaMA-Factory's Modelfile, without the first token if the tokenizer adds it itself.
-
-    If `add_bos_token` in tokenizer_config.json is true, Ollama lets llama-server add it; it would be there twice.
-    """
+    """Return the `Prompt` in LLaMA-Factory's Modelfile, without the first token if `add_bos_token` is set in
+    tokenizer_config.json: Ollama lets llama-server add it then, and it would be there twice."""
     match = TEMPLATE.search(text := modelfile.read_text(encoding="utf-8"))
     if not match:
         raise UserError(f"{modelfile}: no TEMPLATE of the known form in it; take another template in train.yaml")

@@ -4,6 +4,7 @@ huggingface_hub and tokenizers are imported in functions: `--help` would wait ha
 """
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,11 @@ def token_lengths(rows: list[dict[str, Any]], folder: Path) -> list[int]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-    def count(texts: list[str]) -> int:
-        return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
-
     lengths = []
     for row in rows:
-        exchanges = [*row["history"], [row["instruction"], row["output"]]]
-        system = 5 + count([row["system"]]) if row["system"] else 0  # <|im_start|>system\n ... <|im_end|>\n
-        texts = [text for exchange in exchanges for text in exchange]
-        lengths.append(system + count(texts) + 10 * len(exchanges))
+        system = [row["system"]] if row["system"] else []
+        texts = [*system, *chain(*row["history"]), row["instruction"], row["output"]]
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        # 5 more for each: <|im_start|>user\n ... <|im_end|>\n
+        lengths.append(sum(5 + len(encoding.ids) for encoding in encodings))
     return lengths

@@ -48,23 +48,14 @@ def find_card(gpu: str) -> Card:
         if not gpu.isdigit() or int(gpu) >= count:
             devices = map(pynvml.nvmlDeviceGetHandleByIndex, range(count))
             cards = [f"{index} ({pynvml.nvmlDeviceGetName(device)})" for index, device in enumerate(devices)]
-            raise UserError(
-                f"GPU={gpu}, but the cards here are: {', '.join(cards) or 'none'}; "
-                "say GPU=none to train on the processor"
-            )
+            here = ", ".join(cards) or "none"
+            raise UserError(f"GPU={gpu}, but the cards here are: {here}; say GPU=none to train on the processor")
         device = pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
         memory = pynvml.nvmlDeviceGetMemoryInfo(device)
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        return Card(
-            int(gpu),
-            pynvml.nvmlDeviceGetName(device),
-            memory.total,
-            memory.free,
-            tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)),
-            pynvml.nvmlSystemGetDriverVersion(),
-            (cuda // 1000, cuda % 1000 // 10),
-            speed_of(device),
-        )
+        name, driver = pynvml.nvmlDeviceGetName(device), pynvml.nvmlSystemGetDriverVersion()
+        capability, cuda = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)), (cuda // 1000, cuda % 1000 // 10)
+        return Card(int(gpu), name, memory.total, memory.free, capability, driver, cuda, speed_of(device))
     finally:
         pynvml.nvmlShutdown()
 

@@ -2,15 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, Popen
 
 from huiyin.common.errors import UserError
 from huiyin.serving.process import end_with_parent
+from huiyin.training.settings import Values
 
 POLL_SECONDS = 0.5
 OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # as torch words it
@@ -22,23 +22,17 @@ class OutOfMemory(UserError):
 
 
 def environment(gpu: str, cache: Path, run_folder: Path) -> dict[str, str]:
-    """Return the environment variables of a run: the card that it may use, and its caches.
-
-    The cache of `datasets` contains the corpus, so it is in the run's own folder and is deleted with it.
-    """
+    """Return the environment variables of a run: the card that it may use, and its caches. That of `datasets` contains
+    the corpus, so it is in the run's own folder and is deleted with it."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # for torchrun
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu,
+        **{"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu},
         "HF_HUB_CACHE": str(cache.absolute() / "huggingface"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_CACHE": str(run_folder.absolute() / "datasets"),
-        "RECORD_VRAM": "1",
         "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
         "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUTF8": "1",
+        **{"HF_HUB_DISABLE_TELEMETRY": "1", "RECORD_VRAM": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"},
         "MKL_CBWR": "AUTO,STRICT",  # bit-identical results in every run on the processor
     }
 
@@ -49,11 +43,7 @@ def world_size() -> int:
 
 
 def run_program(
-    command: str,
-    values: dict[str, Any],
-    folder: Path,
-    variables: Mapping[str, str],
-    watch: Callable[[], None] = lambda: None,
+    command: str, values: Values, folder: Path, variables: Mapping[str, str], watch: Callable[[], None] = lambda: None
 ) -> None:
     """Run `llamafactory-cli command` with the settings `values` and call `watch` every `POLL_SECONDS`.
 
@@ -66,14 +56,8 @@ def run_program(
     settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is a subset of YAML without its pitfalls
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
-        child = subprocess.Popen(
-            [*PROGRAM, command, settings],
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            preexec_fn=end_with_parent,
-        )
+        program: list[str | Path] = [*PROGRAM, command, settings]
+        child = Popen(program, env=variables, stdin=DEVNULL, stdout=DEVNULL, stderr=errors, preexec_fn=end_with_parent)
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS)

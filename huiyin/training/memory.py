@@ -46,13 +46,9 @@ class Shape:
         """Return {name: (inputs, outputs)} of the linear layers of one block."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         return {
-            "q_proj": (self.hidden, queries),
-            "k_proj": (self.hidden, keys),
-            "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden),
-            "gate_proj": (self.hidden, self.feed_forward),
-            "up_proj": (self.hidden, self.feed_forward),
-            "down_proj": (self.feed_forward, self.hidden),
+            **{"q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys)},
+            **{"o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.feed_forward)},
+            **{"up_proj": (self.hidden, self.feed_forward), "down_proj": (self.feed_forward, self.hidden)},
         }
 
     @property
@@ -83,29 +79,19 @@ def read_shape(path: Path) -> Shape:
         raise UserError(
             f"{path}: unsupported architecture {architecture}; take a model of one of these: {', '.join(ARCHITECTURES)}"
         )
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    kv_heads, head_width = config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads
+    sizes = hidden, config["intermediate_size"], config["num_hidden_layers"], heads, kv_heads, head_width
     dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    return Shape(
-        architecture,
-        hidden,
-        config["intermediate_size"],
-        config["num_hidden_layers"],
-        heads,
-        config.get("num_key_value_heads", heads),
-        config.get("head_dim") or hidden // heads,
-        config["vocab_size"],
-        config.get("tie_word_embeddings", False),
-        4 if dtype == "float32" else 2,
-    )
+    tied, weight_bytes = config.get("tie_word_embeddings", False), 4 if dtype == "float32" else 2
+    return Shape(architecture, *sizes, config["vocab_size"], tied, weight_bytes)
 
 
 def peak_bytes(
     shape: Shape, tokens: int, lora: int, checkpointing: bool = True, liger: bool = False, four_bit: bool = False
 ) -> float:
-    """Return the peak of the bytes of live tensors in a step of `tokens` = rows x padded length.
-
-    lora: number of trained parameters. The CUDA context and the slack of the allocator are not included.
-    """
+    """Return the peak of the bytes of live tensors in a step of `tokens` = rows x padded length, with `lora` trained
+    parameters, without the CUDA context and the slack of the allocator."""
     weights: float = shape.weight_bytes * shape.parameters
     if four_bit:
         weights = FOUR_BIT_BYTES * (shape.parameters - shape.embeddings) + 2 * shape.embeddings

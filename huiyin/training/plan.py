@@ -52,20 +52,14 @@ class Plan:
 
     def values(self) -> dict[str, Any]:
         """Return the plan as settings of LLaMA-Factory."""
-        values = {
-            "per_device_train_batch_size": self.micro_batch,
-            "per_device_eval_batch_size": self.micro_batch,
-            "gradient_accumulation_steps": self.accumulation,
-            "cutoff_len": self.cutoff_len,
+        return {
+            **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], self.micro_batch),
+            **{"gradient_accumulation_steps": self.accumulation, "cutoff_len": self.cutoff_len},
             "disable_gradient_checkpointing": not self.checkpointing,
-            "bf16": self.precision == "bf16",
-            "fp16": self.precision == "fp16",
+            **{name: self.precision == name for name in ("bf16", "fp16")},
+            **({"enable_liger_kernel": True} if self.liger else {}),
+            **({"quantization_bit": 4} if self.four_bit else {}),
         }
-        if self.liger:
-            values["enable_liger_kernel"] = True
-        if self.four_bit:
-            values["quantization_bit"] = 4
-        return values
 
 
 @dataclass(frozen=True)
@@ -104,29 +98,23 @@ def installed() -> dict[str, bool]:
 
 
 def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Plan:
-    """Return the `Plan` for `card`: the first concession with which a micro-batch fits, and the largest that does.
-
-    helpers: `installed()`. Raises `UserError` if nothing fits.
-    """
+    """Return the `Plan` for `card`: the first concession with which a micro-batch fits, and the largest that does;
+    `UserError` if nothing fits. helpers: `installed()`."""
     budget = (card.free - settings.reserve_gib * GIB) * settings.usable_share
     precision = card.precision if settings.precision == "auto" else settings.precision
-    # without checkpointing a step is about a quarter faster, so that is tried first
-    checkpointing_choices = choices(settings.gradient_checkpointing, True)
     for concession in concessions(work, settings, helpers):
         four_bit, cutoff_len, liger = concession
         for micro_batch in micro_batches(work, settings):
             tokens = work.tokens_of(micro_batch, cutoff_len)
-            for checkpointing in checkpointing_choices:
+            for checkpointing in choices(settings.gradient_checkpointing, True):  # a quarter faster without
                 peak = peak_bytes(work.shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
-                    flops = EFFICIENCY * card.flops
-                    return work.plan(precision, micro_batch, checkpointing, concession, peak, flops)
+                    return work.plan(precision, micro_batch, checkpointing, concession, peak, EFFICIENCY * card.flops)
     missing = [name for name, present in helpers.items() if not present]
     hint = f" ({' and '.join(missing)} would help, but cannot be imported)" if missing else ""
     raise UserError(
-        f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this "
-        f"model even with every concession{hint}; "
-        "close what uses the card, or take a smaller model in train.yaml"
+        f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this model even "
+        f"with every concession{hint}; close what uses the card, or take a smaller model in train.yaml"
     )
 
 

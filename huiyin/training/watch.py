@@ -19,10 +19,8 @@ class BrokenLoss(Exception):
 
 
 class Watch:
-    """Call it repeatedly during a run: it shows the new lines of `log` as progress and may raise `BrokenLoss`.
-
-    warn: called at most once, with a line that says the loss does not fall.
-    """
+    """Call it repeatedly during a run: it shows the new lines of `log` as progress and may raise `BrokenLoss`. `warn`
+    is called at most once, with a line that says the loss does not fall."""
 
     def __init__(self, log: Path, progress: Progress, warn: Callable[[str], None]) -> None:
         self.log, self.progress, self.warn = log, progress, warn
@@ -63,10 +61,6 @@ class Watch:
 
 def garbled(reply: str) -> bool:
     """Does `reply` look like a numerically broken model: invalid or control characters, or one word repeated?"""
-    if any(
-        character == "\ufffd" or (unicodedata.category(character) == "Cc" and character not in "\n\t")
-        for character in reply
-    ):
-        return True
+    invalid = any(one == "\ufffd" or (unicodedata.category(one) == "Cc" and one not in "\n\t") for one in reply)
     words = reply.split() if " " in reply.strip() else list(reply.strip())
-    return len(words) >= REPEATED and len(set(words)) == 1
+    return invalid or (len(words) >= REPEATED and len(set(words)) == 1)

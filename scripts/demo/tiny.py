@@ -135,29 +135,21 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
 
     tokens, merges = make_vocabulary()
     unused = [f"[PAD{number}]" for number in range(len(tokens), vocabulary_size(tokens))]
-    kinds = gguf.TokenType
+    kinds, text = gguf.TokenType, len(tokens) - len(SPECIAL)
+    types = [kinds.NORMAL] * text + [kinds.CONTROL] * len(SPECIAL) + [kinds.UNUSED] * len(unused)
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_name("tiny random Qwen2")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(NORM_EPS)
-    writer.add_rope_freq_base(ROPE_BASE)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens + unused)
-    text = [kinds.NORMAL] * (len(tokens) - len(SPECIAL))
-    writer.add_token_types([*text, *[kinds.CONTROL] * len(SPECIAL), *[kinds.UNUSED] * len(unused)])
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_eos_token_id(tokens.index(END))
-    writer.add_bos_token_id(tokens.index(END_OF_TEXT))
-    writer.add_pad_token_id(tokens.index(END_OF_TEXT))
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    fields = {
+        **{"name": "tiny random Qwen2", "file_type": gguf.LlamaFileType.ALL_F32, "context_length": CONTEXT},
+        **{"embedding_length": HIDDEN, "block_count": LAYERS, "feed_forward_length": FEED_FORWARD},
+        **{"head_count": HEADS, "head_count_kv": KV_HEADS, "layer_norm_rms_eps": NORM_EPS},
+        **{"rope_freq_base": ROPE_BASE, "tokenizer_model": "gpt2", "tokenizer_pre": "qwen2"},
+        **{"token_list": tokens + unused, "token_types": types, "token_merges": [" ".join(pair) for pair in merges]},
+        "eos_token_id": tokens.index(END),
+        **dict.fromkeys(["bos_token_id", "pad_token_id"], tokens.index(END_OF_TEXT)),
+        **{"add_bos_token": False, "chat_template": CHAT_TEMPLATE},
+    }
+    for field, value in fields.items():
+        getattr(writer, f"add_{field}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, LAYERS)
     for name, weight in make_weights(tokens, seed).items():
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -179,36 +171,26 @@ def tokenizer_files(tokens: list[str], merges: list[tuple[str, str]]) -> dict[st
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     return {
         "tokenizer.json": {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
+            **{"version": "1.0", "truncation": None, "padding": None},
             "added_tokens": [{"id": ids[token], "content": token, **flags} for token in SPECIAL],
             "normalizer": {"type": "NFC"},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level,
-            "decoder": byte_level,
+            **dict.fromkeys(["post_processor", "decoder"], byte_level),
             "model": {
                 "type": "BPE",
                 **dict.fromkeys(["dropout", "unk_token"]),
                 **dict.fromkeys(["continuing_subword_prefix", "end_of_word_suffix"], ""),
                 **dict.fromkeys(["fuse_unk", "byte_fallback", "ignore_merges"], False),
-                "vocab": vocabulary,
-                "merges": merges,
+                **{"vocab": vocabulary, "merges": merges},
             },
         },
         "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "chat_template": CHAT_TEMPLATE,
-            "model_max_length": CONTEXT,
+            **{"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE, "model_max_length": CONTEXT},
             "added_tokens_decoder": {ids[token]: {"content": token, **flags} for token in SPECIAL},
             "additional_special_tokens": [START, END],
-            "bos_token": None,
-            "eos_token": END,
-            "pad_token": END_OF_TEXT,
-            "unk_token": None,
+            **{"bos_token": None, "eos_token": END, "pad_token": END_OF_TEXT, "unk_token": None},
             **dict.fromkeys(["add_prefix_space", "add_bos_token", "split_special_tokens"], False),
-            "clean_up_tokenization_spaces": False,
-            "errors": "replace",
+            **{"clean_up_tokenization_spaces": False, "errors": "replace"},
         },
         "vocab.json": vocabulary,
     }
@@ -222,21 +204,11 @@ def write_hugging_face(folder: Path, seed: int = 0) -> Path:
     end_of_text, end = tokens.index(END_OF_TEXT), tokens.index(END)
     ends = {"bos_token_id": end_of_text, "eos_token_id": end, "pad_token_id": end_of_text}
     config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "torch_dtype": "float32",
-        "vocab_size": vocabulary_size(tokens),
-        "hidden_size": HIDDEN,
-        "intermediate_size": FEED_FORWARD,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "hidden_act": "silu",
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": NORM_EPS,
-        "rope_theta": ROPE_BASE,
-        "tie_word_embeddings": False,
-        "use_sliding_window": False,
+        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "float32"},
+        **{"vocab_size": vocabulary_size(tokens), "hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD},
+        **{"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS},
+        **{"hidden_act": "silu", "max_position_embeddings": CONTEXT, "rms_norm_eps": NORM_EPS},
+        **{"rope_theta": ROPE_BASE, "tie_word_embeddings": False, "use_sliding_window": False},
         **ends,
     }
     files = {"config.json": config, "generation_config.json": ends, **tokenizer_files(tokens, merges)}

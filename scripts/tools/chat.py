@@ -5,8 +5,8 @@
 /reset clears the conversation; Ctrl-D or Ctrl-C ends it. Nothing of it is stored.
 """
 
-import argparse
 import contextlib
+import itertools
 import readline  # noqa: F401  gives input() line editing and a history
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import UpTo1000, read_settings
-from huiyin.common.stage import need, read_receipt
+from huiyin.common.stage import arguments, need, read_receipt
 from huiyin.common.tables import COMMA
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.finished import find_ollama, model_arguments
@@ -44,17 +44,15 @@ def open_model(folder: Path, export: Export, ollama_url: str) -> Callable[[Messa
 
 
 def as_messages(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the text of `pieces` with a line break for each comma, by which combine joins the messages of a turn.
-
-    A comma at the start, at the end or next to another one is dropped: nobody sends an empty message.
-    """
+    """Yield the text of `pieces` with a line break for each comma, by which combine joins the messages of a turn, but
+    none at the start, at the end or for a second comma in a row: nobody sends an empty message."""
     started = ended = False
-    for character in (character for piece in pieces for character in piece):
-        if character == COMMA or character == "\n":
+    for character in itertools.chain.from_iterable(pieces):
+        if character in (COMMA, "\n"):
             ended = started
-            continue
-        yield f"\n{character}" if ended else character
-        started, ended = True, False
+        else:
+            yield f"\n{character}" if ended else character
+            started, ended = True, False
 
 
 def show(pieces: Iterable[str], split: bool) -> str:
@@ -88,9 +86,7 @@ def talk(reply_to: Callable[[Messages], Iterator[str]], settings: Settings) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exported", type=Path)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="chat.yaml")
+    parser = arguments(__doc__, "exported", out=False)
     model_arguments(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)

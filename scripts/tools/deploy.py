@@ -4,14 +4,13 @@
         --name huiyin-10001 --export config/export.yaml
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from huiyin.common.errors import run
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import need, read_receipt
+from huiyin.common.stage import arguments, need, read_receipt
 from huiyin.serving.finished import Settings, model_arguments
 
 SETTINGS = """\
@@ -57,8 +56,7 @@ TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exported", type=Path)
+    parser = arguments(__doc__, "exported", config=False, out=False)
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     model_arguments(parser)
@@ -74,17 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if urlsplit(url).hostname == "ollama":  # its name in the containers' network
         print(IN_CONTAINERS)
-    print(
-        SETTINGS.format(
-            name=args.name,
-            url=url,
-            system=system,
-            exchanges=TRAINED_EXCHANGES,
-            fixed=FIXED[receipt["fixed_system"]],
-            **receipt["parameters"],
-        ),
-        end="",
-    )
+    values = {"name": args.name, "url": url, "system": system, "exchanges": TRAINED_EXCHANGES, **receipt["parameters"]}
+    print(SETTINGS.format(fixed=FIXED[receipt["fixed_system"]], **values), end="")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Writes members.parquet, a row per group and member, and prints the busiest of ea
 """
 
 import unicodedata
+from bisect import bisect
+from itertools import accumulate
 
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
@@ -56,17 +58,9 @@ def members(messages, turns):
     enough = pl.when(several).then(pl.lit("not one person")).when(different >= ENOUGH).then(pl.lit("enough"))
     verdict = enough.when(different >= THIN).then(pl.lit("thin")).otherwise(pl.lit("too little"))
     counts = "messages", "turns", "different_turns", "quotes_given", "quotes_received", "active_months"
+    others = "median_length", "share_of_text", "first_time", "last_time"
     return (
-        table.select(
-            *MEMBER,
-            "nickname",
-            pl.col(counts).cast(pl.Int64),
-            "median_length",
-            "share_of_text",
-            "first_time",
-            "last_time",
-            verdict=verdict,
-        )
+        table.select(*MEMBER, "nickname", pl.col(counts).cast(pl.Int64), *others, verdict=verdict)
         .sort("group_id", "turns", "messages", "user_id", descending=[False, True, True, False])
         .collect()
     )
@@ -96,13 +90,10 @@ def lines(table):
 
 def fit(text, width):
     """Return `text` cut or filled to `width` columns of a terminal, where Chinese characters take two."""
-    shown, used = "", 0
-    for character in "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text):
-        columns = 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if used + columns > width:
-            break
-        shown, used = shown + character, used + columns
-    return shown + " " * (width - used)
+    text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
+    columns = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+    shown = bisect(list(accumulate(columns)), width)
+    return text[:shown] + " " * (width - sum(columns[:shown]))
 
 
 def main(argv=None):

@@ -6,17 +6,17 @@ A command needs it for the finished model, if it says --export, else for the lan
 that of llm.yaml: with another one the container would be made anew, and what is asked at the time would fail.
 """
 
-import argparse
 from pathlib import Path
 
 from huiyin.common.errors import run
 from huiyin.common.settings import read_settings
+from huiyin.common.stage import arguments
 from huiyin.llm.client import addresses, llm_arguments, read_llm_settings
 from huiyin.serving.finished import Settings
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False, out=False)
     llm_arguments(parser, answers=False)
     parser.add_argument("--export", type=Path, metavar="FILE", help="export.yaml")
     args = parser.parse_args(argv)

@@ -7,14 +7,13 @@ Prints where the chain breaks: a file that differs from its receipt, or an input
 The exit status is 1 then. The folders are given in the order of the stages; those of missing stages are ignored.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import read_receipt, sha256
+from huiyin.common.stage import arguments, read_receipt, sha256
 from huiyin.serving.finished import Settings, find_ollama, model_arguments
 
 Receipts = dict[str, dict[str, Any]]  # {folder: receipt}, in the order of the stages
@@ -82,7 +81,7 @@ def check_ollama_model(receipts: Receipts, settings: Settings, ollama_url: str) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, config=False, out=False)
     parser.add_argument("folders", nargs="+")
     model_arguments(parser)
     args = parser.parse_args(argv)
