@@ -360,19 +360,26 @@ def test_nothing_in_the_schema_is_executed(tmp_path, statement):
 
 
 KILLED = """
-import os, sys
+import os, sys, threading
 import huiyin.qqnt.extract
 from huiyin.common.errors import run
 from huiyin.common.progress import Progress
 from scripts.decrypt import main
 
-def kill(self, count):
+moment = threading.Event()
+
+def wait():
+    moment.wait()
+    os.kill(os.getpid(), number)
+
+def count(self, count):
     global left
     left -= 1
     if not left:
-        os.kill(os.getpid(), number)
+        moment.set()  # the other thread goes on when this one is inside a call, be it of SQLite
 
-Progress.add = kill
+Progress.add = count
+threading.Thread(target=wait, daemon=True).start()
 huiyin.qqnt.extract.COPIED_AT_ONCE = 1 << 14
 huiyin.qqnt.extract.STEPS_BETWEEN_CALLS = 1000
 number, left = int(sys.argv.pop(1)), int(sys.argv.pop(1))

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -109,41 +110,55 @@ def copy_tables(
 ) -> dict[str, Table]:
     """Copy those of the tables `names` that the database at `path`, a copy of `source`, has to the database `target`;
     `pragmas` open it. Return {name: Table}. An error of the database means damage, but a full disk is an `OSError`."""
-    stopped: list[BaseException] = []
-    written = target.stat().st_size if target.exists() else 0
+    driver = sqlcipher3 if pragmas else sqlite3
+    with (
+        closing(driver.connect(str(path), isolation_level=None)) as connection,
+        held_signals() as signals,
+        writing(target),
+    ):
+        for statement in (*pragmas, *CAREFUL):
+            connection.execute(statement)
+        connection.text_factory = lossy_text
+        schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        tables = plain_tables(schema, names, source)
+        connection.execute("ATTACH DATABASE ? AS result KEY ''", (str(target),))
+        for statement in FAST:
+            connection.execute(statement)
+        written = target.stat().st_size
 
-    def report() -> bool:
-        nonlocal written
-        try:
+        def report() -> bool:
+            """Show the progress; stop SQLite after a signal."""
+            nonlocal written
             before, written = written, target.stat().st_size
             progress.add(written - before)
-        except BaseException as error:  # Ctrl-C, of which SQLite would make "interrupted"
-            stopped.append(error)
-        return bool(stopped)
+            return bool(signals)
 
-    with closing((sqlcipher3 if pragmas else sqlite3).connect(str(path), isolation_level=None)) as connection:
-        try:
-            with writing(target):
-                for statement in (*pragmas, *CAREFUL):
-                    connection.execute(statement)
-                connection.text_factory = lossy_text
-                schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-                tables = plain_tables(schema, names, source)
-                connection.execute("ATTACH DATABASE ? AS result KEY ''", (str(target),))
-                for statement in FAST:
-                    connection.execute(statement)
-                connection.set_progress_handler(report, STEPS_BETWEEN_CALLS)
-                for name, table in tables.items():
-                    connection.execute(f"CREATE TABLE result.[{name}] {table.definition}")
-                    table.rows = connection.execute(
-                        f"INSERT INTO result.[{name}] (rowid, {table.columns}) "
-                        f"SELECT rowid, {table.columns} FROM main.[{table.stored_as}] NOT INDEXED"
-                    ).rowcount
-        except DatabaseErrors:
-            if stopped:
-                raise stopped[0] from None
-            raise
+        connection.set_progress_handler(report, STEPS_BETWEEN_CALLS)
+        for name, table in tables.items():
+            connection.execute(f"CREATE TABLE result.[{name}] {table.definition}")
+            table.rows = connection.execute(
+                f"INSERT INTO result.[{name}] (rowid, {table.columns}) "
+                f"SELECT rowid, {table.columns} FROM main.[{table.stored_as}] NOT INDEXED"
+            ).rowcount
     return tables
+
+
+@contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Give the list of the signals that arrive; afterwards the first of them is raised. What a handler raises inside a
+    call from SQLite would be lost."""
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def lossy_text(text: bytes) -> str:
