@@ -72,10 +72,6 @@ include docker/docker.mk
 
 # Packages are compiled as they are first imported; forbidden to be kept, that would be done again at every start.
 unexport PYTHONDONTWRITEBYTECODE
-# Twice quiet: errors only, since nobody can do anything about most of pip's warnings.
-pip := .venv/bin/pip install --quiet --quiet --disable-pip-version-check --require-hashes
-uv := requirements/uv pip install --quiet
-or_say_why = || { echo "packages could not be installed, the reason stands above; PIP_INDEX_URL names a mirror, HTTPS_PROXY a proxy" >&2; exit 1; }
 packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
@@ -84,19 +80,18 @@ packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("pur
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(pip) -r requirements/uv.txt $(or_say_why)
-	$(uv) --require-hashes -r $< $(or_say_why)
+	requirements/install --require-hashes -r $<
 	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" >&2; exit 1; }
 	@echo "$(CURDIR)" > "$$($(packages))/huiyin.pth" # for scripts that are run by hand
 	@touch $@
 
 .venv/train: requirements/train.txt requirements/torch.txt | .venv/base
-	$(uv) -r requirements/torch.txt $(or_say_why)
-	$(uv) --require-hashes --no-deps -r $< $(or_say_why)
+	requirements/install -r requirements/torch.txt
+	requirements/install --require-hashes --no-deps -r $<
 	cp -r requirements/torchaudio "$$($(packages))"
 	@touch $@
 .venv/dev: requirements/dev.txt | .venv/base
-	$(uv) --require-hashes -r $< $(or_say_why)
+	requirements/install --require-hashes -r $<
 	@touch $@
 
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
