@@ -90,6 +90,7 @@ packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("pur
 	requirements/install --require-hashes --no-deps -r $<
 	cp -r requirements/torchaudio "$$($(packages))"
 	@touch $@
+	@MPLCONFIGDIR=.cache/matplotlib .venv/bin/python -c 'import llamafactory.train.tuner' > /dev/null 2>&1 & # compiles it, beside the data stages
 .venv/dev: requirements/dev.txt | .venv/base
 	requirements/install --require-hashes -r $<
 	@touch $@
