@@ -70,28 +70,29 @@ RUN_WITH_LLM = $(RUN)$(with_llm.$(RUN_IN))
 RUN_WITH_MODEL = $(RUN)$(with_model.$(RUN_IN))
 include docker/docker.mk
 
-# Twice quiet: errors only, since nobody can do anything about most of pip's warnings.
-pip := .venv/bin/pip install --quiet --quiet --disable-pip-version-check
+# Packages are compiled as they are first imported; forbidden to be kept, that would be done again at every start.
+unexport PYTHONDONTWRITEBYTECODE
 packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
-.venv/base: requirements/base.txt
+.venv/base: requirements/base.txt requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(pip) -r $<
+	requirements/install --require-hashes -r $<
 	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" >&2; exit 1; }
 	@echo "$(CURDIR)" > "$$($(packages))/huiyin.pth" # for scripts that are run by hand
 	@touch $@
 
-.venv/train: requirements/train.txt | .venv/base
-	$(pip) $$(grep '^torch==' $<)
-	$(pip) --no-deps -r $<
+.venv/train: requirements/train.txt requirements/torch.txt | .venv/base
+	requirements/install -r requirements/torch.txt
+	requirements/install --require-hashes --no-deps -r $<
 	cp -r requirements/torchaudio "$$($(packages))"
 	@touch $@
+	@MPLCONFIGDIR=.cache/matplotlib .venv/bin/python -c 'import llamafactory.train.tuner' > /dev/null 2>&1 & # compiles it, beside the data stages
 .venv/dev: requirements/dev.txt | .venv/base
-	$(pip) -r $<
+	requirements/install --require-hashes -r $<
 	@touch $@
 
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
@@ -128,7 +129,7 @@ data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 
 # Settings that name data/tiny/ work with the tiny random model, made first.
 tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
-data/tiny/receipt.json: scripts/demo/tiny.py | $(base)
+data/tiny/receipt.json: scripts/demo/tiny.py | $(train)
 	$(RUN) python $< --out $(@D)
 
 beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
@@ -180,9 +181,10 @@ deploy: | $(base)## print the settings that connect the model to a chat platform
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
 	@HUIYIN_MOUNT=$(SOURCE) $(RUN_WITH_MODEL) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
 
+# A model this small is not faster with more threads, and what torch.compile needs takes longer to load than it saves.
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card
-	@$(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
+	@OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
 summary: | $(base)## what each stage read, wrote and dropped; the model's reply
 	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export

@@ -8,6 +8,14 @@ golden: .venv/dev## rewrite the expected files of tests/cases; review the diff
 docs:## rewrite docs/targets.md from the comments of the Makefiles
 	@{ printf '# Make targets\n\nWritten by `make docs` from the `##` comments of the Makefiles.\n\n| target | |\n|---|---|\n'; \
 		sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/| `\1` | \2 |/p' $(MAKEFILE_LIST); } > docs/targets.md
+# Pins stay as long as they fit; UPGRADE=--upgrade takes the newest, UPGRADE="--upgrade-package NAME" of one package.
+UPGRADE ?=
+lock: .venv/base## lock the packages of requirements/*.in anew, with hashes
+	for name in uv base train dev; do \
+		.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+			--no-emit-find-links --custom-compile-command "make lock" --override requirements/overrides.txt $(UPGRADE) \
+			requirements/$$name.in --output-file requirements/$$name.txt; \
+	done
 bench: bench-history bench-combine## all measurements except bench-replies, which needs DATA
 bench-history: .venv/dev## time decrypt and parse on a million rows, against lower bounds
 	$(RUN.host) python bench/history.py 1000000 data/bench/history
@@ -16,4 +24,4 @@ bench-combine: .venv/train .venv/dev## time combine on ten million messages, aga
 bench-replies: .venv/base## accuracy of the pairing: DATA=FOLDER, one with dev.jsonl.gz
 	$(RUN.host) python bench/replies.py $(if $(filter undefined,$(origin DATA)),$(error say DATA=<folder with dev.jsonl.gz>),$(DATA))
 
-.PHONY: test lint golden docs bench bench-history bench-combine bench-replies
+.PHONY: test lint golden docs lock bench bench-history bench-combine bench-replies

@@ -57,7 +57,7 @@ use_compose() {
 # ---- Images. The digest of their recipe is a label of each, so that one is built again when the recipe changes.
 recipe_digest() {
     local files=(docker/Dockerfile requirements/base.txt)
-    [ "$1" = data ] || files+=(requirements/train.txt requirements/torchaudio/*.py)
+    [ "$1" = data ] || files+=(requirements/torch.txt requirements/train.txt requirements/torchaudio/*.py)
     cat "${files[@]}" | sha256sum | cut -c1-16
 }
 
