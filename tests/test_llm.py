@@ -63,17 +63,6 @@ def test_an_invalid_answer_is_asked_for_again_with_a_new_seed_and_then_counts_as
     assert [reply_in(body) for body in folder.chats()] == ["走起"]
 
 
-def test_a_second_run_asks_nothing(folder):
-    succeeded(folder.pair())
-    succeeded(folder.gen())
-    first = {name: (folder.path / name).read_bytes() for name in ("paired/pairs.jsonl", "generated/alpaca.json")}
-    folder.ollama.requests.clear()
-    succeeded(folder.pair())
-    succeeded(folder.gen())
-    assert folder.chats() == []
-    assert first == {name: (folder.path / name).read_bytes() for name in first}
-
-
 def test_answers_of_another_model_are_not_used(folder):
     succeeded(folder.pair())
     asked = len(folder.chats())
@@ -105,15 +94,6 @@ def test_answers_of_another_model_are_not_used(folder):
 def test_a_model_that_cannot_be_asked_is_one_clear_line(folder, settings, line):
     folder.settings("llm", settings.replace("URL", folder.ollama.url))
     assert complaint(folder.pair()) == f"pair.py: {line.replace('URL', folder.ollama.url)}"
-
-
-def test_a_server_that_keeps_failing_stops_the_stage_and_keeps_the_earlier_result(folder):
-    succeeded(folder.pair())
-    before = (folder.path / "paired/receipt.json").read_bytes()
-    folder.settings("pair", "characters_shown: 3\n")  # other questions, and too little room for them
-    folder.settings("llm", f"url: {folder.ollama.url}\nnum_ctx: 16\n")
-    assert "the available context size" in complaint(folder.pair())
-    assert (folder.path / "paired/receipt.json").read_bytes() == before
 
 
 def test_a_proxy_never_sees_calls_to_our_own_server(folder):
@@ -327,29 +307,7 @@ def test_turns_become_one_reply_if_the_model_neither_adds_nor_loses_words(folder
     assert folder.ledger("paired") == {"read": 3, "written": count, "merged": 3 - count, "dropped": dropped}
 
 
-# ---- Without a model, and held-out quotes
-
-
-def test_without_model_and_linker_the_rule_decides_and_the_rest_stays_undecided(folder):
-    folder.settings("pair", "use_llm: false\nlinker_alone: never\n")
-    turns(
-        [
-            {"time": 0, "user_id": "2", "text": "晚上吃什么"},
-            {"time": 10, "user_id": "3", "text": "作业呢"},
-            {"time": 20, "user_id": "me", "text": "名2，火锅"},
-            {"time": 30, "user_id": "3", "text": "me，写完没", "mentions": ["me"]},
-            {"time": 40, "user_id": "2", "text": "几点"},
-            {"time": 50, "user_id": "me", "text": "写完了"},
-            {"time": 60, "user_id": "me", "text": "困"},
-        ]
-    ).write_parquet(folder.path / "turns.parquet")
-    succeeded(folder.pair())
-    assert [(line["reply"], line["prompt"], line["decided_by"]) for line in folder.lines("pairs.jsonl")] == [
-        ("名2，火锅", "晚上吃什么", "rule"),
-        ("写完了", "me，写完没", "rule"),
-    ]
-    assert [(line["reply"], line["reason"]) for line in folder.lines("unpaired.jsonl")] == [("困", "undecided")]
-    assert folder.chats() == [] and "llm" not in folder.json("paired/receipt.json")
+# ---- Held-out quotes
 
 
 QUOTES = [
@@ -418,12 +376,8 @@ OPEN, CLOSE = {'{"answers":"': 1}, {'"}': 1}
     ],
 )
 def test_the_confidence_is_the_probability_of_the_choice_among_the_possible_ones(choices, tokens, expected):
-    written = [next(iter(token)) for token in tokens]
-    logprobs = [
-        {"token": text, "logprob": math.log(token[text]), "top_logprobs": listed(token)}
-        for text, token in zip(written, tokens, strict=True)
-    ]
-    text = "".join(written).removeprefix("```json\n").removesuffix("\n```")
+    logprobs = [{**listed(token)[0], "top_logprobs": listed(token)} for token in tokens]
+    text = "".join(token["token"] for token in logprobs).removeprefix("```json\n").removesuffix("\n```")
     assert confidence_of(Answer(text, 0, logprobs), choices) == expected
 
 
