@@ -25,6 +25,10 @@ STRANGER = 54321  # a user the image does not know
 PROJECT = "huiyin-test"
 MODEL = "qwen2.5:14b"
 LLM = "num_ctx: 16384\nparallel: 1\npair_temperature: 3.0\nmax_failed_share: 1\n"
+NOT_FETCHED = (
+    "docker: the image {0} could not be fetched; is the network there? "
+    "{1}=<mirror>/{0} names a mirror, Docker's own settings a proxy"
+)
 STAND_IN = """FROM huiyin-data
 COPY ollama_server.py tiny.gguf /stand-in/
 COPY ollama /usr/local/bin/ollama
@@ -51,17 +55,8 @@ def base_image():
     if subprocess.run(["docker", "image", "inspect", made], capture_output=True, check=False).returncode:
         folder = Path(tempfile.mkdtemp())
         try:
-            subprocess.run(
-                [
-                    "debootstrap",
-                    "--variant=minbase",
-                    "--include=python3-venv,ca-certificates",
-                    "bookworm",
-                    folder / "base",
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            debootstrap = ["debootstrap", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm"]
+            subprocess.run([*debootstrap, folder / "base"], check=True, stdout=subprocess.DEVNULL)
             certificates = Path("etc/ssl/certs/ca-certificates.crt")
             shutil.copy("/" / certificates, folder / "base" / certificates)
             files = subprocess.Popen(["tar", "-C", folder / "base", "-c", "."], stdout=subprocess.PIPE)
@@ -69,9 +64,8 @@ def base_image():
         finally:
             shutil.rmtree(folder)
     reach = "python3 -m venv /tmp/venv && /tmp/venv/bin/pip download --no-deps --dest /tmp idna"
-    tried = subprocess.run(
-        ["docker", "run", "--rm", made, "sh", "-c", reach], capture_output=True, encoding="utf-8", check=False
-    )
+    run = ["docker", "run", "--rm", made, "sh", "-c", reach]
+    tried = subprocess.run(run, capture_output=True, encoding="utf-8", check=False)
     if tried.returncode:
         pytest.skip(f"no package can be fetched from within a container here: {tried.stderr[-300:]}")
     return made
@@ -95,19 +89,12 @@ class Box:
 
     def __init__(self, parent, folder, base_image, llm):
         self.project = copy_project(parent)
-        for name, settings in {
-            "llm": llm,
-            "pair": "newest: 60\nquotes_tested: 10\n",
-            "gen": "batch_size: 6\nmax_characters: 20\n",
-        }.items():
+        pair, gen = "newest: 60\nquotes_tested: 10\n", "batch_size: 6\nmax_characters: 20\n"
+        for name, settings in (("llm", llm), ("pair", pair), ("gen", gen)):
             (self.project / f"config/{name}.yaml").write_text(settings)
         self.words = ["TARGET=10002", f"SOURCE={folder}/chat/nt_msg.db", f"KEY={folder}/key/key.txt"]
-        self.environment = {
-            **CLEAN,
-            "BASE_IMAGE": base_image,
-            "OLLAMA_IMAGE": "huiyin-test-ollama",
-            "COMPOSE_PROJECT_NAME": PROJECT,
-        }
+        images = {"BASE_IMAGE": base_image, "OLLAMA_IMAGE": "huiyin-test-ollama"}
+        self.environment = {**CLEAN, **images, "COMPOSE_PROJECT_NAME": PROJECT}
         self.who = {}
         self.data = self.project / "data/default"
 
@@ -119,17 +106,9 @@ class Box:
             subprocess.run(["chown", "-R", f"{STRANGER}:{STRANGER}", folder], check=True)
 
     def start(self, *words, env=None):
-        return subprocess.Popen(
-            words,
-            cwd=self.project,
-            env={**self.environment, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            start_new_session=True,
-            **self.who,
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        options = {"cwd": self.project, "encoding": "utf-8", "start_new_session": True, **pipes, **self.who}
+        return subprocess.Popen(words, env={**self.environment, **(env or {})}, **options)
 
     def run(self, *words, env=None):
         """Return (exit status, output) of a command in the project."""
@@ -191,23 +170,14 @@ def test_the_results_are_those_of_the_host(box, folder, base_image, gguf, tmp_pa
         status, output = host.make("gen", "RUN_IN=host")
     assert status == 0, output
     expected, found = host.results(), box.results()
-    assert {Path(name).name for name in expected} >= {
-        "nt_msg.db",
-        "messages.parquet",
-        "messages.csv",
-        "turns.parquet",
-        "pairs.jsonl",
-        "unpaired.jsonl",
-        "alpaca.json",
-    }
+    names = "nt_msg.db messages.parquet messages.csv turns.parquet pairs.jsonl unpaired.jsonl alpaca.json".split()
+    assert {Path(name).name for name in expected} >= set(names)
     assert [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)] == []
 
 
 def test_the_missing_model_was_fetched_once_and_announced(box):
-    lines = re.findall(
-        r"^qwen2\.5:14b is not here yet: [\d.]+ GB to fetch, [\d.]+ GB of disk free$", box.output, re.MULTILINE
-    )
-    assert len(lines) == 1
+    line = r"^qwen2\.5:14b is not here yet: [\d.]+ GB to fetch, [\d.]+ GB of disk free$"
+    assert len(re.findall(line, box.output, re.MULTILINE)) == 1
 
 
 def test_all_that_was_made_belongs_to_the_caller_and_is_closed_to_others(box):
@@ -309,12 +279,10 @@ def test_stopped_in_the_middle_of_pair_it_goes_on_where_it_was(box, how):
 
 
 def test_the_key_in_the_environment_reaches_decrypt_only(box):
-    scripts = {box.project / f"scripts/{name}.py": "" for name in ("decrypt", "demo/history")}
+    paths = [box.project / f"scripts/{name}.py" for name in ("decrypt", "demo/history")]
+    scripts = {path: path.read_text(encoding="utf-8") for path in paths}
     for script in scripts:
-        scripts[script] = script.read_text(encoding="utf-8")
-        script.write_text(
-            "import os, sys\nprint('key is', repr(os.environ.get('QQ_DB_KEY')), os.path.exists(sys.argv[-1]))"
-        )
+        script.write_text("import os\nprint('key is', repr(os.environ.get('QQ_DB_KEY')))")
     key = "a'b\"c$d #e\\"
     try:
         words = ["CONFIG=key", f"SOURCE={box.words[1].partition('=')[2]}"]
@@ -323,7 +291,7 @@ def test_the_key_in_the_environment_reaches_decrypt_only(box):
     finally:
         for script, text in scripts.items():
             script.write_text(text, encoding="utf-8")
-    assert re.findall("^key is (.*) (?:True|False)$", shown, re.MULTILINE) == [repr(key), "None"]
+    assert re.findall("^key is (.*)$", shown, re.MULTILINE) == [repr(key), "None"]
     assert not any(key in line for line in shown.splitlines() if not line.startswith("key is"))
 
 
@@ -340,13 +308,7 @@ def test_an_image_is_built_when_its_recipe_changed_and_then_only(box):
         status, output = box.run("docker/run.sh", "data", "true", env={"BASE_IMAGE": "127.0.0.1:1/python:0"})
     finally:
         recipe.write_text(text, encoding="utf-8")
-    assert (status, output.splitlines()[-1]) == (
-        1,
-        (
-            "docker: the image 127.0.0.1:1/python:0 could not be fetched; is the network there? "
-            "BASE_IMAGE=<mirror>/127.0.0.1:1/python:0 names a mirror, Docker's own settings a proxy"
-        ),
-    )
+    assert (status, output.splitlines()[-1]) == (1, NOT_FETCHED.format("127.0.0.1:1/python:0", "BASE_IMAGE"))
 
 
 def complaint(box, *words, **options):
@@ -359,10 +321,8 @@ def complaint(box, *words, **options):
 
 
 def test_ollamas_image_cannot_be_fetched(box):
-    assert complaint(box, "pair", "TARGET=10003", env={"OLLAMA_IMAGE": "127.0.0.1:1/ollama:0"}) == (
-        "docker: the image 127.0.0.1:1/ollama:0 could not be fetched; is the network there? "
-        "OLLAMA_IMAGE=<mirror>/127.0.0.1:1/ollama:0 names a mirror, Docker's own settings a proxy"
-    )
+    line = complaint(box, "pair", "TARGET=10003", env={"OLLAMA_IMAGE": "127.0.0.1:1/ollama:0"})
+    assert line == NOT_FETCHED.format("127.0.0.1:1/ollama:0", "OLLAMA_IMAGE")
 
 
 @pytest.mark.skipif(shutil.which("nvidia-ctk") is not None, reason="the toolkit is here")

@@ -29,10 +29,10 @@ def chat(tmp_path, ollama, monkeypatch):
     def talk(lines, settings=""):
         (tmp_path / "chat.yaml").write_text(settings)
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        options = ["--config", tmp_path / "chat.yaml", "--export", tmp_path / "export.yaml"]
-        return run_script("tools/chat", tmp_path, *options)
+        return run_script("tools/chat", *talk.arguments)
 
     talk.path = tmp_path
+    talk.arguments = [tmp_path, "--config", tmp_path / "chat.yaml", "--export", tmp_path / "export.yaml"]
     return talk
 
 
@@ -85,36 +85,25 @@ def test_a_reply_that_breaks_off_is_one_line(chat, ollama, content, line):
     assert done.stderr == f"chat.py: Ollama at {ollama.url}{line}\n"
 
 
-def test_another_model_than_the_exported_one_is_refused(chat, ollama):
+def test_a_chat_that_cannot_be_says_what_to_do(chat, ollama):
     ollama.models["qwen2.5:14b"] = "another"
-    assert chat("").stderr == (
-        "chat.py: the Ollama model qwen2.5:14b is not the one that export created; make export again\n"
-    )
-
-
-def test_a_chat_before_the_export_says_what_to_do(chat):
+    line = "the Ollama model qwen2.5:14b is not the one that export created; make export again"
+    assert chat("").stderr == f"chat.py: {line}\n"
+    (chat.path / "export.yaml").write_text("ollama: http://127.0.0.1:9\n")
+    line = "no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or change ollama in export.yaml"
+    assert chat("").stderr == f"chat.py: {line}\n"
     (chat.path / "receipt.json").unlink()
     assert chat("").stderr == f"chat.py: {chat.path}/receipt.json: no such file; `make export` makes it\n"
 
 
-def test_a_chat_without_its_ollama_says_what_to_do(chat):
-    (chat.path / "export.yaml").write_text("ollama: http://127.0.0.1:9\n")
-    assert chat("").stderr == (
-        "chat.py: no Ollama answers at http://127.0.0.1:9; start it (ollama serve), or change ollama in export.yaml\n"
-    )
-
-
 def start(program, **options):
-    pipe, variables = subprocess.PIPE, {**CLEAN, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        program, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", bufsize=1, **options
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(program, env={**CLEAN, "PYTHONUNBUFFERED": "1"}, encoding="utf-8", **pipes, **options)
 
 
 def test_ctrl_c_ends_a_chat_cleanly(chat):
     (chat.path / "chat.yaml").touch()
-    options = ["--config", chat.path / "chat.yaml", "--export", chat.path / "export.yaml"]
-    with start([sys.executable, ROOT / "scripts/tools/chat.py", chat.path, *options]) as running:
+    with start([sys.executable, ROOT / "scripts/tools/chat.py", *chat.arguments]) as running:
         assert running.stdout.readline() == f"{OPENING}\n"
         assert running.stdout.read(2) == "> "
         running.send_signal(signal.SIGINT)

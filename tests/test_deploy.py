@@ -16,7 +16,7 @@ def deploy(tmp_path):
     (tmp_path / "system.txt").write_text(SYSTEM, encoding="utf-8")
 
     def run(url, **receipt):
-        base = {"fixed_system": False, "quantize": "q8_0", "parameters": PARAMETERS}
+        base = {"ollama": {"name": "huiyin-10002", "digest": "0"}, "fixed_system": False, "parameters": PARAMETERS}
         (tmp_path / "receipt.json").write_text(json.dumps({**base, **receipt}))
         (tmp_path / "export.yaml").write_text(f"ollama: {url}\n")
         options = ["--generated", tmp_path, "--name", "huiyin-10002", "--export", tmp_path / "export.yaml"]
@@ -25,9 +25,6 @@ def deploy(tmp_path):
         return done.stdout
 
     return run
-
-
-OLLAMA = {"name": "huiyin-10002", "digest": "0"}
 
 
 def test_make_deploy_prints_the_settings_of_the_demo(demo):
@@ -43,7 +40,7 @@ def test_make_deploy_prints_the_settings_of_the_demo(demo):
 
 
 def test_deploy_names_addresses_model_and_parameters(deploy):
-    output = deploy("http://192.168.1.2:11434/", ollama=OLLAMA)
+    output = deploy("http://192.168.1.2:11434/")
     assert output.startswith("The model huiyin-10002 at http://192.168.1.2:11434\n")
     lines = output.splitlines()
     for line in (
@@ -59,10 +56,10 @@ def test_deploy_names_addresses_model_and_parameters(deploy):
 
 
 def test_deploy_recommends_a_fixed_system_prompt_unless_it_is_fixed(deploy):
-    assert "Set fixed_system: true in export.yaml and" in deploy("http://127.0.0.1:11434", ollama=OLLAMA)
-    assert "The model ignores it:" in deploy("http://127.0.0.1:11434", ollama=OLLAMA, fixed_system=True)
+    assert "Set fixed_system: true in export.yaml and" in deploy("http://127.0.0.1:11434")
+    assert "The model ignores it:" in deploy("http://127.0.0.1:11434", fixed_system=True)
 
 
 def test_deploy_tells_how_to_reach_the_ollama_of_the_containers(deploy):
-    output = deploy("http://ollama:11434", ollama=OLLAMA)
+    output = deploy("http://ollama:11434")
     assert output.startswith("This Ollama is in the containers' own network, and none of its ports is published")

@@ -10,22 +10,11 @@ import pytest
 
 from helpers import ROOT, copy_project, make
 
-TOOLS = [
-    "bash",
-    "cat",
-    "chmod",
-    "cut",
-    "dirname",
-    "env",
-    "false",
-    "grep",
-    "id",
-    "make",
-    "mkdir",
-    "sed",
-    "true",
-    "uname",
-]
+TOOLS = "bash cat chmod cut dirname env false grep id make mkdir sed true uname".split()
+WSL = (
+    "Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, "
+    "switch this distribution on; or add RUN_IN=host"
+)
 
 
 @pytest.fixture
@@ -39,64 +28,42 @@ def project(tmp_path):
     return project
 
 
-def fake(project, name, body):
-    program = project / "bin" / name
-    program.write_text(f"#!/bin/bash\n{body}\n")
-    program.chmod(0o755)
+FAILS = 'echo "%s" >&2; exit 1'
+COMPLAINTS = {  # {what is wrong: (the program docker, variables, the line)}
+    "no engine": (None, {}, "there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host"),
+    "WSL without integration": (None, {"WSL_DISTRO_NAME": "Ubuntu"}, WSL),
+    "a stand-in in WSL": (FAILS % "The command 'docker' could not be found in this WSL 2 distro.", {}, WSL),
+    "no daemon": (
+        FAILS % "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+        {},
+        "Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), "
+        "or add RUN_IN=host",
+    ),
+    "no permission": (
+        FAILS % "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
+        {},
+        "Docker does not let you in: sudo usermod -aG docker $USER, then log in again",
+    ),
+    "no Compose": (
+        '[ "$1" != compose ] && echo 1000 []',
+        {},
+        "Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)",
+    ),
+}
 
 
-def complaint(project, **variables):
-    """The one line on stderr of a stage in the container, Make's own closing line apart."""
-    done = make(project, "sample", env={"PATH": str(project / "bin"), **variables})
-    assert done.returncode == 2
-    line, closing = done.stderr.splitlines()
+@pytest.mark.parametrize("what", COMPLAINTS)
+def test_docker_that_does_not_serve_us_is_one_line(project, what):
+    docker, variables, line = COMPLAINTS[what]
+    if docker:
+        (project / "bin/docker").write_text(f"#!/bin/bash\n{docker}\n")
+        (project / "bin/docker").chmod(0o755)
+    target = "down" if what == "no Compose" else "sample"  # which builds an image first
+    done = make(project, target, env={"PATH": str(project / "bin"), **variables})
+    complaint, closing = done.stderr.splitlines()  # the second is Make's own
+    assert (done.returncode, complaint) == (2, f"docker: {line}")
     assert closing.startswith("make: *** [")
     assert not (project / ".venv").exists()
-    return line
-
-
-def test_no_engine(project):
-    assert complaint(project) == (
-        "docker: there is no Docker here: install it (see 'Docker' in README.md), or add RUN_IN=host"
-    )
-
-
-WSL = (
-    "docker: Docker is not connected to this WSL: Docker Desktop, Settings, Resources, WSL integration, "
-    "switch this distribution on; or add RUN_IN=host"
-)
-
-
-def test_wsl_without_integration(project):
-    assert complaint(project, WSL_DISTRO_NAME="Ubuntu") == WSL
-
-
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        (
-            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
-            "docker: Docker's daemon does not answer: start it (sudo systemctl start docker, or Docker Desktop), "
-            "or add RUN_IN=host",
-        ),
-        ("The command 'docker' could not be found in this WSL 2 distro.", WSL),
-        (
-            "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
-            "docker: Docker does not let you in: sudo usermod -aG docker $USER, then log in again",
-        ),
-    ],
-)
-def test_a_daemon_that_does_not_serve_us(project, message, line):
-    fake(project, "docker", f'echo "{message}" >&2; exit 1')
-    assert complaint(project) == line
-
-
-def test_no_compose(project):
-    fake(project, "docker", '[ "$1" != compose ] && echo 1000 []')
-    done = make(project, "down", env={"PATH": str(project / "bin")})
-    assert done.stderr.splitlines()[0] == (
-        "docker: Docker is here, but Compose is not: sudo apt install docker-compose-v2 (Debian: docker-compose)"
-    )
 
 
 def test_a_repository_on_a_windows_disk(project):

@@ -1,11 +1,9 @@
 """export: the merged model is the trained one, what Ollama is given, and whose model is replaced."""
 
 import hashlib
+import io
 import json
-import os
-import pty
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
 
@@ -14,31 +12,38 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import huiyin.training.base
-from helpers import CLEAN, ROOT, run_script
+from helpers import run_script
 from huiyin.common.errors import UserError
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
 from huiyin.serving.template import Prompt
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB
+from llm_folder import succeeded
 from ollama_server import OllamaServer, Refusal
 from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room, create
 
 NAME = "huiyin-10002:latest"
-PARAMETERS = {
-    "stop": ["<|im_end|>"],
-    "num_ctx": 512,
-    "temperature": 0.8,
-    "top_p": 0.9,
-    "top_k": 40,
-    "repeat_penalty": 1.0,
-    "num_predict": 256,
-}
+SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
+PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "num_predict": 256, **SAMPLING}
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 NOT_SERVED = (
     "base/config.json: Ollama cannot serve Qwen3ForCausalLM with the chat template of the training; take a Qwen2.5 or "
     f"Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
 )
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 class Export:
@@ -49,75 +54,42 @@ class Export:
         self.ollama, self.url, self.settings = ollama, ollama.url, ""
         shutil.copytree(self.target / "trained", path / "trained")
         shutil.copytree(demo[0] / "data/tiny/tiny-qwen2", path / "base")
-        used = json.loads((path / "trained/train.yaml").read_text(encoding="utf-8"))
-        (path / "trained/train.yaml").write_text(json.dumps({**used, "model_name_or_path": str(path / "base")}))
+        self.change("trained/train.yaml", model_name_or_path=str(path / "base"))
         (path / "chat.yaml").write_text("split: false\n")
         self.system = (self.target / "generated/system.txt").read_text(encoding="utf-8")
 
     def arguments(self):
         (self.path / "export.yaml").write_text(f"ollama: {self.url}\n{self.settings}")
-        options = {
-            "--generated": self.target / "generated",
-            "--name": "huiyin-10002",
-            "--config": self.path / "export.yaml",
-            "--cache": self.path / "cache",
-            "--out": self.folder,
-        }
-        return [self.path / "trained", *(word for option in options.items() for word in option)]
+        given = [self.path / "trained", "--generated", self.target / "generated", "--name", "huiyin-10002"]
+        own = ["--config", self.path / "export.yaml", "--cache", self.path / "cache", "--out", self.folder]
+        return [*given, *own]
 
     def run(self):
         return run_script("export", *self.arguments())
 
-    def run_on_terminal(self):
-        """Run with a terminal as standard output; return its lines."""
-        parent_end, child_end = pty.openpty()
-        program = [sys.executable, ROOT / "scripts/export.py", *map(str, self.arguments())]
-        with subprocess.Popen(program, cwd=ROOT, env=CLEAN, stdout=child_end) as running:
-            os.close(child_end)
-            output = b""
-            try:
-                while piece := os.read(parent_end, 10_000):
-                    output += piece
-            except OSError:  # the other end is closed
-                pass
-        os.close(parent_end)
-        assert running.returncode == 0
-        return output.decode().splitlines()
-
-    def chat(self):
-        options = ["--config", self.path / "chat.yaml", "--export", self.path / "export.yaml"]
-        program = [sys.executable, ROOT / "scripts/tools/chat.py", self.folder, *options]
-        lines = "在吗？\n\n吃了吗\n/reset\n再见\n"
-        return subprocess.run(program, env=CLEAN, input=lines, capture_output=True, encoding="utf-8")
-
     def error(self):
         """Return the one line of a run that fails; it leaves nothing behind."""
-        before = self.receipt()
         done = self.run()
         assert done.returncode == 1
-        assert self.receipt() == before
-        assert not list(self.folder.glob(".*.part"))
+        assert not self.folder.exists() or list(self.folder.iterdir()) == []
         [line] = done.stderr.splitlines()
         return line.removeprefix("export.py: ").replace(f"{self.path}/", "").replace(self.url, "URL")
 
     def receipt(self):
-        path = self.folder / "receipt.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(self.folder / "receipt.json")
 
     def asked(self):
         return [request.body for request in self.ollama.requests if request.path == "/api/chat"]
 
     def change(self, name, **values):
-        path = self.path / name
-        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}))
+        (self.path / name).write_text(json.dumps({**read_json(self.path / name), **values}))
 
     def base_is(self, **values):
         """Change the base model, and the receipt of the training with it."""
         self.change("base/config.json", **values)
-        trained = json.loads((self.path / "trained/receipt.json").read_text(encoding="utf-8"))
-        digest = hashlib.sha256((self.path / "base/config.json").read_bytes()).hexdigest()
-        trained["base_model"]["sha256"]["config.json"] = digest
-        (self.path / "trained/receipt.json").write_text(json.dumps(trained))
+        base_model = read_json(self.path / "trained/receipt.json")["base_model"]
+        base_model["sha256"]["config.json"] = sha256(self.path / "base/config.json")
+        self.change("trained/receipt.json", base_model=base_model)
 
 
 @pytest.fixture
@@ -130,9 +102,7 @@ def exported(demo, tmp_path_factory, gguf):
     """A finished export, with the server that got the model."""
     with OllamaServer(gguf, []) as ollama:
         export = Export(demo, tmp_path_factory.mktemp("export"), ollama)
-        done = export.run()
-        assert done.returncode == 0, done.stderr
-        assert "create: success" in done.stdout.splitlines()
+        assert "create: success" in succeeded(export.run()).stdout.splitlines()
         yield export
 
 
@@ -140,20 +110,10 @@ def test_ollama_is_given_what_its_api_asks_for(exported):
     made = exported.ollama.created[NAME]
     assert set(made) - {"config"} == {"model", "files", "quantize", "template", "system", "parameters"}
     assert made["model"] == "huiyin-10002"
-    merged = {
-        path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for path in (exported.folder / "merged").iterdir()
-        if path.suffix in (".json", ".safetensors")
-    }
-    assert made["files"] == merged
-    assert {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    } <= set(made["files"])
+    merged = [path for path in (exported.folder / "merged").iterdir() if path.suffix in (".json", ".safetensors")]
+    assert made["files"] == {path.name: f"sha256:{sha256(path)}" for path in merged}
+    names = "config generation_config special_tokens_map tokenizer tokenizer_config".split()
+    assert {"model.safetensors", *(f"{name}.json" for name in names)} <= set(made["files"])
     assert made["quantize"] == "q8_0"  # the tiny model's rows are 64 long
     assert made["system"] == exported.system
     assert made["config"]["rope_theta"] == 1_000_000
@@ -164,7 +124,7 @@ def test_ollama_is_given_what_its_api_asks_for(exported):
 
 def test_the_receipt_is_the_model_card(exported):
     receipt = exported.receipt()
-    trained = json.loads((exported.path / "trained/receipt.json").read_text(encoding="utf-8"))
+    trained = read_json(exported.path / "trained/receipt.json")
     assert receipt["ollama"] == {"name": "huiyin-10002", "digest": exported.ollama.models[NAME]}
     assert (exported.path / "exported.ollama").read_text() == exported.ollama.models[NAME]
     assert receipt["base_model"] == {**trained["base_model"], "folder": str(exported.path / "base")}
@@ -177,9 +137,11 @@ def test_the_receipt_is_the_model_card(exported):
     assert not (exported.folder / ".work").exists()
 
 
-def test_the_exported_model_can_be_talked_to(exported):
+def test_the_exported_model_can_be_talked_to(exported, monkeypatch):
     before = len(exported.asked())
-    talk = exported.chat()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("在吗？\n\n吃了吗\n/reset\n再见\n"))
+    options = ["--config", exported.path / "chat.yaml", "--export", exported.path / "export.yaml"]
+    talk = run_script("tools/chat", exported.folder, *options)
     assert (talk.returncode, talk.stderr) == (0, "")
     bodies = exported.asked()[before:]
     assert [len(body["messages"]) for body in bodies] == [1, 3, 1]
@@ -187,25 +149,26 @@ def test_the_exported_model_can_be_talked_to(exported):
     assert bodies[1]["messages"][1]["content"] in talk.stdout and "options" not in bodies[0]
 
 
-def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(export, ollama):
+def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(export, ollama, monkeypatch):
     ollama.models[NAME] = "made before"
     (export.path / "exported.ollama").write_text("made before")
     export.settings = "fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n"
-    lines = export.run_on_terminal()
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    lines = succeeded(export.run()).stdout.splitlines()
     made = ollama.created[NAME]
     assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
     assert made["parameters"] == {**PARAMETERS, "num_ctx": 300, "temperature": 0.0} and made["quantize"] == "f16"
     assert (export.path / "exported.ollama").read_text() == ollama.models[NAME] != "made before"
 
     assert len([line for line in lines if ": trained '" in line]) == 5
-    rows = json.loads((export.target / "generated/alpaca_eval.json").read_text(encoding="utf-8"))[-5:]
+    rows = read_json(export.target / "generated/alpaca_eval.json")[-5:]
     kept = json.dumps(export.receipt(), ensure_ascii=False)
     assert [row["instruction"] for row in rows if f"'{row['instruction']}'" in kept] == []
 
 
 def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
     project, output = demo
-    receipt = json.loads((project / "data/demo/10002/exported/receipt.json").read_text(encoding="utf-8"))
+    receipt = read_json(project / "data/demo/10002/exported/receipt.json")
     assert receipt["asked"]["who"] == "the merged model, loaded once" and "ollama" not in receipt
     assert (
         "export: no Ollama model was created; where Ollama runs, this creates it: ollama create huiyin-10002 "
@@ -214,11 +177,6 @@ def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
 
 
 # ---- One line each
-
-
-def test_ollama_that_does_not_answer_is_one_line(export):
-    export.url = "http://127.0.0.1:9"
-    assert export.error() == ("no Ollama answers at URL; start it (ollama serve), or change ollama in export.yaml")
 
 
 @pytest.mark.parametrize("digest", [None, "another digest"])
@@ -239,7 +197,7 @@ def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, oll
 
     ollama.before_create = fail
     folder = demo[0] / "data/demo/10002/exported"
-    receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
+    receipt = read_json(folder / "receipt.json")
     prompt = Prompt("", "{{ .System }}", "{{ .Content }}", "{{ .Content }}", [])
     with pytest.raises(UserError) as error:
         create(Ollama(ollama.url, "huiyin-10002", 512, 9), folder / "merged", prompt, "", receipt, tmp_path / "digest")
@@ -273,48 +231,45 @@ def test_too_little_memory_is_one_line(capsys):
     )
 
 
-def test_an_architecture_that_ollama_cannot_serve_is_refused(export):
-    export.base_is(architectures=["Qwen3ForCausalLM"])
-    assert export.error() == NOT_SERVED
-
-
 def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training(export):
     export.change("base/config.json", architectures=["Qwen3ForCausalLM"])
-    (export.path / "train.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
+    (export.path / "config.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
     (export.path / "export.yaml").touch()
-    options = {
-        "--config": export.path / "train.yaml",
-        "--preflight": "config/preflight.yaml",
-        "--gpu": "none",
-        "--cache": export.path / "cache",
-        "--llm": "config/demo/llm.yaml",
-        "--export": export.path / "export.yaml",
-        "--out": export.path / "again",
-    }
-    done = run_script("train", export.target / "generated", *(word for option in options.items() for word in option))
+    own = [f"--{name}={export.path}/{name}.yaml" for name in ("config", "export")]
+    rest = ["--preflight=config/preflight.yaml", "--llm=config/demo/llm.yaml", "--gpu=none"]
+    folders = [f"--cache={export.path}/cache", f"--out={export.path}/again"]
+    done = run_script("train", export.target / "generated", *own, *rest, *folders)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"train.py: {export.path}/{NOT_SERVED}\n")
     assert not (export.path / "again").exists()
 
 
-def test_a_template_that_is_not_tested_with_ollama_is_refused(export):
-    export.change("trained/train.yaml", template="gemma2")
-    assert export.error() == (
+REFUSED = [  # (what is changed, the line)
+    (
+        lambda export: setattr(export, "url", "http://127.0.0.1:9"),
+        "no Ollama answers at URL; start it (ollama serve), or change ollama in export.yaml",
+    ),
+    (lambda export: export.base_is(architectures=["Qwen3ForCausalLM"]), NOT_SERVED),
+    (
+        lambda export: export.change("trained/train.yaml", template="gemma2"),
         "template gemma2 in train.yaml: only for qwen and llama3 is it tested that Ollama prompts the model as the "
-        f"training did; take a base model with one of them, {ALTERNATIVE}"
-    )
-
-
-def test_a_missing_adapter_is_one_line(export):
-    (export.path / "trained/adapter/adapter_model.safetensors").unlink()
-    assert export.error() == "trained/adapter/adapter_model.safetensors: no such file; `make train` makes it"
-
-
-def test_another_base_model_than_that_of_the_training_is_refused(export):
-    export.change("base/config.json", rms_norm_eps=0.1)
-    assert export.error() == (
+        f"training did; take a base model with one of them, {ALTERNATIVE}",
+    ),
+    (
+        lambda export: (export.path / "trained/adapter/adapter_model.safetensors").unlink(),
+        "trained/adapter/adapter_model.safetensors: no such file; `make train` makes it",
+    ),
+    (
+        lambda export: export.change("base/config.json", rms_norm_eps=0.1),
         "base: config.json changed or gone since the training; bring the base model back, or train again (make "
-        "clean-train)"
-    )
+        "clean-train)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), REFUSED)
+def test_what_cannot_be_exported_is_one_line(export, change, line):
+    change(export)
+    assert export.error() == line
 
 
 # ---- Is it the trained model?
@@ -359,27 +314,23 @@ def test_the_tolerance_follows_the_type_of_the_weights():
 # ---- What Ollama needs
 
 
+YARN = {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}}
+
+
 @pytest.mark.parametrize(
     ("rope", "expected"),
     [
         ({"rope_theta": 5.0}, {"rope_theta": 5.0}),
         ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
-        (
-            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "yarn", "factor": 4.0}},
-            {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}},
-        ),
-        (
-            {"rope_theta": 5.0, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-            {"rope_theta": 5.0, "rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}},
-        ),
+        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "yarn", "factor": 4.0}}, YARN),
+        ({"rope_theta": 5.0, "rope_scaling": {"type": "yarn", "factor": 4.0}}, YARN),
     ],
 )
 def test_rope_is_written_at_the_top_level_of_the_config(tmp_path, rope, expected):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(rope))
     flatten_rope(config, needed=True)
-    values = json.loads(config.read_text(encoding="utf-8"))
-    assert {name: value for name, value in values.items() if name != "rope_parameters"} == expected
+    assert {name: value for name, value in read_json(config).items() if name != "rope_parameters"} == expected
 
 
 def test_a_base_model_without_rope_is_refused_only_for_ollama(tmp_path):

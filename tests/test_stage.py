@@ -31,8 +31,10 @@ def test_a_failure_leaves_the_earlier_result_and_no_parts(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_files_that_are_no_longer_made_go(tmp_path):
+def test_files_that_are_no_longer_made_go_and_so_do_parts_of_a_killed_run(tmp_path):
     write(tmp_path, ["a", "b"])
+    (tmp_path / ".a.part").write_text("half")
+    (tmp_path / ".folder.part").mkdir()
     write(tmp_path, ["a", "c"])
     assert set(files(tmp_path)) == {"a", "c", "receipt.json"}
 
@@ -57,13 +59,6 @@ def test_what_is_edited_during_a_run_is_newer_than_its_receipt(tmp_path):
         edited.write_text("x")
         os.utime(edited, (time.time(), time.time()))  # the file system's own clock is some milliseconds behind
     assert (tmp_path / "out/receipt.json").stat().st_mtime_ns <= edited.stat().st_mtime_ns
-
-
-def test_parts_of_a_killed_run_are_cleared_away(tmp_path):
-    (tmp_path / ".a.part").write_text("half")
-    (tmp_path / ".folder.part").mkdir()
-    write(tmp_path, ["b"])
-    assert set(files(tmp_path)) == {"b", "receipt.json"}
 
 
 def test_the_receipt_names_what_was_read_and_made(tmp_path):
