@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from typing import Any
 
 from huiyin.llm.backend import Answer
@@ -18,7 +17,7 @@ def confidence_of(answer: Answer, choices: list[str] | None) -> float | None:
     if not choices or not answer.logprobs:
         return None
     texts = possible_texts(answer.text, answer.logprobs, choices)
-    common = len(os.path.commonprefix(texts))  # noqa: RUF071  bytes, among which is no choice
+    common = common_length(texts)  # up to here there is nothing to choose
     confidence, written = 1.0, b""
     for token in answer.logprobs:
         if len(written) + len(token_bytes(token)) > common:
@@ -37,6 +36,13 @@ def possible_texts(text: str, tokens: list[dict[str, Any]], choices: list[str]) 
     # servers remove a code fence (```json) from the text, but not from the tokens
     fence = b"".join(map(token_bytes, tokens)).partition(text.encode())[0]
     return [fence + (before + json.dumps(choice) + after).encode() for choice in choices]
+
+
+def common_length(texts: list[bytes]) -> int:
+    """Return how many bytes all of `texts` begin with; the least and the greatest have no more in common than all."""
+    least, greatest = min(texts), max(texts)
+    pairs = enumerate(zip(least, greatest, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), len(least))
 
 
 def probability_of(token: dict[str, Any], continuations: list[bytes]) -> float:

@@ -52,14 +52,20 @@ class Plan:
 
     def values(self) -> dict[str, Any]:
         """Return the plan as settings of LLaMA-Factory."""
-        return {
-            **dict.fromkeys(["per_device_train_batch_size", "per_device_eval_batch_size"], self.micro_batch),
-            **{"gradient_accumulation_steps": self.accumulation, "cutoff_len": self.cutoff_len},
+        values = {
+            "per_device_train_batch_size": self.micro_batch,
+            "per_device_eval_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "cutoff_len": self.cutoff_len,
             "disable_gradient_checkpointing": not self.checkpointing,
-            **{name: self.precision == name for name in ("bf16", "fp16")},
-            **({"enable_liger_kernel": True} if self.liger else {}),
-            **({"quantization_bit": 4} if self.four_bit else {}),
+            "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
         }
+        if self.liger:
+            values["enable_liger_kernel"] = True
+        if self.four_bit:
+            values["quantization_bit"] = 4
+        return values
 
 
 @dataclass(frozen=True)
