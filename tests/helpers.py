@@ -22,7 +22,8 @@ CLEAN = {
     for name, value in os.environ.items()
     if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "QQ_DB_KEY")
 }
-CLEAN |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # tests run side by side: more threads get in the way
+# tests run side by side: more threads get in the way; and no training here gains from torch.compile, slow to load
+CLEAN |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 def run_script(name, *arguments, env=None):

@@ -1,6 +1,5 @@
 """Work distributed over the processor's cores, results in order."""
 
-import errno
 import gc
 import multiprocessing
 import os
@@ -38,10 +37,6 @@ def workers(tasks: int) -> Iterator[Distribute]:
         yield lambda work, arguments: in_order(pool, work, arguments, count * TASKS_AHEAD)
     except BrokenProcessPool:
         raise UserError(OUT_OF_MEMORY) from None
-    except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.EAGAIN):
-            raise UserError(OUT_OF_MEMORY) from None
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -53,7 +48,10 @@ def cores() -> int:
 def in_order(pool, work, arguments, ahead):
     waiting: deque[Future[Any]] = deque()
     for each in arguments:
-        waiting.append(pool.submit(work, *each))
+        try:
+            waiting.append(pool.submit(work, *each))
+        except (OSError, ValueError):  # no memory for another process, or one ended while another was started
+            raise BrokenProcessPool from None
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
