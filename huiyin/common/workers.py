@@ -34,6 +34,8 @@ def workers(tasks: int) -> Iterator[Distribute]:
     # "spawn", since a fork of a process with threads (polars has them) can hang
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start)
     try:
+        for _ in range(count):
+            submit(pool, os.getpid)  # so that the processes start now
         yield lambda work, arguments: in_order(pool, work, arguments, count * TASKS_AHEAD)
     except BrokenProcessPool:
         raise UserError(OUT_OF_MEMORY) from None
@@ -45,13 +47,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def submit(pool, work, *each):
+    try:
+        return pool.submit(work, *each)
+    except (OSError, ValueError):  # no memory for another process, or one ended while another was started
+        raise BrokenProcessPool from None
+
+
 def in_order(pool, work, arguments, ahead):
     waiting: deque[Future[Any]] = deque()
     for each in arguments:
-        try:
-            waiting.append(pool.submit(work, *each))
-        except (OSError, ValueError):  # no memory for another process, or one ended while another was started
-            raise BrokenProcessPool from None
+        waiting.append(submit(pool, work, *each))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
