@@ -47,7 +47,10 @@ class BodyReader:
         except DecodeError:
             self.undecodable += 1
             elements = whole_elements(body)
-        fragments, kinds, mentions, quote = list[str](), list[int](), list[str](), None
+        fragments: list[str] = []
+        kinds: list[int] = []
+        mentions: list[str] = []
+        quote = None
         for element in elements:
             number = element.kind
             if number == TEXT:
