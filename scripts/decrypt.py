@@ -25,7 +25,7 @@ from huiyin.common.stage import Stage, arguments, need, sha256
 from huiyin.common.tables import GROUP_MESSAGES
 
 if TYPE_CHECKING:
-    from huiyin.qqnt.extract import Table
+    from huiyin.qqnt.tables import Table
 
 TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}

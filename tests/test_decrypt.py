@@ -29,10 +29,11 @@ from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
 from huiyin.qqnt.btree import four, leaf_cells, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
-from huiyin.qqnt.extract import KEEP_FREE, take_tables
+from huiyin.qqnt.extract import take_tables
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
 from huiyin.qqnt.salvage import check_space, read_schema, salvage
+from huiyin.qqnt.tables import KEEP_FREE
 from scripts.decrypt import Settings, extract, read_key
 from scripts.demo.history import KEY
 
@@ -458,6 +459,18 @@ def test_every_row_on_a_sound_page_is_kept(large, tmp_path, seed):
     assert receipt(out)["ledger"] == {"read": len(rows), "written": len(sound), "dropped": dropped}
 
 
+def test_a_row_that_is_lost_alone_is_counted_without_an_index(tmp_path):
+    path, out = write_database(tmp_path / "nt_msg.db", "Linux", [ORDINARY, FILL]), tmp_path / "out"
+    rows, tree, _ = rows_by_page(path)
+    row = next(row for row, pages in rows.items() if pages - set(tree.leaves.tolist()))
+    [page] = rows[row] - set(tree.leaves.tolist())
+    damage(path, [page])
+    assert decrypt(path, out, env={"QQ_DB_KEY": KEY}).returncode == 0
+    assert receipt(out)["ledger"] == {"read": 360, "written": 359, "dropped": {"damaged": 1}}
+    assert receipt(out)["damage"]["group_msg_table"] == {"pages": [page], "rows": 1}
+    assert query(out / "nt_msg.db", f"SELECT count(*) FROM group_msg_table WHERE [40001] = {row}") == [(0,)]
+
+
 def test_the_lost_rows_are_reported_with_their_time(source, tmp_path):
     rows, tree, _ = rows_by_page(source)
     bad = tree.leaves[3:5].tolist()
@@ -501,7 +514,7 @@ def test_salvage_never_refuses_and_always_takes_a_truncated_copy(source, tmp_pat
 # ---- the disk and other programs
 
 
-@pytest.mark.parametrize("step", ["extract.copied", "extract.copy_tables", "salvage.salvage"])
+@pytest.mark.parametrize("step", ["extract.copied", "extract.copy_tables", "extract.salvage"])
 def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, step):
     out, real = tmp_path / "out", operator.attrgetter(step)(huiyin.qqnt)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -511,7 +524,7 @@ def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, step):
         return real(*arguments)
 
     monkeypatch.setattr(f"huiyin.qqnt.{step}", without_space)
-    if step == "salvage.salvage":
+    if step == "extract.salvage":
         damage(source, rows_by_page(source)[1].leaves[3:4].tolist())
     try:
         done = decrypt(source, out)

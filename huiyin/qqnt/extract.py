@@ -4,55 +4,26 @@ import errno
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlcipher3
 
-from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.qqnt.cipher import Cipher
 from huiyin.qqnt.pages import Pages
+from huiyin.qqnt.salvage import salvage
+from huiyin.qqnt.tables import KEEP_FREE, Refuse, Table, lossy_text, plain_tables
 
-KEEP_FREE = 16 << 20  # bytes
 COPIED_AT_ONCE = 1 << 20  # bytes
 STEPS_BETWEEN_CALLS = 100_000  # of SQLite's virtual machine: some ten milliseconds
 # Before the first read: without shared memory beside the copy, and without running what a foreign schema defines.
 CAREFUL = ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
 # Nothing reads the result before it is complete, and after an error it is deleted: no journal, no fsync.
 FAST = ("PRAGMA result.journal_mode = OFF", "PRAGMA result.synchronous = OFF")
-# What a CREATE TABLE without a query does; anything else in its place is not executed.
-CREATES_A_TABLE = {
-    *(sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_REINDEX),
-    *(sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_READ),
-}
 # The last: a damaged schema that is quoted in the message of such an error.
 DatabaseErrors = (sqlite3.DatabaseError, sqlcipher3.DatabaseError, UnicodeDecodeError)
-Refuse = Callable[..., None]  # called with what is damaged; it may raise
-
-
-@dataclass
-class Table:
-    """The result for one table. `stored_as` is its name in the source, `definition` the columns with their types in
-    parentheses, `columns` their names. `lost_pages` are damaged; `key_gaps` are the keys before and after each run of
-    missing rows (None: no row on that side); `orphan_leaves` cannot be reached through the tree in the order of the
-    keys."""
-
-    name: str
-    stored_as: str
-    definition: str
-    columns: str
-    rows: int = 0
-    lost_rows: int = 0
-    lost_pages: list[int] = field(default_factory=list)
-    key_gaps: list[tuple[int | None, int | None]] = field(default_factory=list)
-    orphan_leaves: list[int] = field(default_factory=list)
-
-    @property
-    def is_damaged(self) -> bool:
-        return bool(self.lost_pages or self.lost_rows or self.key_gaps or self.orphan_leaves)
 
 
 def take_tables(
@@ -67,8 +38,6 @@ def take_tables(
     """Write those of the tables `names` that the database `source` has into a new plain database `target`; return
     {name: Table} and the number of pages in the log. If something is damaged, `refuse(what)` is called, which may
     raise. While it works, a copy of the source as it is, encrypted, lies beside the target in `.copy.part`."""
-    from huiyin.qqnt.salvage import salvage
-
     pages = Pages(source, cipher, key)
     logged = len(pages.logged)
     if pages.missing:
@@ -159,51 +128,6 @@ def held_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])
-
-
-def lossy_text(text: bytes) -> str:
-    """Decode a text of the schema, which may be damaged in a table that is not wanted."""
-    return text.decode("utf-8", "replace")
-
-
-def plain_tables(schema: Iterable[Sequence[str]], names: Iterable[str], source: Path) -> dict[str, Table]:
-    """Return {name: Table} for those of `names` that `schema` has, rows of (type, name, sql)."""
-    stored = {name.lower(): (kind, name, sql) for kind, name, sql in schema if kind in ("table", "view")}
-    tables = {}
-    for name in names:
-        kind, stored_as, sql = stored.get(name, ("", "", ""))
-        try:
-            if kind == "view":
-                raise ValueError("a view")
-            if kind:
-                tables[name] = Table(name, stored_as, *plain_columns(stored_as, sql))
-        except ValueError as error:
-            raise UserError(f"{source}: {name} is not stored like an ordinary table ({error})") from None
-    return tables
-
-
-def plain_columns(name: str, sql: str) -> tuple[str, str]:
-    """Return the definition and the names of the columns in the CREATE statement `sql`, without constraints and so
-    without indexes; `ValueError` if the rows are not stored like those of an ordinary table."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        try:
-            connection.set_authorizer(
-                lambda action, *_: sqlite3.SQLITE_OK if action in CREATES_A_TABLE else sqlite3.SQLITE_DENY
-            )
-            connection.execute(sql)
-            connection.set_authorizer(None)
-            columns = connection.execute(f"PRAGMA table_info([{name}])").fetchall()
-            connection.execute(f"SELECT rowid FROM [{name}]")
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise ValueError(str(error)) from None
-    keys = [column for column in columns if column[5]]
-    parts = []
-    for _, column, kind, _, default, key in columns:
-        # an INTEGER key of one column is the rowid, which is not stored a second time
-        rowid = key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper()
-        ending = (" PRIMARY KEY" if rowid else "") + (f" DEFAULT {default}" if default is not None else "")
-        parts.append(f"[{column}] {kind}{ending}")
-    return f"({', '.join(parts)})", ", ".join(f"[{column[1]}]" for column in columns)
 
 
 @contextmanager

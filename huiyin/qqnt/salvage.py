@@ -15,8 +15,8 @@ import numpy as np
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.qqnt.btree import NO_PAGES, Cell, LeafDatabase, Tree, children, each_page, four, leaf_cells, two, walk
-from huiyin.qqnt.extract import KEEP_FREE, Refuse, Table, lossy_text, plain_tables
 from huiyin.qqnt.pages import Pages
+from huiyin.qqnt.tables import KEEP_FREE, Refuse, Table, lossy_text, plain_tables
 
 Schema = list[tuple[str, str, str, int, str]]  # (type, name, table, top page, sql), as in sqlite_master
 
