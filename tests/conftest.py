@@ -16,7 +16,7 @@ from ollama_server import OllamaServer
 HAS_TORCH = find_spec("torch") is not None
 if not HAS_TORCH:  # as where CI tests the data stages on every Python
     collect_ignore = ["test_export.py", "test_preflight.py", "test_prompt.py", "test_train.py", "test_train_resumes.py"]
-LONGEST = ["test_train_resumes", "test_export", "test_kill", "test_train"]  # to start first, so that none ends last
+LONGEST = ["test_train_resumes", "test_train", "test_export", "test_kill"]  # to start first, so that none ends last
 
 
 def pytest_collection_modifyitems(items):

@@ -112,7 +112,8 @@ class OllamaServer:
     "config", the content of config.json}. `loaded`: {model: num_ctx}. `loads`: each (model, num_ctx) that Ollama would
     have loaded. `before_chat(k, body)` is called before the k-th chat (from 1) is answered; it may count, wait, kill
     the client or raise a Refusal. If it returns a text, that is the answer in place of the model's; a Raw is sent as it
-    is. `before_create(body)` is called while a model is converted; it may raise a Refusal.
+    is. `before_create(body)` is called while a model is converted; it may raise a Refusal. `remembered`: None, or a
+    dict in which answers are kept, for tests that ask the same questions, seeds and all, again and again.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0):
@@ -125,7 +126,7 @@ class OllamaServer:
         self.requests, self.blobs, self.created, self.loaded, self.loads = [], {}, {}, {}, []
         self.before_chat = lambda k, body: None
         self.before_create = lambda body: None
-        self.on_gpu = 1.0  # part of a loaded model
+        self.on_gpu, self.remembered = 1.0, None  # part of a loaded model on the card
         self.chats, self.lock = itertools.count(1), threading.Lock()
         self.http = ThreadingHTTPServer((host, port), Handler)
         self.http.daemon_threads = False  # closing waits: a thread left inside llama.cpp crashes the process
@@ -226,6 +227,14 @@ class OllamaServer:
             self.loaded[name] = num_ctx
             self.loads.append((name, num_ctx))
 
+    def complete(self, question):
+        if self.remembered is None or question["seed"] < 0:
+            return self.llama.handle_chat_completions(question)
+        key = json.dumps(question)
+        if key not in self.remembered:
+            self.remembered[key] = self.llama.handle_chat_completions(question)
+        return self.remembered[key]
+
     def answer(self, name, messages, body, options, num_ctx, scripted):
         """Ask the tiny model; return its answer as one dict, or as a stream of dicts with a piece each.
 
@@ -246,7 +255,7 @@ class OllamaServer:
             "cache_prompt": False,  # so that an answer does not depend on the questions before
         }
         try:
-            answer = self.llama.handle_chat_completions(question)
+            answer = self.complete(question)
         except ValueError as error:  # a schema or a message that it cannot use
             raise Refusal(400, str(error)) from None
         except RuntimeError as error:

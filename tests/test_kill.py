@@ -72,6 +72,7 @@ class Project:
 def test_after_a_kill_at_any_answer_the_results_are_the_same(demo, tmp_path, ollama, first):
     """At KILLS moments from the first question to the last; each half of them is a test, for two workers."""
     project = Project(demo[0] / "data/demo/combined/turns.parquet", tmp_path, ollama)
+    ollama.remembered = {}
     project.run()
     expected, asked = project.results(), project.questions()
     receipt = json.loads((tmp_path / "paired/receipt.json").read_text(encoding="utf-8"))
