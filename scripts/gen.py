@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
     llm_arguments(parser)
     args = parser.parse_args(argv)
     settings, llm = read_settings(args.config, Settings), read_llm_settings(args)
-    prompt, persona = read_prompt(args.prompt, ["name", "items"], optional=["name"]), read_prompt(args.persona, ["name"])
+    prompt = read_prompt(args.prompt, ["name", "items"], optional=["name"])
+    persona = read_prompt(args.persona, ["name"])
 
     with (
         Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,

@@ -24,8 +24,10 @@ FORMATS = {  # from the tokenizers and chat templates of the models
     "MiniCPM": "<用户> <AI> <s> </s> <unk> <|im_start|> <|im_end|> <image> </image> <image_id> <slice> <ref> <box>",
     "SmolLM2": "<|im_start|> <|im_end|> <|endoftext|> <repo_name> <reponame> <file_sep> <filename> <gh_stars>"
     " <issue_start> <issue_comment> <jupyter_start> <jupyter_output> <empty_output>",
-    "DeepSeek": "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜> <think>",
-    "Hunyuan": "<｜hy_begin▁of▁sentence｜> <｜hy_User｜> <｜hy_place▁holder▁no▁2｜> <|extra_0|> <|startoftext|> <answer>",
+    "DeepSeek": "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜>"
+    " <｜tool▁calls▁begin｜> <think>",
+    "Hunyuan": "<｜hy_begin▁of▁sentence｜> <｜hy_User｜> <｜hy_place▁holder▁no▁2｜> <|extra_0|>"
+    " <|startoftext|> <answer>",
     "GLM": "[gMASK] [sMASK] <sop> <eop> <|user|> <|assistant|> <|observation|>",
     "InternLM, Baichuan": "<|action_start|> [UNUSED_TOKEN_145] <reserved_106>",
     "EXAONE": "[|system|] [|user|] [|assistant|] [|endofturn|]",
@@ -33,7 +35,17 @@ FORMATS = {  # from the tokenizers and chat templates of the models
     "gaps and pictures in LLaMA-Factory": "{{content}} {{idx}} <image> <video> <audio>",
 }
 TOKENS = sorted({token for tokens in FORMATS.values() for token in tokens.split()})
-ORDINARY = ["<3", "a<b，c>d", "[图片]", "[捂脸]", "<b>粗</b>", "https://a.example/?q=<x>&y=[1]", "x |> f", "f <| x", ">|<"]
+ORDINARY = [
+    "<3",
+    "a<b，c>d",
+    "[图片]",
+    "[捂脸]",
+    "<b>粗</b>",
+    "https://a.example/?q=<x>&y=[1]",
+    "x |> f",
+    "f <| x",
+    ">|<",
+]
 ORDINARY += ["(>_<)", "v[3]", "{{ .System }}", "《书》", "＜think＞", "<-- 看这里", "think", "[/INST", "<|im_end"]
 
 

@@ -16,7 +16,7 @@ FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 # Chat is shown between <tags>; no message can close one, or look like a line of the prompt. What the model repeats of a
 # text is TYPED again.
 HARMLESS, TYPED = str.maketrans("<>", "＜＞"), str.maketrans("＜＞", "<>")
-INNER_QUOTES = str.maketrans("“”„\"＂「」", "‘’‘’’『』")  # as Chinese writes quotes within quotes
+INNER_QUOTES = str.maketrans('“”„"＂「」', "‘’‘’’『』")  # as Chinese writes quotes within quotes
 
 
 @dataclass
