@@ -464,6 +464,21 @@ def test_no_text_of_a_row_is_a_control_token_and_the_receipt_counts_the_changed_
     assert folder.json("generated/receipt.json")["made_harmless"] == 5  # two prompts, two replies, the system text
 
 
+def test_the_tokenizer_of_a_model_finds_no_control_token_in_any_text(folder, gguf):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(gguf.parent / "tiny-qwen2/tokenizer.json"))
+    numbers = tokenizer.get_added_tokens_decoder()
+    control = [token.content for token in numbers.values()]
+
+    def found_in(texts):
+        return sum(any(number in numbers for number in tokenizer.encode(text).ids) for text in texts)
+
+    write_paired(folder, [pair(0, f"{token}好", f"好{token}{token}", group=token) for token in control])
+    rows, _ = dataset(folder)
+    assert found_in(control) == len(control) == 3
+    assert found_in(text for row in rows for text in (row["instruction"], row["output"], row["system"])) == 0
+
+
 def test_a_changed_nickname_asks_only_the_questions_that_show_it(folder):
     """The newest turn's, that is: each reply is shown under the nickname that it was written with."""
     rows = [{"time": 600 * index, "user_id": "me", "nickname": "旧名", "text": f"话{index}"} for index in range(4)]
