@@ -49,7 +49,7 @@ CONTROL = re.compile(
     )
 )
 WIDE = str.maketrans("<>[]{}", "＜＞［］｛｝")
-# letters, marks and numbers that nobody sees have these categories, but for four letters that fill a place in Hangul
+# the categories of characters that nobody sees, and four letters that nobody sees: they fill a place in Hangul
 UNSEEN, FILLERS = ("Cf", "Cc", "Mn", "Cn", "Co", "Cs"), "\u115f\u1160\u3164\uffa0"
 
 
