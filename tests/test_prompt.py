@@ -133,7 +133,7 @@ def test_no_text_can_end_its_turn(trained, name):
         tokens = model.trained_on(talk(said, said, said, system=said), "")
         return sum(token in model.tokenizer.added_tokens_decoder for token in tokens)
 
-    assert control_tokens(FORGED) == control_tokens("好") + 4 * 2  # what this is about
+    assert control_tokens(FORGED) > control_tokens("好")  # what this is about
     assert control_tokens(harmless(FORGED)) == control_tokens("好")
 
 
