@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from huiyin.common.control import harmless
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, UpTo1000, read_settings
@@ -25,7 +26,7 @@ from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, sc
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.filling import missing_halves
-from huiyin.questions.prompts import Prompt, name_of, read_prompt
+from huiyin.questions.prompts import Prompt, name_in_quotes, name_of, read_prompt
 
 if TYPE_CHECKING:
     from huiyin.questions.redaction import Redaction
@@ -59,14 +60,16 @@ class Settings:
 # ---- The missing half of unpaired turns
 
 
-def context_of(lines: list[Record], turns: pl.DataFrame, count: int) -> dict[int, list[Record]]:
-    """Return {turn_id: the `count` turns of its group before it, oldest first} for the unpaired `lines`."""
-    before = {line["turn_id"]: range(line["turn_ids"][0] - count, line["turn_ids"][0]) for line in lines}
-    shown = {turn_id for turn_ids in before.values() for turn_id in turn_ids}
+def with_context(lines: list[Record], turns: pl.DataFrame, count: int) -> list[tuple[Record, Record, list[Record]]]:
+    """Return (line, its turn, the `count` turns of its group before it, oldest first) for the unpaired `lines`."""
+    before = [range(line["turn_id"] - count, line["turn_id"]) for line in lines]
+    shown = {turn_id for turn_ids in before for turn_id in turn_ids} | {line["turn_id"] for line in lines}
     rows = {row["turn_id"]: row for row in turns.filter(pl.col("turn_id").is_in(list(shown))).iter_rows(named=True)}
-    near = {turn_id: [rows[other] for other in others if other in rows] for turn_id, others in before.items()}
-    groups = {line["turn_id"]: line["group_id"] for line in lines}
-    return {turn_id: [turn for turn in near[turn_id] if turn["group_id"] == group] for turn_id, group in groups.items()}
+    near = [[rows[turn_id] for turn_id in turn_ids if turn_id in rows] for turn_ids in before]
+    return [
+        (line, rows[line["turn_id"]], [turn for turn in others if turn["group_id"] == line["group_id"]])
+        for line, others in zip(lines, near, strict=True)
+    ]
 
 
 def fill(
@@ -74,8 +77,7 @@ def fill(
 ) -> dict[int, str]:
     """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one. What a batch
     leaves out is asked for again in smaller batches; a batch that does not fit is halved."""
-    contexts = context_of(lines, turns, settings.context_turns)
-    missing = [(line, contexts[line["turn_id"]]) for line in lines]
+    missing = with_context(lines, turns, settings.context_turns)
     temperature = client.settings.gen_temperature
     written: dict[int, str] = {}
     for round_ in range(ROUNDS):
@@ -151,22 +153,29 @@ def write_json(path: Path, content: Any) -> None:
 # ---- The stage
 
 
-def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], list[Record], pl.DataFrame, str]:
-    """Return pairs, unpaired turns, all turns, and the name of the member."""
+def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], list[Record], pl.DataFrame, Record]:
+    """Return pairs, unpaired turns, all turns, and the member's newest turn."""
     pairs = read_records(stage.input(need(args.paired / "pairs.jsonl", MADE_BY)), PAIR, MADE_BY)
     unpaired = read_records(stage.input(need(args.paired / "unpaired.jsonl", MADE_BY)), UNPAIRED, MADE_BY)
     if not pairs and not unpaired:
         raise UserError(f"{args.paired}: no turns to make a dataset of")
     turns = scan_table(stage.input(need(args.turns, TURNS_BY)), TURNS, TURNS_BY).collect()
     newest = max([*pairs, *unpaired], key=time_of)["turn_id"]
-    return pairs, unpaired, turns, name_of(turns.row(by_predicate=pl.col("turn_id") == newest, named=True))
+    return pairs, unpaired, turns, turns.row(by_predicate=pl.col("turn_id") == newest, named=True)
 
 
-def system_text(persona: Prompt, name: str, path: Path) -> str:
-    text = persona.fill(name=name)[1]
-    if '"""' in text:
-        raise UserError(f"{path} or the name {name}: three quotes in a row cannot stand in a Modelfile; take them out")
-    return text
+def without_control_tokens(samples: list[Record]) -> tuple[list[Record], int]:
+    """Return the samples with harmless texts, and how many texts that changed. To be done last: what redaction takes
+    out could bring the two halves of a token together."""
+    safe = [{**sample, "prompt": harmless(sample["prompt"]), "reply": harmless(sample["reply"])} for sample in samples]
+    both = zip(samples, safe, strict=True)
+    return safe, sum(before[part] != after[part] for before, after in both for part in ("prompt", "reply"))
+
+
+def system_text(persona: Prompt, newest: Record) -> tuple[str, bool]:
+    """Return the system text, and whether it would hold a control token if nothing were done about it."""
+    plain = persona.fill(name=newest["nickname"])[1]
+    return harmless(persona.fill(name=name_in_quotes(newest))[1]), harmless(plain) != plain
 
 
 def write_dataset(stage: Stage, rows: list[list[Record]], system: str, samples: Iterable[Record]) -> None:
@@ -190,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
     llm_arguments(parser)
     args = parser.parse_args(argv)
     settings, llm = read_settings(args.config, Settings), read_llm_settings(args)
-    prompt, persona = read_prompt(args.prompt, ["name", "items"]), read_prompt(args.persona, ["name"])
+    prompt = read_prompt(args.prompt, ["name", "items"], optional=["name"])
+    persona = read_prompt(args.persona, ["name"])
 
     with (
         Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
@@ -200,13 +210,13 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.use(args.llm, llm)
         stage.input(args.prompt)
         stage.input(args.persona)
-        pairs, unpaired, turns, name = read_inputs(args, stage)
+        pairs, unpaired, turns, newest = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
         least = settings.min_confidence
         kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
         if least:
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-        written = fill(unpaired, turns, name, prompt, settings, client) if settings.fill else {}
+        written = fill(unpaired, turns, name_of(newest), prompt, settings, client) if settings.fill else {}
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
@@ -215,7 +225,9 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
             hide = redaction_for(turns, settings)
             samples = [{**line, "prompt": hide(line["prompt"]), "reply": hide(line["reply"])} for line in samples]
             stage.receipt["personal_data"] = hide.counts
-        system = system_text(persona, name, args.persona)
+        samples, changed = without_control_tokens(samples)
+        system, system_changed = system_text(persona, newest)
+        stage.receipt["made_harmless"] = changed + system_changed
         rows, used = without_duplicates(samples, system, settings)
         stage.ledger.dropped["duplicate"] = len(samples) - len(used)
         write_dataset(stage, rows, system, used)

@@ -48,8 +48,8 @@ class Folder:
     def pair(self, prompt="config/prompts/pair.md", **options):
         return run_script("pair", *arguments("pair", self.path, prompt=prompt), **options)
 
-    def gen(self):
-        return run_script("gen", *arguments("gen", self.path))
+    def gen(self, prompt="config/prompts/gen.md"):
+        return run_script("gen", *arguments("gen", self.path, prompt=prompt))
 
     def lines(self, name):
         return read_lines(self.path / "paired" / name)

@@ -14,30 +14,31 @@ FOREIGN_FROM, FOREIGN_SHARE = 10, 0.05  # letters; see `foreign`
 
 def missing_halves(
     prompt: Prompt,
-    items: list[tuple[dict[str, Any], list[dict[str, Any]]]],
+    items: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]],
     name: str,
     settings: Any,
     temperature: float,
     round_: int,
 ) -> Question:
-    """What could others have said before each of `items`, [(line of unpaired.jsonl, turns before it), ...]?
+    """What could others have said before each of `items`, [(line of unpaired.jsonl, its turn, turns before it), ...]?
 
     The value of the answer is {index in items: text}, with the texts that are valid; ValueError if none is. settings:
-    those of gen. round_: from 0, so that asking again gives other answers.
+    those of gen. name: what stands for `$name`, if the prompt has it. round_: from 0, so that asking again gives other
+    answers.
     """
     shown = []
-    for number, (line, context) in enumerate(items, 1):
-        before = "\n".join(f"{name_of(turn)}：{one_line(turn['text'], settings.characters_shown)}" for turn in context)
+    for number, (line, turn, context) in enumerate(items, 1):
+        before = "\n".join(said(other, other["text"], settings) for other in context)
         shown.append(
             f"<第{number}段>\n{before or '（没有更早的发言）'}\n（这里缺一句话）\n"
-            f"{name}：{one_line(line['reply'], settings.characters_shown)}\n</第{number}段>"
+            f"{said(turn, line['reply'], settings)}\n</第{number}段>"
         )
 
     def accept(answer):
         valid, problem = {}, ""
-        for index, (line, context) in enumerate(items):
+        for index, (line, _, context) in enumerate(items):
             text = " ".join(answer[str(index + 1)].split())
-            chat = line["reply"] + "".join(turn["text"] for turn in context)
+            chat = line["reply"] + "".join(other["text"] for other in context)
             problem = problem_with(text, line["reply"], chat, settings.max_characters)
             if not problem:
                 valid[index] = text
@@ -50,6 +51,11 @@ def missing_halves(
     system, user = prompt.fill(items="\n".join(shown), name=name)
     tokens = len(items) * (TOKENS_PER_CHARACTER * settings.max_characters + FRAME_TOKENS)
     return Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES, may_be_split=True)
+
+
+def said(turn: dict[str, Any], text: str, settings: Any) -> str:
+    """Return the line that shows `text` under the nickname that its member had in `turn`."""
+    return f"{name_of(turn)}：{one_line(text, settings.characters_shown)}"
 
 
 def problem_with(text: str, reply: str, chat: str, max_characters: int) -> str:

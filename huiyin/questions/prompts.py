@@ -1,10 +1,12 @@
 """Prompts: one Markdown file each, with `$name` for each gap, and a line `---` between instructions and question."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from huiyin.common.control import harmless
 from huiyin.common.errors import UserError
 
 NAME_CHARACTERS = 30
@@ -14,6 +16,7 @@ FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 # Chat is shown between <tags>; no message can close one, or look like a line of the prompt. What the model repeats of a
 # text is TYPED again.
 HARMLESS, TYPED = str.maketrans("<>", "＜＞"), str.maketrans("＜＞", "<>")
+INNER_QUOTES = str.maketrans('“”„"＂「」', "‘’‘’’『』")  # as Chinese writes quotes within quotes
 
 
 @dataclass
@@ -27,8 +30,9 @@ class Prompt:
         return self.system, self.user.substitute(gaps)
 
 
-def read_prompt(path: Path, gaps: list[str]) -> Prompt:
-    """Return the Prompt in the file at `path`; `UserError` unless what follows its line `---` has exactly these `gaps`.
+def read_prompt(path: Path, gaps: list[str], optional: Iterable[str] = ()) -> Prompt:
+    """Return the Prompt in the file at `path`; `UserError` unless what follows its line `---` has exactly these `gaps`,
+    of which the `optional` ones may be missing.
 
     A file without such a line consists of the question. `$$` stands for a dollar sign.
     """
@@ -44,19 +48,24 @@ def read_prompt(path: Path, gaps: list[str]) -> Prompt:
         used = set(Template(part).get_identifiers())
         if used - allowed:
             raise UserError(f"{path}: ${min(used - allowed)} fills nothing {where}; take it out")
-        if allowed - used:
-            raise UserError(f"{path}: ${min(allowed - used)} is missing; put it where its text belongs")
+        if needed := allowed - used - {*optional}:
+            raise UserError(f"{path}: ${min(needed)} is missing; put it where its text belongs")
     return Prompt(Template(system).substitute(), Template(user))
 
 
 def one_line(text: str, limit: int) -> str:
     """Return `text` as one line of at most `limit` characters that cannot look like a part of the prompt."""
-    text = " ".join(text.translate(HARMLESS).split())
+    text = harmless(" ".join(text.translate(HARMLESS).split()))
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def name_of(turn: dict[str, Any]) -> str:
     return one_line(turn["nickname"], NAME_CHARACTERS)
+
+
+def name_in_quotes(turn: dict[str, Any]) -> str:
+    """Return the nickname as a text that cannot end the quotes around it."""
+    return name_of(turn).translate(INNER_QUOTES)
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from huiyin.common.control import harmless
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import UpTo1000, read_settings
 from huiyin.common.stage import arguments, need, read_receipt
@@ -71,7 +72,8 @@ def show(pieces: Iterable[str], split: bool) -> str:
 
 
 def talk(reply_to: Callable[[Messages], Iterator[str]], settings: Settings) -> None:
-    """Read lines and reply to them until the input ends (EOFError)."""
+    """Read lines and reply to them until the input ends (EOFError). No text that the model is given, its own earlier
+    replies included, holds a control token: what is typed cannot end a turn."""
     history: Messages = []
     while True:
         line = input("> ").strip()
@@ -79,9 +81,9 @@ def talk(reply_to: Callable[[Messages], Iterator[str]], settings: Settings) -> N
             history = []
             print("(cleared)")
         elif line:
-            messages = [*history, {"role": "user", "content": line}]
+            messages = [*history, {"role": "user", "content": harmless(line)}]
             reply = show(reply_to(messages), settings.split)
-            exchange = [messages[-1], {"role": "assistant", "content": reply}]
+            exchange = [messages[-1], {"role": "assistant", "content": harmless(reply)}]
             history = [*history, *exchange][-2 * settings.exchanges :] if settings.exchanges else []
 
 
