@@ -1,12 +1,10 @@
 """The base model: a folder, or a model on a hub, which is downloaded into the cache.
 
-huggingface_hub and tokenizers are imported in functions: `--help` would wait half a second for them.
+huggingface_hub is imported in functions: `--help` would wait half a second for it.
 """
 
 import shutil
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
@@ -74,18 +72,3 @@ def check_disk(folder: Path, size: float, what: str) -> None:
     print(f"{what} needs {format_size(size)} of disk, {format_size(free)} are free", flush=True)
     if size > free:
         raise UserError(f"{what} needs {format_size(size)} of disk and {format_size(free)} are free; make room")
-
-
-def token_lengths(rows: list[dict[str, Any]], folder: Path) -> list[int]:
-    """Return the length in tokens of each Alpaca row in ChatML, as the `qwen` template of LLaMA-Factory writes it."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    lengths = []
-    for row in rows:
-        system = [row["system"]] if row["system"] else []
-        texts = [*system, *chain(*row["history"]), row["instruction"], row["output"]]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        # 5 more for each: <|im_start|>user\n ... <|im_end|>\n
-        lengths.append(sum(5 + len(encoding.ids) for encoding in encodings))
-    return lengths
