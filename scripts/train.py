@@ -102,8 +102,8 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan) -> None:
         "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {work.batch} rows per step"
         f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
-        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are longer and are split, "
-        f"{plan.too_long:,} replies are longer alone and are left out",
+        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} longer rows are split, "
+        f"{plan.too_long:,} replies that do not fit are left out",
         "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
     }
     for name, line in lines.items():
@@ -287,11 +287,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
     if ollama != "none":
         check_servable(given["template"], base / "config.json")
-    rows, held_out = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
-    work = work_of(given, rows, base)
+    measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
+    work = work_of(given, measured.rows, base)
     device, plan = preflight(args.gpu, given, work, settings)
     show(device, work, plan)
-    fitted = fit(rows, held_out, plan.cutoff_len)
+    fitted = fit(measured, plan.cutoff_len)
     if args.dry_run:
         return
 

@@ -10,10 +10,9 @@ last exchange of no row.
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -80,6 +79,11 @@ class Measured:
         return {**row, "history": history}
 
 
+class MeasuredDataset(NamedTuple):
+    rows: list[Measured]
+    held_out: list[Measured]
+
+
 @dataclass
 class Fitted:
     """Rows that fit, and what became of the samples: read = written + too_long."""
@@ -128,7 +132,7 @@ class Dataset:
     held_out: list[Row]
     system: str  # of rows that have none
 
-    def measure(self, encoding: Encoding, spare: int) -> tuple[list[Measured], list[Measured]]:
+    def measure(self, encoding: Encoding, spare: int) -> MeasuredDataset:
         """Return the rows and the held-out rows with their tokens, and `spare` ones more in each row. `UserError` if
         the base model reads a text as a control token."""
         self.check_texts(encoding)
@@ -141,7 +145,7 @@ class Dataset:
             later = [encoding.prompt(prompt) + encoding.reply(reply) for prompt, reply in exchanges]
             return Measured(system, exchanges, samples, first, later, encoding.template.end + spare)
 
-        return [measured(row) for row in self.rows], [measured(row) for row in self.held_out]
+        return MeasuredDataset(*([measured(row) for row in rows] for rows in (self.rows, self.held_out)))
 
     def check_texts(self, encoding: Encoding) -> None:
         """`UserError` if the base model reads a part of a text as a control token: whoever wrote it could end a turn
@@ -173,12 +177,12 @@ def read_rows(file: Path) -> list[Row]:
         raise UserError(f"{file}: not the rows of a dataset ({error}); {MADE_BY}") from None
 
 
-def fit(rows: Iterable[Measured], held_out: Iterable[Measured], cutoff_len: int) -> Fitted:
+def fit(measured: MeasuredDataset, cutoff_len: int) -> Fitted:
     """Return the rows that fit; `UserError` if there are none to learn from."""
     fitted = Fitted()
-    for row in rows:
+    for row in measured.rows:
         fitted.take(row, cutoff_len)
-    for row in held_out:
+    for row in measured.held_out:
         fitted.hold_out(row, cutoff_len)
     if not fitted.rows:
         raise UserError(
