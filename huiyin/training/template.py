@@ -39,16 +39,24 @@ class Template:
 
 def read_template(name: str) -> Template:
     """Return LLaMA-Factory's template `name`; `UserError` if it has none of that name."""
+    if name not in registered():
+        raise UserError(f"template {name}: LLaMA-Factory has no template of that name; fix train.yaml")
+    return template_of(registered()[name])
+
+
+@cache
+def registered() -> dict[str, dict[str, ast.expr]]:
+    """Return {name: the arguments with which LLaMA-Factory registers this template}."""
     package = find_spec("llamafactory")
     if not package or not package.submodule_search_locations:
         raise UserError("LLaMA-Factory is not installed here; `make .venv/train` installs it")
-    source = (Path(package.submodule_search_locations[0]) / "data/template.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            given = {keyword.arg or "": keyword.value for keyword in node.value.keywords}
-            if "name" in given and ast.literal_eval(given["name"]) == name:
-                return template_of(given)
-    raise UserError(f"template {name}: LLaMA-Factory has no template of that name; fix train.yaml")
+    source = Path(package.submodule_search_locations[0]) / "data/template.py"
+    calls = [
+        {keyword.arg: keyword.value for keyword in node.value.keywords if keyword.arg}
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    return {ast.literal_eval(call["name"]): call for call in calls if "name" in call}
 
 
 def template_of(given: Mapping[str, ast.expr]) -> Template:
