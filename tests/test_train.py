@@ -77,6 +77,21 @@ def test_an_unknown_key_is_refused_by_llamafactory_itself(training):
             {"model_name_or_path": "./nowhere"},
             "model_name_or_path ./nowhere: no such folder, and no name on the hub (owner/model); fix train.yaml",
         ),
+        *(
+            (
+                {"model_name_or_path": name},
+                f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml",
+            )
+            for name in (
+                "~/nowhere",
+                "Qwen2.5/",
+                "Qwen/Qwen 7B",
+                "Qwen/Qwen2..5",
+                "Qwen/Qwen2.5@main",
+                "D:/Qwen",
+                "2024",
+            )
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(training, changes, line):

@@ -20,20 +20,22 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
     From the hub only config.json and tokenizer.json are downloaded into `cache`, or with `whole` every file that is
     needed. huggingface_hub obeys HF_ENDPOINT, HF_HUB_OFFLINE and the variables that name a proxy.
     """
-    if Path(name).is_dir():
-        return check_files(Path(name))
-    if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise UserError(
-            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
-        )
+    if (folder := Path(name).expanduser()).is_dir():
+        return check_files(folder)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     patterns = ALL_FILES if whole else SMALL_FILES
     try:
+        if name.count("/") != 1:
+            raise HFValidationError  # the hub has models without an owner, which are none to train
         if whole:
             check_space(name, cache)
-        folder = snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns)
+        folder = Path(snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(
+            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, requests.RequestException, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
@@ -42,7 +44,7 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
             f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
             "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
         ) from None
-    return check_files(Path(folder))
+    return check_files(folder)
 
 
 def check_files(folder: Path) -> Path:
