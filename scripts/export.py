@@ -3,8 +3,9 @@
     python scripts/export.py data/default/10001/trained --generated data/default/10001/generated --name huiyin-10001 \\
         --config config/export.yaml --cache .cache --out data/default/10001/exported
 
-Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. In the Ollama of
-export.yaml, if there is one, the Ollama model is created, and its digest is written to <out>.ollama.
+Writes merged/ and Modelfile. The merged model must have the losses of the trained one on held-out rows; if it does not
+have them in 16 bits, its weights are written in 32. In the Ollama of export.yaml, if there is one, the Ollama model is
+created, and its digest is written to <out>.ollama.
 Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model.
 """
 
@@ -12,8 +13,9 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,21 @@ from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
-from huiyin.serving.process import Models, ask
+from huiyin.serving.process import Models, Rows, ask, save_tokenizer
 from huiyin.serving.template import Prompt, modelfile, read_prompt
-from huiyin.training.base import check_disk
-from huiyin.training.llamafactory import environment, run_program
+from huiyin.training.base import check_disk, token_lengths
+from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, format_size
 
-EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
-SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and those whose replies are printed
-TOLERANCE = {"float32": 1e-4}  # relative difference of the loss by type of the weights
-TOLERANCE_16_BITS = 0.01  # merging in 16 bits rounds the weights
-PROGRAM_BYTES = 1.5 * GIB  # torch and LLaMA-Factory themselves
+SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
+TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
+TOLERANCE, LEAST_LOSS = (
+    1e-4,
+    0.1,
+)  # relative difference of a loss; of a smaller one than the second, rounding is that much
+EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
+PROGRAM_BYTES = 1.5 * GIB  # torch itself
 OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
 
 
@@ -61,6 +66,13 @@ def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
     return Trained(used, read_receipt(args.trained), system, Path(used["model_name_or_path"]))
 
 
+def read_rows(generated: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (the rows of the dataset, those held out of the training; a very small dataset has none: all of them)."""
+    names = "alpaca.json", "alpaca_eval.json"
+    rows, held_out = (json.loads((generated / name).read_text(encoding="utf-8")) for name in names)
+    return rows + held_out, held_out or rows
+
+
 def check_base(base: Path, digests: Mapping[str, str]) -> None:
     """Raise `UserError` unless the base model is unchanged since the training."""
     now = digest_tree(base) if base.is_dir() else {}
@@ -72,15 +84,26 @@ def check_base(base: Path, digests: Mapping[str, str]) -> None:
         )
 
 
-def check_memory(size: int, available: int) -> None:
-    """Print the RAM that merging weights of `size` bytes needs; `UserError` if it is more than `available`."""
-    needed = size + PROGRAM_BYTES
-    print(f"export: merging needs about {format_size(needed)} of RAM, {format_size(available)} are free", flush=True)
-    if needed > available:
+def check_memory(parameters: int, stored: int, available: int) -> bool:
+    """Print the RAM that comparing models of so many parameters in 32 bits needs. Return whether it is more than
+    `available`, so that the weights must stay as they are stored, in `stored` bytes; `UserError` if these are too many.
+    """
+    whole, least = (size + PROGRAM_BYTES for size in (4 * parameters, stored))
+    print(
+        f"export: comparing the models needs {format_size(whole)} of RAM, {format_size(available)} are free", flush=True
+    )
+    if whole <= available:
+        return False
+    if least > available:
         raise UserError(
-            f"merging needs {format_size(needed)} of RAM and {format_size(available)} are free; close programs, or in "
-            "WSL, which gets half of the machine's, set memory= in .wslconfig"
+            f"comparing the merged model with the trained one needs {format_size(least)} of RAM and "
+            f"{format_size(available)} are free; close programs, or in WSL, which gets half of the machine's, set "
+            "memory= in .wslconfig"
         )
+    print(
+        f"export: so their weights stay as they are stored, which needs {format_size(least)} and is slower", flush=True
+    )
+    return True
 
 
 def check_room(out: Path, size: int, store: Path | None) -> None:
@@ -92,13 +115,38 @@ def check_room(out: Path, size: int, store: Path | None) -> None:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 
 
-def check_resources(out: Path, base: Path, ollama: Ollama | None) -> None:
-    """Raise `UserError` if there is too little RAM or disk to merge `base` and to create the Ollama model."""
+def check_resources(out: Path, base: Path, ollama: Ollama | None, kind: str) -> bool:
+    """Raise `UserError` if there is too little RAM or disk to write the merged `base` in the type `kind`, and to create
+    the Ollama model. Return whether RAM must be saved."""
     import psutil
 
-    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    check_memory(size, psutil.virtual_memory().available + psutil.swap_memory().free)
-    check_room(out, size, ollama.store() if ollama else None)
+    from huiyin.serving.merge import read_weights  # here: numpy would delay --help
+
+    tensors = [tensor.data for file in read_weights(base).values() for tensor in file.values()]
+    parameters = sum(tensor.size for tensor in tensors)
+    merged = TYPES[kind] * parameters
+    stored = max(merged, sum(tensor.nbytes for tensor in tensors))
+    check_room(out, merged, ollama.store() if ollama else None)
+    return check_memory(parameters, stored, psutil.virtual_memory().available + psutil.swap_memory().free)
+
+
+def choose_context(
+    settings: Settings, cutoff_len: int, base: Path, system: str, rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """Return the context length of the finished model in tokens: that of the settings, or the row length of the
+    training, more if `EXCHANGES` long ones of the dataset would not fit with the system prompt and a reply. Raise
+    `UserError` if the setting has no room for system prompt and reply."""
+    alone = [{"system": "", "history": [], "instruction": row["instruction"], "output": row["output"]} for row in rows]
+    first = {"system": system, "history": [], "instruction": "", "output": ""}
+    least, *lengths = token_lengths([first, *alone], base)
+    least += settings.num_predict
+    if settings.num_ctx and settings.num_ctx < least:
+        raise UserError(
+            f"num_ctx {settings.num_ctx} in export.yaml: a reply (num_predict {settings.num_predict}) and the system "
+            f"prompt need {least} tokens; raise num_ctx, lower num_predict, or leave num_ctx empty"
+        )
+    long = sorted(lengths)[int(LONG * (len(lengths) - 1))]
+    return settings.num_ctx or max(cutoff_len, least + EXCHANGES * long)
 
 
 def check_name(ollama: Ollama, digest_file: Path) -> None:
@@ -111,31 +159,16 @@ def check_name(ollama: Ollama, digest_file: Path) -> None:
         )
 
 
-def merge(trained: Trained, adapter: Path, cache: Path, work: Path, merged: Path) -> Prompt:
-    """Merge with LLaMA-Factory, whose log goes to the folder `work`, into the folder `merged`, on the processor, in the
-    type of the base model. Return the `Prompt` of the training."""
-    values = {
-        **{name: trained.used[name] for name in ("model_name_or_path", "template")},
-        **{"adapter_name_or_path": str(adapter.absolute()), "finetuning_type": "lora", "default_system": ""},
-        "trust_remote_code": bool(trained.used.get("trust_remote_code")),
-        **{"export_dir": str(merged.absolute()), "export_size": 2, "export_device": "cpu"},
-        "export_legacy_format": False,
-    }
-    run_program("export", values, work, environment("none", cache, work))
-    check_merged(merged)
-    prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
-    (merged / "Modelfile").unlink()  # it has another num_ctx and no system prompt
+def save_prompt(trained: Trained, merged: Path, fixed: bool, work: Path, variables: Mapping[str, str]) -> Prompt:
+    """Save tokenizer and chat template of the training into the folder `merged`; return its `Prompt`. work: a folder
+    for files; variables: the environment of the process that does it."""
+    modelfile = save_tokenizer(trained.base, trained.used["template"], merged, work, variables)
+    prompt = read_prompt(modelfile, merged / "tokenizer_config.json")
+    set_chat_template(merged, prompt, trained.system, fixed)
+    ends = trained.base / "generation_config.json"
+    if ends.exists():
+        shutil.copyfile(ends, merged / ends.name)
     return prompt
-
-
-def check_merged(merged: Path) -> None:
-    """Raise `UserError` unless all files of a model are there; LLaMA-Factory has ended with status 0 without them."""
-    index = merged / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
-    if index.exists():
-        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in [*EXPECTED, *weights]:
-        need(merged / name, "LLaMA-Factory should have written it; export again")
 
 
 def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) -> None:
@@ -147,37 +180,74 @@ def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) ->
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def check_loss(trained: float, merged: float, kind: str, samples: int) -> float:
-    """Return the relative difference of the mean losses; `UserError` if it is too large for weights of type `kind`."""
-    difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, TOLERANCE_16_BITS)
-    if not difference <= allowed:  # also if it is NaN
-        raise UserError(
-            f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
-            f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again"
-        )
-    return difference
+def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> dict[str, float]:
+    """Return the relative difference of each loss."""
+    return {name: abs(merged[name] - loss) / max(loss, LEAST_LOSS) for name, loss in trained.items()}
 
 
-def check_merge(
-    models: Models, generated: Path, question: Mapping[str, Any], work: Path, variables: Mapping[str, str]
+def compare(
+    models: Models, rows: Rows, question: dict[str, Any], work: Path, variables: Mapping[str, str], lean: bool
 ) -> tuple[dict[str, Any], str]:
     """Compare the merged model with the trained one, `models`: [(base model, adapter), (merged model, None)]; print
     replies of both on a terminal. Return (the check, for the receipt; the merged model's reply to the row `question`).
-    work: a folder for files; variables: the environment of the process that asks."""
-    merged = models[1][0]
-    rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
-    samples = (rows[0] or rows[1])[-SAMPLES:]  # a very small dataset has no rows for evaluation
-    prompts = [*samples[-SHOWN:], question]
-    before, after = ask(models, prompts, work, variables, samples, tokenizer=merged)
+    work: a folder for files; variables: the environment of the process that asks; lean: save RAM."""
+    shown = [*rows[-SHOWN:], question]
+    before, after = ask(models, shown, work, variables, rows, tokenizer=models[1][0], lean=lean)
     if sys.stdout.isatty():  # not into a log: these are messages of the group
-        for row, *replies in zip(samples[-SHOWN:], before["replies"], after["replies"], strict=False):
+        for row, *replies in zip(rows[-SHOWN:], before["replies"], after["replies"], strict=False):
             print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("dtype", config.get("torch_dtype"))
-    difference = check_loss(before["loss"], after["loss"], kind, len(samples))
-    print(f"export: mean loss on {len(samples)} rows {before['loss']:.4f} trained, {after['loss']:.4f} merged")
-    losses = {"trained_loss": before["loss"], "merged_loss": after["loss"], "difference": difference}
-    return {"rows": len(samples), **losses}, after["replies"][-1]
+    losses = {"trained_loss": before["loss"], "merged_loss": after["loss"]}
+    difference = differences(*losses.values())
+    for name, loss in before["loss"].items():
+        print(f"export: mean loss, {name}: {loss:.4f} trained, {after['loss'][name]:.4f} merged", flush=True)
+    return {"rows": len(rows), **losses, "difference": difference}, after["replies"][-1]
+
+
+def merge(
+    base: Path, adapter: Path, merged: Path, ollama: Ollama | None, check: Callable[[bool], tuple[dict[str, Any], str]]
+) -> tuple[dict[str, Any], str]:
+    """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses in
+    `check`, which is `compare` without its `lean`; `UserError` if none has them. Return (what the receipt says of the
+    model, its reply)."""
+    from huiyin.serving.merge import merge_weights
+
+    for kind in TYPES:
+        lean = check_resources(merged.parent, base, ollama, kind)
+        if not merge_weights(base, adapter, merged, kind):
+            print(f"export: a weight is too large for {kind}", flush=True)
+            continue
+        flatten_rope(merged / "config.json", needed=ollama is not None)
+        found, reply = check(lean)
+        if all(difference <= TOLERANCE for difference in found["difference"].values()):  # not if it is NaN
+            return {"check": found, "merged_as": kind}, reply
+        print(f"export: in {kind} it is not the trained model", flush=True)
+    losses = (f"{name} {loss:.4f} and {found['merged_loss'][name]:.4f}" for name, loss in found["trained_loss"].items())
+    raise UserError(
+        f"the merged model is not the trained one: the mean losses on {found['rows']} rows, with the adapter and "
+        f"merged, are {', '.join(losses)}, more than {TOLERANCE:.2%} apart; export again"
+    )
+
+
+def make_model(
+    args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path
+) -> tuple[Prompt, dict[str, Any], str]:
+    """Make the folder `merged`. Return (the prompt of the training, what the receipt says of the model, its reply)."""
+    rows, held_out = read_rows(args.generated)
+    cutoff_len = trained.used.get("cutoff_len", 2048)
+    num_ctx = choose_context(settings, cutoff_len, trained.base, trained.system, rows)
+    work, adapter = args.out / ".work", args.trained / "adapter"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    merged.mkdir()
+    variables = environment("none", args.cache, work)
+    prompt = save_prompt(trained, merged, settings.fixed_system, work, variables)
+    question = {"system": trained.system, "history": [], "instruction": settings.question}
+    models: Models = [(trained.base, adapter), (merged, None)]
+    check = partial(compare, models, held_out[-SAMPLES:], question, work, variables)
+    result, reply = merge(trained.base, adapter, merged, ollama, check)
+    shutil.rmtree(work)
+    sampling = {name: getattr(settings, name) for name in SAMPLING}
+    return prompt, {**result, "parameters": {"stop": prompt.stop, "num_ctx": num_ctx, **sampling}}, reply
 
 
 def create(
@@ -226,29 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ollama:
             check_servable(trained.used["template"], trained.base / "config.json")
             check_name(ollama, digest_file)
-        check_resources(args.out, trained.base, ollama)
-
-        work, merged = args.out / ".work", stage.output("merged")
-        shutil.rmtree(work, ignore_errors=True)
-        prompt = merge(trained, args.trained / "adapter", args.cache, work, merged)
-        flatten_rope(merged / "config.json", needed=ollama is not None)
-        set_chat_template(merged, prompt, trained.system, settings.fixed_system)
-        check, reply = check_merge(
-            [(trained.base, args.trained / "adapter"), (merged, None)],
-            args.generated,
-            {"system": trained.system, "history": [], "instruction": settings.question},
-            work,
-            environment("none", args.cache, work),
-        )
-
+        merged = stage.output("merged")
+        prompt, made, reply = make_model(args, settings, trained, ollama, merged)
         stage.receipt |= {
             **model_card(trained),
-            "check": check,
-            "parameters": {
-                "stop": prompt.stop,
-                "num_ctx": settings.num_ctx or trained.used.get("cutoff_len", 2048),
-                **{name: getattr(settings, name) for name in SAMPLING},
-            },
+            **made,
             "quantize": choose_quantize(settings.quantize, merged),
             "fixed_system": settings.fixed_system,
         }
@@ -261,7 +313,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
             who = "the Ollama model"
         stage.receipt["asked"] = {"who": who, "question": settings.question, "reply": reply}
-        shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
         command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
