@@ -43,6 +43,7 @@ TOLERANCE, LEAST_LOSS = (
 )  # relative difference of a loss; of a smaller one than the second, rounding is that much
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
+BEING_CREATED = "being created"
 OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
 
 
@@ -150,9 +151,10 @@ def choose_context(
 
 
 def check_name(ollama: Ollama, digest_file: Path) -> None:
-    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`."""
-    present = ollama.digest()
-    if present and not (digest_file.exists() and digest_file.read_text() == present):
+    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`, unless an
+    export was killed while it created the model."""
+    present, known = ollama.digest(), digest_file.read_text() if digest_file.exists() else None
+    if present and known not in (present, BEING_CREATED):
         raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
             f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
@@ -254,6 +256,7 @@ def create(
     ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
     """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
+    digest_file.write_text(BEING_CREATED)  # killed from here on, the next export may replace what it finds
     names = "*.safetensors", "*.json", "tokenizer.model"
     files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
     fixed = receipt["fixed_system"]

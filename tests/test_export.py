@@ -22,7 +22,17 @@ from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB
 from llm_folder import succeeded
 from ollama_server import OllamaServer, Refusal
-from scripts.export import check_memory, check_room, choose_context, compare, create, differences, merge
+from scripts.export import (
+    BEING_CREATED,
+    check_memory,
+    check_name,
+    check_room,
+    choose_context,
+    compare,
+    create,
+    differences,
+    merge,
+)
 
 NAME = "huiyin-10002:latest"
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
@@ -212,7 +222,16 @@ def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, oll
     assert str(error.value) == (
         f"Ollama at {ollama.url}: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
     )
-    assert NAME not in ollama.models and not (tmp_path / "digest").exists()
+    assert NAME not in ollama.models and (tmp_path / "digest").read_text() == BEING_CREATED
+
+
+def test_a_model_that_a_killed_export_created_is_replaced(tmp_path, ollama):
+    named, mark = Ollama(ollama.url, "huiyin-10002", 512, 9), tmp_path / "digest"
+    ollama.models[NAME] = "created, and killed before its digest was known"
+    with pytest.raises(UserError, match="which this pipeline did not make"):
+        check_name(named, mark)
+    mark.write_text(BEING_CREATED)
+    check_name(named, mark)
 
 
 def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ Server = Annotated[str, Meta(pattern=rf"^(auto|none|{ADDRESS})\Z", description=E
 class Settings:
     ollama: Server = "auto"
     allow_remote: bool = False
-    num_ctx: AtLeast1 | None = None
+    num_ctx: AtLeast0 | None = None
     fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
     temperature: Temperature = 0.8
