@@ -158,7 +158,8 @@ def merge_weights(base: Path, adapter: Path, merged: Path, kind: str) -> bool:
         places = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": size}, "weight_map": places}
         (merged / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    base_config.pop("dtype", None)
-    values = {**base_config, "torch_dtype": kind}  # transformers 5 reads this older name, too
+    for name in ("dtype", "auto_map"):  # transformers 5 reads torch_dtype, too; a program of the base is not copied
+        base_config.pop(name, None)
+    values = {**base_config, "torch_dtype": kind}
     (merged / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return True
