@@ -44,7 +44,8 @@ TOLERANCE, LEAST_LOSS = (
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
 BEING_CREATED = "being created"
-OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
+# Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
+OLLAMA_COPIES = 2.2
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,6 @@ def check_room(out: Path, size: int, store: Path | None) -> None:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 
 
-def check_resources(out: Path, base: Path, ollama: Ollama | None, kind: str) -> bool:
-    """Raise `UserError` if there is too little RAM or disk to write the merged `base` in the type `kind`, and to create
-    the Ollama model. Return whether RAM must be saved."""
-    import psutil
-
-    from huiyin.serving.merge import read_weights  # here: numpy would delay --help
-
-    tensors = [tensor.data for file in read_weights(base).values() for tensor in file.values()]
-    parameters = sum(tensor.size for tensor in tensors)
-    merged = TYPES[kind] * parameters
-    stored = max(merged, sum(tensor.nbytes for tensor in tensors))
-    check_room(out, merged, ollama.store() if ollama else None)
-    return check_memory(parameters, stored, psutil.virtual_memory().available + psutil.swap_memory().free)
-
-
 def choose_context(
     settings: Settings, cutoff_len: int, base: Path, system: str, rows: Sequence[Mapping[str, Any]]
 ) -> int:
@@ -187,42 +173,44 @@ def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> di
     return {name: abs(merged[name] - loss) / max(loss, LEAST_LOSS) for name, loss in trained.items()}
 
 
-def compare(
-    models: Models, rows: Rows, question: dict[str, Any], work: Path, variables: Mapping[str, str], lean: bool
-) -> tuple[dict[str, Any], str]:
-    """Compare the merged model with the trained one, `models`: [(base model, adapter), (merged model, None)]; print
-    replies of both on a terminal. Return (the check, for the receipt; the merged model's reply to the row `question`).
-    work: a folder for files; variables: the environment of the process that asks; lean: save RAM."""
-    shown = [*rows[-SHOWN:], question]
-    before, after = ask(models, shown, work, variables, rows, tokenizer=models[1][0], lean=lean)
-    if sys.stdout.isatty():  # not into a log: these are messages of the group
-        for row, *replies in zip(rows[-SHOWN:], before["replies"], after["replies"], strict=False):
-            print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
-    losses = {"trained_loss": before["loss"], "merged_loss": after["loss"]}
-    difference = differences(*losses.values())
-    for name, loss in before["loss"].items():
-        print(f"export: mean loss, {name}: {loss:.4f} trained, {after['loss'][name]:.4f} merged", flush=True)
-    return {"rows": len(rows), **losses, "difference": difference}, after["replies"][-1]
+def compare(trained: Mapping[str, Any], merged: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return the check, for the receipt, of two answers of `ask` on `rows`; print replies of both on a terminal."""
+    for row, *replies in zip(rows[-SHOWN:], trained["replies"][:-1], merged["replies"][:-1], strict=False):
+        print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
+    for name, loss in trained["loss"].items():
+        print(f"export: mean loss, {name}: {loss:.4f} trained, {merged['loss'][name]:.4f} merged", flush=True)
+    losses = {"trained_loss": trained["loss"], "merged_loss": merged["loss"]}
+    return {"rows": len(rows), **losses, "difference": differences(*losses.values())}
 
 
 def merge(
-    base: Path, adapter: Path, merged: Path, ollama: Ollama | None, check: Callable[[bool], tuple[dict[str, Any], str]]
+    base: Path, adapter: Path, merged: Path, rows: Rows, question: dict[str, Any], answers: Callable[..., list[Any]]
 ) -> tuple[dict[str, Any], str]:
-    """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses in
-    `check`, which is `compare` without its `lean`; `UserError` if none has them. Return (what the receipt says of the
-    model, its reply)."""
-    from huiyin.serving.merge import merge_weights
+    """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses on
+    `rows`; `UserError` if none has them. Return (what the receipt says of the model, its reply to the row `question`).
+    answers(models, asked, samples=..., lean=...): as `ask`."""
+    import psutil
 
-    for kind in TYPES:
-        lean = check_resources(merged.parent, base, ollama, kind)
+    from huiyin.serving.merge import merge_weights, size_of
+
+    parameters, stored = size_of(base)
+    asked = [
+        *(rows[-SHOWN:] if sys.stdout.isatty() else []),
+        question,
+    ]  # not into a log: these are messages of the group
+    before: list[Any] = []
+    for kind, size in TYPES.items():
+        available = psutil.virtual_memory().available + psutil.swap_memory().free
+        lean = check_memory(parameters, max(stored, size * parameters), available)
         if not merge_weights(base, adapter, merged, kind):
             print(f"export: a weight is too large for {kind}", flush=True)
             continue
-        flatten_rope(merged / "config.json", needed=ollama is not None)
-        found, reply = check(lean)
+        models: Models = [(base, adapter), (merged, None)]
+        *before, after = before + answers(models[len(before) :], asked, samples=rows, lean=lean)
+        found = compare(before[0], after, rows)
         if all(difference <= TOLERANCE for difference in found["difference"].values()):  # not if it is NaN
-            return {"check": found, "merged_as": kind}, reply
-        print(f"export: in {kind} it is not the trained model", flush=True)
+            return {"check": found, "merged_as": kind}, after["replies"][-1]
+        print(f"export: as {kind} it is not the trained model", flush=True)
     losses = (f"{name} {loss:.4f} and {found['merged_loss'][name]:.4f}" for name, loss in found["trained_loss"].items())
     raise UserError(
         f"the merged model is not the trained one: the mean losses on {found['rows']} rows, with the adapter and "
@@ -234,6 +222,9 @@ def make_model(
     args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path
 ) -> tuple[Prompt, dict[str, Any], str]:
     """Make the folder `merged`. Return (the prompt of the training, what the receipt says of the model, its reply)."""
+    from huiyin.serving.merge import size_of  # here: numpy would delay --help
+
+    check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None)
     rows, held_out = read_rows(args.generated)
     cutoff_len = trained.used.get("cutoff_len", 2048)
     num_ctx = choose_context(settings, cutoff_len, trained.base, trained.system, rows)
@@ -244,9 +235,9 @@ def make_model(
     variables = environment("none", args.cache, work)
     prompt = save_prompt(trained, merged, settings.fixed_system, work, variables)
     question = {"system": trained.system, "history": [], "instruction": settings.question}
-    models: Models = [(trained.base, adapter), (merged, None)]
-    check = partial(compare, models, held_out[-SAMPLES:], question, work, variables)
-    result, reply = merge(trained.base, adapter, merged, ollama, check)
+    answers = partial(ask, folder=work, variables=variables, tokenizer=merged)
+    result, reply = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
+    flatten_rope(merged / "config.json", needed=ollama is not None)
     shutil.rmtree(work)
     sampling = {name: getattr(settings, name) for name in SAMPLING}
     return prompt, {**result, "parameters": {"stop": prompt.stop, "num_ctx": num_ctx, **sampling}}, reply

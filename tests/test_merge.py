@@ -110,11 +110,11 @@ def test_the_losses_of_words_and_end_mark_are_apart(demo):
 
     folder = demo[0] / "data/demo/10002/exported/merged"
     model, tokenizer = load_model(folder, None, False), AutoTokenizer.from_pretrained(folder)
-    row = {"system": "", "history": [["早", "早啊"]], "instruction": "吃了吗", "output": "还没呢"}
+    row = {"system": "你是小明", "history": [], "instruction": "吃了吗", "output": "还没呢"}
     with torch.inference_mode():
         words, end = losses(model, tokenizer, row)
-        text = "<|im_start|>user\n早<|im_end|>\n<|im_start|>assistant\n早啊<|im_end|>\n<|im_start|>user\n吃了吗"
-        before = tokenizer.encode(f"{text}<|im_end|>\n<|im_start|>assistant\n")
+        text = "<|im_start|>system\n你是小明<|im_end|>\n<|im_start|>user\n吃了吗<|im_end|>\n<|im_start|>assistant\n"
+        before = tokenizer.encode(text)
         reply = tokenizer.encode("还没呢")
         chances = model(torch.tensor([before + reply])).logits[0, len(before) - 1 :].log_softmax(-1)
     expected = [-chances[place, token].item() for place, token in enumerate([*reply, tokenizer.eos_token_id])]

@@ -81,6 +81,12 @@ def read_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
     return {name: read_tensors(folder / name) for name in weight_files(folder)}
 
 
+def size_of(folder: Path) -> tuple[int, int]:
+    """Return the number of weights of the model in `folder`, and the bytes that they take there."""
+    tensors = [tensor.data for file in read_weights(folder).values() for tensor in file.values()]
+    return sum(tensor.size for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+
+
 def read_adapter(adapter: Path, base: Mapping[str, Tensor], tied: bool) -> dict[str, Update]:
     """Return {name in the base: its update}. Raise `UserError` if a tensor of the adapter has no place in the base, or
     if it changes one of the two that are one in the base (`tied`)."""

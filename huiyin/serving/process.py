@@ -80,8 +80,12 @@ def ask(
         Popen(command, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
     ):
         assert child.stdout is not None
-        for _ in child.stdout:
-            progress.add()
+        try:
+            for _ in child.stdout:
+                progress.add()
+        except BaseException:  # such as a SIGTERM: the end of this block would wait until the child has answered all
+            child.kill()
+            raise
     if child.returncode:
         raise UserError(f"the trained model cannot be asked; its messages are in {log}")
     return json.loads(answers.read_text(encoding="utf-8"))
