@@ -9,7 +9,8 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -166,6 +167,22 @@ def digest_tree(path: Path) -> Any:
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     return sha256(path)
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """`UserError` if the file at `path`, or the log of that database, has changed when the block ends: what was read is
+    then neither the old nor the new content."""
+    before = state(path.resolve())
+    yield
+    if state(path.resolve()) != before:
+        raise UserError(f"{path}: was written to while it was read; close the program that writes it and start again")
+
+
+def state(path: Path) -> list[tuple[int, int, int]]:
+    """Return inode, size and date of a file and of its log (`-wal`), where a database's new rows go first."""
+    files = [file.stat() for file in (path, path.with_name(path.name + "-wal")) if file.exists()]
+    return [(file.st_ino, file.st_size, file.st_mtime_ns) for file in files]
 
 
 def remove(path: Path) -> None:
