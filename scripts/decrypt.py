@@ -69,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stage.ledger.dropped["damaged"] = lost
         stage.ledger.read = stage.ledger.written + lost
         if not stage.ledger.written:
-            raise UserError(
-                f"{source}: no group messages in it; is it the account, and the device, that has them?"
-            )
+            raise UserError(f"{source}: no group messages in it; is it the account, and the device, that has them?")
 
 
 def real(path: Path) -> Path:

@@ -26,7 +26,6 @@ import huiyin.qqnt.extract
 from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
-from huiyin.common.stage import Stage
 from huiyin.qqnt.btree import four, leaf_cells, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
 from huiyin.qqnt.extract import take_tables
@@ -34,7 +33,7 @@ from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
 from huiyin.qqnt.salvage import check_space, read_schema, salvage
 from huiyin.qqnt.tables import KEEP_FREE
-from scripts.decrypt import Settings, extract, read_key
+from scripts.decrypt import read_key
 from scripts.demo.history import KEY
 
 Usage = namedtuple("Usage", "free")
@@ -231,9 +230,7 @@ def test_the_log_of_a_renamed_database_is_named(tmp_path, linked):
     done = decrypt(given, tmp_path / "out", env={"QQ_DB_KEY": KEY})
     assert_decrypted(done, tmp_path / "out", 360)
     used = f"{source}-wal"
-    assert done.stdout.startswith(
-        f"decrypt: {wal}: not used; if it is the log of mychat.db, its name must be {used}\n"
-    )
+    assert done.stdout.startswith(f"decrypt: {wal}: not used; if it is the log of mychat.db, its name must be {used}\n")
     wal.rename(used)
     assert_decrypted(decrypt(given, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out", 80)
 
@@ -604,6 +601,13 @@ def test_a_file_without_permission_is_one_line(source, tmp_path, closed):
     finally:
         os.seteuid(user)
     assert_refused(done, out, f"{path}: permission denied; make it readable and writable for you")
+
+
+def test_a_database_that_changes_while_it_is_read_is_refused(source, tmp_path, monkeypatch):
+    states = iter(["before", "after"])
+    monkeypatch.setattr("huiyin.common.stage.state", lambda path: next(states))
+    line = f"{source}: was written to while it was read; close the program that writes it and start again"
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
 @pytest.mark.parametrize("sound", [True, False])

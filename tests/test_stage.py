@@ -7,7 +7,7 @@ import time
 import pytest
 
 from huiyin.common.errors import UserError
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, unchanged
 
 
 def write(folder, names, fail=None):
@@ -70,3 +70,29 @@ def test_the_receipt_names_what_was_read_and_made(tmp_path):
     [digest] = receipt["inputs"].values()
     assert receipt["outputs"] == {"a": digest}
     assert set(receipt["versions"]) == {"python", "pyyaml"}
+
+
+@pytest.mark.parametrize("change", ["longer", "another file", "a log", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
+    path = tmp_path / "chat.csv"
+    path.write_text("before")
+
+    def act():
+        if change == "another file":  # of the same size and date
+            date = path.stat().st_mtime_ns
+            (tmp_path / "new").write_text("behind")
+            os.utime((tmp_path / "new").replace(path), ns=(date, date))
+        elif change == "gone":
+            path.unlink()
+        else:
+            (path if change == "longer" else tmp_path / "chat.csv-wal").open("a").write("more")
+
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    with unchanged(link):
+        pass
+    with (
+        pytest.raises(UserError, match=r"link.csv: was written to while it was read; close the program"),
+        unchanged(link),
+    ):
+        act()

@@ -13,6 +13,7 @@ from huiyin.common.lazy import polars as pl
 
 COMMA = "，"  # combine joins the messages of a turn with it
 NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
+EVERYBODY = "all"  # in `mentions`
 GROUP_MESSAGES = "group_msg_table"  # QQNT's table of the messages of groups
 
 MESSAGES = {  # messages.parquet
