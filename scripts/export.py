@@ -5,7 +5,7 @@
 
 Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. In the Ollama of
 export.yaml, if there is one, the Ollama model is created, and its digest is written to <out>.ollama.
-Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model.
+Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model: asked.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import yaml
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_mapping, read_settings
-from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
+from huiyin.common.stage import Stage, arguments, digest_tree, need, need_receipt
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
@@ -58,7 +58,8 @@ def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
         stage.input(need(args.generated / name, "`make gen` makes it"))
     system = stage.input(args.generated / "system.txt").read_text(encoding="utf-8")
     used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
-    return Trained(used, read_receipt(args.trained), system, Path(used["model_name_or_path"]))
+    receipt = need_receipt(args.trained, "`make train` makes it", "base_model", "results")
+    return Trained(used, receipt, system, Path(used["model_name_or_path"]))
 
 
 def check_base(base: Path, digests: Mapping[str, str]) -> None:
@@ -260,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
             who = "the Ollama model"
-        stage.receipt["asked"] = {"who": who, "question": settings.question, "reply": reply}
+        asked = {"who": who, "question": settings.question, "reply": reply}
+        stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(work)
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from huiyin.common.settings import ADDRESS, AtLeast0, AtLeast1, Share, Temperature, Text
+from huiyin.common.settings import ADDRESS, AtLeast0, AtLeast1, Share, Temperature, Text, without_credentials
 from huiyin.llm.backend import NoServer
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
@@ -49,6 +49,7 @@ def find_ollama(settings: Settings, ollama_url: str, name: str) -> Ollama | None
     except NoServer:
         if settings.ollama != "auto":
             raise
-        print(f"no Ollama answers at {url}, so none is used (ollama: auto in export.yaml)", flush=True)
+        shown = without_credentials(url)
+        print(f"no Ollama answers at {shown}, so none is used (ollama: auto in export.yaml)", flush=True)
         return None
     return ollama
