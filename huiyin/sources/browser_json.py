@@ -7,9 +7,10 @@ query, `hex("40800")`). Older versions of the program lose data: 3.11 rounds ids
 import base64
 import binascii
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ NUMBER_COLUMNS = set(NUMBERS.values())
 CHAT_TYPE, GROUP = "40010", 2
 EXACT_IN_A_DOUBLE = 1 << 53
 MOST_KEYS = 12
+TYPES = {str: "a text", bool: "true or false", dict: "an object", list: "an array", type(None): "null"}
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
@@ -40,17 +42,19 @@ def read_export(path: Path, file: Any, placeholders: Iterable[str]) -> tuple[pl.
 
 def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
     """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
+    row_number = count(1)
     try:
         with open(path, "rb") as beginning:
             if problem := wrong_shape(beginning):
                 raise UserError(f"{path}: {problem}; {AGAIN}")
-        rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
+        rows = (to_row(path, next(row_number), row) for row in ijson.items(file, "item"))
         for number, chunk in enumerate(iter(lambda: list(islice(rows, CHUNK)), [])):
             if number == 0:
                 check_versions(path, chunk)
             yield chunk
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
+    # the texts of these errors quote the file; the last is that of a number such as 1e9999999999999999999
+    except (ijson.JSONError, UnicodeDecodeError, ArithmeticError):
+        raise UserError(f"{path}: not whole JSON, in row {next(row_number):,}; {AGAIN}") from None
 
 
 def wrong_shape(file: IO[bytes]) -> str | None:
@@ -60,19 +64,24 @@ def wrong_shape(file: IO[bytes]) -> str | None:
     if event in ("null", "start_array"):
         return None
     if event != "start_map":
-        return f"not an array of rows but {str(value)[:40]!r}"
+        return f"not an array of rows but {json_type(value)}"
     first_object = takewhile(lambda event: event[:2] != ("", "end_map"), events)
     keys = islice((value for prefix, event, value in first_object if (prefix, event) == ("", "map_key")), MOST_KEYS)
-    return f"not an export of group_msg_table but an object with the keys {', '.join(map(repr, keys))}"
+    return f"not an export of group_msg_table but an object with the keys {', '.join(map(reprlib.repr, keys))}"
+
+
+def json_type(value: Any) -> str:
+    """Return what `value` is, in words; not the value, which may be what somebody said."""
+    return TYPES.get(type(value), "a number")
 
 
 def to_row(path: Path, number: int, row: Any) -> tuple:
     """Return the values of COLUMNS of the row `number`, counted from 1."""
     if not isinstance(row, dict):
-        raise UserError(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
+        raise UserError(f"{path}: row {number} is not an object but {json_type(row)}; {AGAIN}")
     row = {re.sub(r'hex\(["\[]?(\d+)["\]]?\)', r"\1", name): value for name, value in row.items()}
     if not row.keys() >= NEEDED:
-        keys = ", ".join(map(repr, list(row)[:MOST_KEYS]))
+        keys = ", ".join(map(reprlib.repr, list(row)[:MOST_KEYS]))
         raise UserError(f"{path}: row {number} is no row of group_msg_table; it has the keys {keys}; {AGAIN}")
     if CHAT_TYPE in row and to_integer(path, number, CHAT_TYPE, row[CHAT_TYPE]) not in (GROUP, None):
         raise UserError(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
@@ -95,7 +104,7 @@ def to_integer(path: Path, number: int, name: str, value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
         value = int(value)
     if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise UserError(f"{path}: row {number}: {name} is {str(value)[:40]!r}, not a number; {AGAIN}")
+        raise UserError(f"{path}: row {number}: {name} is {json_type(value)}, not an integer of 64 bits; {AGAIN}")
     return value
 
 

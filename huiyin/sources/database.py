@@ -51,6 +51,8 @@ def counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
 
 def open_database(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    # a view would be a foreign query, one that never ends for example
+    connection.set_authorizer(lambda *call: sqlite3.SQLITE_DENY if call[-1] else sqlite3.SQLITE_OK)
     connection.text_factory = bytes
     return connection
 
