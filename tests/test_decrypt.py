@@ -27,7 +27,7 @@ from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.stage import Stage
-from huiyin.qqnt.btree import four, leaf_cells, walk
+from huiyin.qqnt.btree import four, leaf_cells, varint, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
 from huiyin.qqnt.extract import take_tables
 from huiyin.qqnt.pages import Pages
@@ -346,6 +346,7 @@ def test_no_ordinary_table_or_one_without_messages_is_refused(tmp_path, statemen
     assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", f"{path}: {line}")
 
 
+SIZE, BLOB = 29170, "zeroblob(29170)"  # little of it is in the leaf
 FOREVER = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n"
 PIECE = f"{UNUSUAL} (a name or a type in it is a piece of SQL)"
 
@@ -486,6 +487,35 @@ def test_a_row_that_is_lost_alone_is_counted_without_an_index(tmp_path):
     assert receipt(out)["ledger"] == {"read": 360, "written": 359, "dropped": {"damaged": 1}}
     assert receipt(out)["damage"]["group_msg_table"] == {"pages": [page], "rows": 1}
     assert query(out / "nt_msg.db", f"SELECT count(*) FROM group_msg_table WHERE [40001] = {row}") == [(0,)]
+
+
+@pytest.mark.parametrize("space", [10**12, 0], ids=["copied", "page by page"])
+@pytest.mark.parametrize("what", ["a circle", "those of another row", "more than there are"])
+def test_wrong_overflow_pages_lose_their_row_alone(tmp_path, monkeypatch, what, space):
+    statements = [ORDINARY, *(f"INSERT INTO group_msg_table VALUES ({row}, 2, {row}, {BLOB})" for row in (1, 2, 3))]
+    path, out = write_database(tmp_path / "nt_msg.db", "plain", statements), tmp_path / "out"
+    pages = Pages(path, Cipher(), None)
+    leaf = read_schema(pages, path)[0][3]
+    first, second, _ = leaf_cells(pages, leaf, pages.read([leaf])[0][0])
+    data = bytearray(path.read_bytes())
+    size = varint(data, (leaf - 1) * pages.size + second.start)[0] + 128 * (pages.size - 4)  # as much is in the leaf
+    places = {
+        "a circle": ((second.overflow - 1) * pages.size, second.overflow.to_bytes(4, "big")),
+        "those of another row": ((leaf - 1) * pages.size + second.stop - 4, first.overflow.to_bytes(4, "big")),
+        "more than there are": (
+            (leaf - 1) * pages.size + second.start,
+            bytes([size >> 14 | 128, size >> 7 & 127 | 128]),
+        ),
+    }
+    offset, written = places[what]
+    data[offset : offset + len(written)] = written
+    path.write_bytes(data)
+    usage = Usage(free=space or path.stat().st_size * 3 // 2 + KEEP_FREE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    done = decrypt(path, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert query(out / "nt_msg.db", "SELECT [40001], length([40800]) FROM group_msg_table") == [(1, SIZE), (3, SIZE)]
+    assert receipt(out)["ledger"] == {"read": 3, "written": 2, "dropped": {"damaged": 1}}
 
 
 def test_the_lost_rows_are_reported_with_their_time(source, tmp_path):
