@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import stat
 import sys
 from collections import namedtuple
 
@@ -132,7 +133,10 @@ def test_the_receipt_is_the_model_card(exported):
     assert receipt["losses"]["eval_loss"] < receipt["losses"]["base_eval_loss"]
     assert receipt["training"] == {"settings": trained["settings"], "versions": trained["versions"]}
     assert receipt["check"]["rows"] == 11 and receipt["check"]["difference"] < 1e-4
-    assert receipt["asked"]["who"] == "the Ollama model"
+    asked = read_json(exported.folder / "asked.json")
+    assert asked["who"] == "the Ollama model" and asked.keys() == {"who", "question", "reply"}
+    assert stat.S_IMODE((exported.folder / "asked.json").stat().st_mode) == 0o600
+    assert "asked" not in receipt and "asked.json" in receipt["outputs"]
     assert exported.asked()[0]["model"] == "huiyin-10002"
     assert not (exported.folder / ".work").exists()
 
@@ -169,7 +173,9 @@ def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(
 def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
     project, output = demo
     receipt = read_json(project / "data/demo/10002/exported/receipt.json")
-    assert receipt["asked"]["who"] == "the merged model, loaded once" and "ollama" not in receipt
+    asked = read_json(project / "data/demo/10002/exported/asked.json")
+    assert asked["who"] == "the merged model, loaded once" and "ollama" not in receipt
+    assert f"It said: {asked['reply']!r}\n" in output
     assert (
         "export: no Ollama model was created; where Ollama runs, this creates it: ollama create huiyin-10002 "
         "--quantize q8_0 -f data/demo/10002/exported/Modelfile\n"

@@ -340,6 +340,17 @@ def test_a_database_without_messages_is_refused(tmp_path, table, line):
     assert_refused(tmp_path / "other.db", f"other.db: {line}")
 
 
+def test_a_view_is_not_asked(decrypted, tmp_path):
+    source = shutil.copy(decrypted, tmp_path / "nt_msg.db")
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("DROP TABLE nt_uid_mapping_table")
+        forever = (
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS [48902], x AS [1002] FROM n"
+        )
+        connection.execute(f"CREATE VIEW nt_uid_mapping_table AS {forever}")
+    assert_refused(source, "nt_msg.db: cannot be read (not authorized); if it is encrypted, decrypt it first")
+
+
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
