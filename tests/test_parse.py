@@ -263,7 +263,10 @@ def test_json_of_another_shape_is_refused(tmp_path, content, what):
     ],
 )
 def test_json_that_cannot_be_read_is_refused_without_a_word_of_it(tmp_path, content, row):
-    assert_refused(write(tmp_path / "chat.json", content), f"chat.json: not whole JSON, in row {row}; {AGAIN}")
+    source = write(tmp_path / "chat.json", content)
+    with open(source, "rb") as file, pytest.raises(UserError) as error:
+        list(json_chunks(source, file))
+    assert str(error.value) == f"{source}: not whole JSON, in row {row}; {AGAIN}"
 
 
 JSON = st.recursive(
