@@ -68,7 +68,7 @@ def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[s
             try:
                 record = json.loads(line)
                 missing = [name for name in fields if name not in record]
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path} line {number}: not a JSON object; {made_by}") from None
             if missing:
                 raise UserError(f"{path} line {number}: no field {missing[0]}; {made_by}")

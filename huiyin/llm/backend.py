@@ -135,7 +135,7 @@ def send(
         raise UserError(f"{url} refuses the request with status {response.status_code}: {text}")
     try:
         return response.json()
-    except requests.JSONDecodeError:
+    except (requests.JSONDecodeError, RecursionError):
         raise Unusable(f"{url}: the answer is not JSON") from None
 
 
@@ -144,7 +144,7 @@ def error_text(response: requests.Response) -> str:
     try:
         error = response.json()["error"]
         return shown(error["message"] if isinstance(error, dict) else error)
-    except (requests.JSONDecodeError, KeyError, TypeError):
+    except (requests.JSONDecodeError, RecursionError, KeyError, TypeError):
         return shown(response.reason)
 
 

@@ -34,7 +34,7 @@ JITTER_SECONDS = 0.5  # ... and at random up to this much longer, so that not al
 ESTIMATE_AFTER = 20  # answers, from which the time for the rest is estimated
 TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen; for the estimate before the first answer
 # What a backend or `Question.accept` raises for an answer that is not valid
-INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
+INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 Url = Annotated[
     str, Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434")
