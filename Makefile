@@ -132,7 +132,9 @@ tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receip
 data/tiny/receipt.json: scripts/demo/tiny.py | $(train)
 	$(RUN) python $< --out $(@D)
 
-beside := $(wildcard $(SOURCE)-wal $(dir $(SOURCE))group_info.db $(dir $(SOURCE))profile_info.db $(KEY))
+# A symbolic link stands for the file that it leads to, and what lies beside that: in a folder whose name may have blanks.
+beside := $(shell f=$(call shell-quote,$(or $(realpath $(SOURCE)),$(SOURCE))); \
+	for f in "$$f"-wal "$${f%/*}"/{group,profile}_info.db; do [ ! -e "$$f" ] || echo "$${f// /\\ }"; done) $(wildcard $(KEY))
 $(result.decrypt)/receipt.json: $(SOURCE) $(results)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard huiyin/qqnt/*.py) | $(base)
 	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:

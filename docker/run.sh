@@ -108,7 +108,7 @@ start_ollama() {
 
 # ---- A command
 run() {
-    local asks=() pull='' settings=() word path mounts=() options=(--rm --no-deps)
+    local asks=() pull='' settings=() word path link mounts=() options=(--rm --no-deps)
     while :; do
         case $1 in
             --llm|--export) asks+=("$1" "$2"); shift 2 ;;
@@ -118,11 +118,15 @@ run() {
     done
     declare -A outside=()
     for word in "$@" "${asks[@]}" "${HUIYIN_MOUNT:-}"; do
-        # What lies outside the repository is mounted read-only, with what is beside it; of a link, both ends.
-        [ -e "$word" ] || continue
-        for path in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
-            [ -d "$path" ] || path=$(dirname "$path")
-            [[ $path/ = "$PWD"/* ]] || outside[$path]=yes
+        # What lies outside the repository is mounted read-only, with what is beside it; of links, each on the way.
+        while [ -e "$word" ]; do
+            for path in "$(realpath --no-symlinks "$word")" "$(realpath "$word")"; do
+                [ -d "$path" ] || path=$(dirname "$path")
+                [[ $path/ = "$PWD"/* ]] || outside[$path]=yes
+            done
+            [ -L "$word" ] || break
+            link=$(readlink "$word")
+            case $link in /*) word=$link ;; *) word=$(realpath "$(dirname "$word")")/$link ;; esac
         done
     done
     for path in "${!outside[@]}"; do mounts+=(--volume "$path:$path:ro"); done

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 from urllib.parse import quote
 
+from huiyin.common.characters import VISIBLE, WHITE_SPACE
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
-from huiyin.common.tables import COMMA, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
+from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
 MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
-# Python and Polars disagree about U+001C to U+001F; this one list decides for mentions and blanks.
-WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+NAMES_OF_EVERYBODY = dict.fromkeys(["全体成员", "所有人"], EVERYBODY)  # QQ's, and what other programs write
 BLANK = re.compile(f"[{WHITE_SPACE}]")
 WORD = re.compile("[A-Za-z0-9]")
 
@@ -33,6 +33,7 @@ class Settings:
     max_gap_seconds: AtLeast0 = 60
     max_others_between: UpTo1000 = 1
     quotes_start_a_turn: bool = True
+    invisible_is_empty: bool = True
     special_texts: list[Text] = field(
         default_factory=lambda: [
             *("请使用最新版手机QQ体验新功能", "请使用新版手机QQ查看闪照", "请使用新版手机QQ查收红包"),
@@ -40,7 +41,10 @@ class Settings:
         ]
     )
 
-    PRESETS: ClassVar = {"default": {}, "seed": {"max_others_between": 2, "quotes_start_a_turn": False}}
+    PRESETS: ClassVar = {
+        "default": {},
+        "seed": {"max_others_between": 2, "quotes_start_a_turn": False, "invisible_is_empty": False},
+    }
 
 
 def combine(path, settings, ledger):
@@ -114,8 +118,9 @@ def with_text(messages, with_fragment, names, settings):
     fragments = fragments.join(odd, on="row", how="left", maintain_order="left")
     fragments = fragments.with_columns(text=pl.coalesce("rest", "text"))
     special = fragments.drop_nulls("special").group_by("position").agg(pl.col("special").first())
+    readable = pl.col("text").str.contains(VISIBLE) if settings.invisible_is_empty else pl.col("text") != ""
     texts = (
-        fragments.filter(pl.col("text") != "")
+        fragments.filter(readable)
         .set_sorted("position")
         .group_by("position", maintain_order=True)
         .agg("text")
@@ -123,7 +128,8 @@ def with_text(messages, with_fragment, names, settings):
     )
     # the texts around a special text leave no comma at an end and no two in a row
     tidy = pl.col("text").str.replace_all(f"，[{WHITE_SPACE}，]*，", COMMA).str.strip_chars(COMMA + WHITE_SPACE)
-    torn = texts.join(special, on="position", how="semi").select("position", tidy=tidy)
+    torn = texts.join(special, on="position", how="semi").with_columns(tidy)
+    torn = torn.select("position", tidy=pl.when(readable).then("text").otherwise(pl.lit("")))
     texts = (
         texts.join(torn, on="position", how="left", maintain_order="left")
         .select("position", text=pl.coalesce("tidy", "text"))
@@ -166,7 +172,8 @@ def without_special_texts(fragments, special_texts):
 
 
 def names_by_group(history):
-    """Return {group_id: {name: user_id}} of a source without mention elements; the last bearer of a name counts."""
+    """Return {group_id: {name: user_id}} of a source without mention elements, everybody's names included; the last
+    bearer of a name counts."""
     names = (
         history.filter(pl.col("seq").is_null(), pl.col("nickname").str.strip_chars(WHITE_SPACE) != "")
         .group_by("group_id", "nickname")
@@ -174,7 +181,7 @@ def names_by_group(history):
         .collect()
     )
     by_group = names.partition_by("group_id", as_dict=True, include_key=False)
-    return {group: dict(members.iter_rows()) for (group,), members in by_group.items()}
+    return {group: dict(members.iter_rows()) | NAMES_OF_EVERYBODY for (group,), members in by_group.items()}
 
 
 def without_typed_mentions(fragments, names):
@@ -184,7 +191,7 @@ def without_typed_mentions(fragments, names):
     mentions: dict[int, list[str]] = {}
     with_at = fragments.filter(pl.col("seq").is_null(), pl.col("text").str.contains("@", literal=True))
     for row, position, group, text in with_at.select("row", "position", "group_id", "text").iter_rows():
-        rest, ids = without_mentions(text, names.get(group, {}))
+        rest, ids = without_mentions(text, names.get(group, NAMES_OF_EVERYBODY))
         if rest != text:
             texts[row] = rest
             mentions.setdefault(position, []).extend(filter(None, ids))
@@ -200,8 +207,10 @@ def without_mentions(text, names):
     """Return `text` without its mentions and the ids mentioned.
 
     `@name` is a mention only where white space or the end of the text follows the name; the longest name wins. With an
-    ASCII letter or digit on both sides the `@` belongs to an address or to code.
+    ASCII letter or digit on both sides the `@` belongs to an address or to code. `@all` is one if it is all there is.
     """
+    if text.lower() == f"@{EVERYBODY}" and text[1:] not in names:
+        return "", [EVERYBODY]
     longest, ids, start = max(map(len, names), default=0), [], 0
     while (at := text.find("@", start)) >= 0:
         start = at + 1

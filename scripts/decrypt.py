@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import Stage, arguments, need, sha256
+from huiyin.common.stage import Stage, arguments, need, sha256, unchanged
 from huiyin.common.tables import GROUP_MESSAGES
 
 if TYPE_CHECKING:
@@ -43,17 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
+    source = real(args.source)
 
     with Stage("decrypt", args.out, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
         stage.use(args.config, settings)
         plain = stage.output("nt_msg.db")
-        key = read_key(args.key, args.source)
-        tables = extract(stage, args.source, key, TABLES, plain, settings, args.config)
+        key = read_key(args.key, source)
+        tables = extract(stage, source, key, TABLES, plain, settings, args.config)
         if GROUP_MESSAGES not in tables:
-            raise UserError(f"{args.source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
+            raise UserError(f"{source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
         rows, left_out = {name: table.rows for name, table in tables.items()}, {}
         for name, names in COMPANIONS.items() if settings.companions else ():
-            companion = args.source.with_name(name)
+            companion = source.with_name(name)
             try:
                 if companion.exists():
                     rows |= add_companion(stage, companion, key, names, plain, settings, args.config)
@@ -61,15 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 left_out[name] = str(error)
                 print(f"decrypt: {name} left out: {error}", flush=True)
         stage.receipt |= {"tables": rows, "companions_left_out": left_out}
-        stage.receipt["damage"] = damage(args.source, tables, plain)
+        report_other_logs(args.source, source)
+        stage.receipt["damage"] = damage(source, tables, plain)
         stage.ledger.written = tables[GROUP_MESSAGES].rows
         if lost := tables[GROUP_MESSAGES].lost_rows:
             stage.ledger.dropped["damaged"] = lost
         stage.ledger.read = stage.ledger.written + lost
         if not stage.ledger.written:
-            raise UserError(
-                f"{args.source}: no group messages in it; is it the account, and the device, that has them?"
-            )
+            raise UserError(f"{source}: no group messages in it; is it the account, and the device, that has them?")
+
+
+def real(path: Path) -> Path:
+    """Return the file that a symbolic link leads to: logs and name databases lie beside that one."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def read_key(path: Path | None, source: Path) -> str | None:
@@ -118,8 +123,11 @@ def extract(
             raise UserError(f"{again}auto` in {config} to take what is sound")
         print(f"decrypt: {source}: {problem}; taking what is sound", flush=True)
 
-    before = state(source)
-    with ThreadPoolExecutor(1) as hashing, Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
+    with (
+        unchanged(source),
+        ThreadPoolExecutor(1) as hashing,
+        Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress,
+    ):
         digest = hashing.submit(sha256, source)
         try:
             tables, logged = take_tables(source, cipher, key, names, plain, progress, refuse)
@@ -128,19 +136,22 @@ def extract(
                 error.filename = str(stage.out)
             raise
         stage.input(source, digest.result())
-    if wal.exists():
-        stage.input(wal)
-        if wal.stat().st_size and not logged:
-            print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)
-    if state(source) != before:
-        raise UserError(f"{source}: was written to while it was read; close QQ and start again")
+        if wal.exists():
+            stage.input(wal)
+    if wal.exists() and wal.stat().st_size and not logged:
+        print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)
     return tables
 
 
-def state(path: Path) -> list[tuple[int, int]]:
-    """Return size and date of a database and of its log, where new messages go first."""
-    files = [path.stat(), *(log.stat() for log in [path.with_name(path.name + "-wal")] if log.exists())]
-    return [(file.st_size, file.st_mtime_ns) for file in files]
+def report_other_logs(given: Path, source: Path) -> None:
+    """Say which logs near by were not used: with a file or a link renamed, the newest messages are easily lost.
+
+    given: the path as the user wrote it; source: the file that it leads to.
+    """
+    used = source.with_name(f"{source.name}-wal")
+    for log in sorted({source.with_name("nt_msg.db-wal"), given.with_name(f"{given.name}-wal")}):
+        if log.exists() and log.stat().st_size and log.resolve() != used.resolve():
+            print(f"decrypt: {log}: not used; if it is the log of {source.name}, its name must be {used}", flush=True)
 
 
 def add_companion(
@@ -150,7 +161,7 @@ def add_companion(
     from huiyin.qqnt.extract import copy_tables
 
     part = stage.out / f".{source.name}.part"
-    tables = extract(stage, source, key, names, part, settings, config)
+    tables = extract(stage, real(source), key, names, part, settings, config)
     with Progress(f"decrypt {source.name}", None, "B", bytes=True) as progress:
         copy_tables(part, [], names, plain, progress, source)
     part.unlink()

@@ -3,17 +3,19 @@
     python scripts/export.py data/default/10001/trained --generated data/default/10001/generated --name huiyin-10001 \\
         --config config/export.yaml --cache .cache --out data/default/10001/exported
 
-Writes merged/ and Modelfile. The merged model must have the loss of the trained one on held-out rows. In the Ollama of
-export.yaml, if there is one, the Ollama model is created, and its digest is written to <out>.ollama.
-Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model.
+Writes merged/ and Modelfile. The merged model must have the losses of the trained one on held-out rows; if it does not
+have them in 16 bits, its weights are written in 32. In the Ollama of export.yaml, if there is one, the Ollama model is
+created, and its digest is written to <out>.ollama.
+Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model: asked.json.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,30 @@ import yaml
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_mapping, read_settings
-from huiyin.common.stage import Stage, arguments, digest_tree, need, read_receipt
+from huiyin.common.stage import Stage, arguments, digest_tree, need, need_receipt
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
-from huiyin.serving.process import Models, ask
+from huiyin.serving.process import Models, Rows, ask, save_tokenizer
 from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
-from huiyin.training.llamafactory import environment, run_program
+from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, format_size
+from huiyin.training.template import Encoding
 
-EXPECTED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "Modelfile"]
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
-SAMPLES, SHOWN = 50, 5  # held-out rows for the loss, and those whose replies are printed
-TOLERANCE = {"float32": 1e-4}  # relative difference of the loss by type of the weights
-TOLERANCE_16_BITS = 0.01  # merging in 16 bits rounds the weights
-PROGRAM_BYTES = 1.5 * GIB  # torch and LLaMA-Factory themselves
-OLLAMA_COPIES = 3.3  # copies of the weights in Ollama's store: uploaded, converted, the layer, and the result in 4 bits
+SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
+TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
+TOLERANCE, LEAST_LOSS = (
+    1e-4,
+    0.1,
+)  # relative difference of a loss; of a smaller one than the second, rounding is that much
+EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
+PROGRAM_BYTES = 1.5 * GIB  # torch itself
+BEING_CREATED = "being created"
+# Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
+OLLAMA_COPIES = 2.2
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,15 @@ def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
         stage.input(need(args.generated / name, "`make gen` makes it"))
     system = stage.input(args.generated / "system.txt").read_text(encoding="utf-8")
     used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
-    return Trained(used, read_receipt(args.trained), system, Path(used["model_name_or_path"]))
+    receipt = need_receipt(args.trained, "`make train` makes it", "base_model", "results")
+    return Trained(used, receipt, system, Path(used["model_name_or_path"]))
+
+
+def read_rows(generated: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (the rows of the dataset, those held out of the training; a very small dataset has none: all of them)."""
+    names = "alpaca.json", "alpaca_eval.json"
+    rows, held_out = (json.loads((generated / name).read_text(encoding="utf-8")) for name in names)
+    return rows + held_out, held_out or rows
 
 
 def check_base(base: Path, digests: Mapping[str, str]) -> None:
@@ -72,15 +88,26 @@ def check_base(base: Path, digests: Mapping[str, str]) -> None:
         )
 
 
-def check_memory(size: int, available: int) -> None:
-    """Print the RAM that merging weights of `size` bytes needs; `UserError` if it is more than `available`."""
-    needed = size + PROGRAM_BYTES
-    print(f"export: merging needs about {format_size(needed)} of RAM, {format_size(available)} are free", flush=True)
-    if needed > available:
+def check_memory(parameters: int, stored: int, available: int) -> bool:
+    """Print the RAM that comparing models of so many parameters in 32 bits needs. Return whether it is more than
+    `available`, so that the weights must stay as they are stored, in `stored` bytes; `UserError` if these are too many.
+    """
+    whole, least = (size + PROGRAM_BYTES for size in (4 * parameters, stored))
+    print(
+        f"export: comparing the models needs {format_size(whole)} of RAM, {format_size(available)} are free", flush=True
+    )
+    if whole <= available:
+        return False
+    if least > available:
         raise UserError(
-            f"merging needs {format_size(needed)} of RAM and {format_size(available)} are free; close programs, or in "
-            "WSL, which gets half of the machine's, set memory= in .wslconfig"
+            f"comparing the merged model with the trained one needs {format_size(least)} of RAM and "
+            f"{format_size(available)} are free; close programs, or in WSL, which gets half of the machine's, set "
+            "memory= in .wslconfig"
         )
+    print(
+        f"export: so their weights stay as they are stored, which needs {format_size(least)} and is slower", flush=True
+    )
+    return True
 
 
 def check_room(out: Path, size: int, store: Path | None) -> None:
@@ -92,50 +119,44 @@ def check_room(out: Path, size: int, store: Path | None) -> None:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 
 
-def check_resources(out: Path, base: Path, ollama: Ollama | None) -> None:
-    """Raise `UserError` if there is too little RAM or disk to merge `base` and to create the Ollama model."""
-    import psutil
-
-    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    check_memory(size, psutil.virtual_memory().available + psutil.swap_memory().free)
-    check_room(out, size, ollama.store() if ollama else None)
+def choose_context(
+    settings: Settings, cutoff_len: int, encoding: Encoding, system: str, rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """Return the context length of the finished model in tokens: that of the settings, or the row length of the
+    training, more if `EXCHANGES` long ones of the dataset would not fit with the system prompt and a reply. Raise
+    `UserError` if the setting has no room for system prompt and reply."""
+    least = encoding.opening(system, "") + encoding.reply("") + settings.num_predict
+    lengths = [encoding.prompt(row["instruction"]) + encoding.reply(row["output"]) for row in rows]
+    if settings.num_ctx and settings.num_ctx < least:
+        raise UserError(
+            f"num_ctx {settings.num_ctx} in export.yaml: a reply (num_predict {settings.num_predict}) and the system "
+            f"prompt need {least} tokens; raise num_ctx, lower num_predict, or leave num_ctx empty"
+        )
+    long = sorted(lengths)[int(LONG * (len(lengths) - 1))]
+    return settings.num_ctx or max(cutoff_len, least + EXCHANGES * long)
 
 
 def check_name(ollama: Ollama, digest_file: Path) -> None:
-    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`."""
-    present = ollama.digest()
-    if present and not (digest_file.exists() and digest_file.read_text() == present):
+    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`, unless an
+    export was killed while it created the model."""
+    present, known = ollama.digest(), digest_file.read_text() if digest_file.exists() else None
+    if present and known not in (present, BEING_CREATED):
         raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
             f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
         )
 
 
-def merge(trained: Trained, adapter: Path, cache: Path, work: Path, merged: Path) -> Prompt:
-    """Merge with LLaMA-Factory, whose log goes to the folder `work`, into the folder `merged`, on the processor, in the
-    type of the base model. Return the `Prompt` of the training."""
-    values = {
-        **{name: trained.used[name] for name in ("model_name_or_path", "template")},
-        **{"adapter_name_or_path": str(adapter.absolute()), "finetuning_type": "lora", "default_system": ""},
-        "trust_remote_code": bool(trained.used.get("trust_remote_code")),
-        **{"export_dir": str(merged.absolute()), "export_size": 2, "export_device": "cpu"},
-        "export_legacy_format": False,
-    }
-    run_program("export", values, work, environment("none", cache, work))
-    check_merged(merged)
-    prompt = read_prompt(merged / "Modelfile", merged / "tokenizer_config.json")
-    (merged / "Modelfile").unlink()  # it has another num_ctx and no system prompt
+def save_prompt(trained: Trained, merged: Path, fixed: bool, work: Path, variables: Mapping[str, str]) -> Prompt:
+    """Save tokenizer and chat template of the training into the folder `merged`; return its `Prompt`. work: a folder
+    for files; variables: the environment of the process that does it."""
+    modelfile = save_tokenizer(trained.base, trained.used["template"], merged, work, variables)
+    prompt = read_prompt(modelfile, merged / "tokenizer_config.json")
+    set_chat_template(merged, prompt, trained.system, fixed)
+    ends = trained.base / "generation_config.json"
+    if ends.exists():
+        shutil.copyfile(ends, merged / ends.name)
     return prompt
-
-
-def check_merged(merged: Path) -> None:
-    """Raise `UserError` unless all files of a model are there; LLaMA-Factory has ended with status 0 without them."""
-    index = merged / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
-    if index.exists():
-        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in [*EXPECTED, *weights]:
-        need(merged / name, "LLaMA-Factory should have written it; export again")
 
 
 def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) -> None:
@@ -147,43 +168,87 @@ def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) ->
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def check_loss(trained: float, merged: float, kind: str, samples: int) -> float:
-    """Return the relative difference of the mean losses; `UserError` if it is too large for weights of type `kind`."""
-    difference, allowed = abs(merged - trained) / trained, TOLERANCE.get(kind, TOLERANCE_16_BITS)
-    if not difference <= allowed:  # also if it is NaN
-        raise UserError(
-            f"the merged model is not the trained one: its mean loss on {samples} rows is {merged:.4f}, with "
-            f"the adapter it is {trained:.4f}, more than {allowed:.2%} apart; export again"
-        )
-    return difference
+def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> dict[str, float]:
+    """Return the relative difference of each loss."""
+    return {name: abs(merged[name] - loss) / max(loss, LEAST_LOSS) for name, loss in trained.items()}
 
 
-def check_merge(
-    models: Models, generated: Path, question: Mapping[str, Any], work: Path, variables: Mapping[str, str]
+def compare(trained: Mapping[str, Any], merged: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return the check, for the receipt, of two answers of `ask` on `rows`; print replies of both on a terminal."""
+    for row, *replies in zip(rows[-SHOWN:], trained["replies"][:-1], merged["replies"][:-1], strict=False):
+        print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
+    for name, loss in trained["loss"].items():
+        print(f"export: mean loss, {name}: {loss:.4f} trained, {merged['loss'][name]:.4f} merged", flush=True)
+    losses = {"trained_loss": trained["loss"], "merged_loss": merged["loss"]}
+    return {"rows": len(rows), **losses, "difference": differences(*losses.values())}
+
+
+def merge(
+    base: Path, adapter: Path, merged: Path, rows: Rows, question: dict[str, Any], answers: Callable[..., list[Any]]
 ) -> tuple[dict[str, Any], str]:
-    """Compare the merged model with the trained one, `models`: [(base model, adapter), (merged model, None)]; print
-    replies of both on a terminal. Return (the check, for the receipt; the merged model's reply to the row `question`).
-    work: a folder for files; variables: the environment of the process that asks."""
-    merged = models[1][0]
-    rows = [json.loads((generated / f"{name}.json").read_text(encoding="utf-8")) for name in ("alpaca_eval", "alpaca")]
-    samples = (rows[0] or rows[1])[-SAMPLES:]  # a very small dataset has no rows for evaluation
-    prompts = [*samples[-SHOWN:], question]
-    before, after = ask(models, prompts, work, variables, samples, tokenizer=merged)
-    if sys.stdout.isatty():  # not into a log: these are messages of the group
-        for row, *replies in zip(samples[-SHOWN:], before["replies"], after["replies"], strict=False):
-            print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("dtype", config.get("torch_dtype"))
-    difference = check_loss(before["loss"], after["loss"], kind, len(samples))
-    print(f"export: mean loss on {len(samples)} rows {before['loss']:.4f} trained, {after['loss']:.4f} merged")
-    losses = {"trained_loss": before["loss"], "merged_loss": after["loss"], "difference": difference}
-    return {"rows": len(samples), **losses}, after["replies"][-1]
+    """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses on
+    `rows`; `UserError` if none has them. Return (what the receipt says of the model, its reply to the row `question`).
+    answers(models, asked, samples=..., lean=...): as `ask`."""
+    import psutil
+
+    from huiyin.serving.merge import merge_weights, size_of
+
+    parameters, stored = size_of(base)
+    asked = [
+        *(rows[-SHOWN:] if sys.stdout.isatty() else []),
+        question,
+    ]  # not into a log: these are messages of the group
+    before: list[Any] = []
+    for kind, size in TYPES.items():
+        available = psutil.virtual_memory().available + psutil.swap_memory().free
+        lean = check_memory(parameters, max(stored, size * parameters), available)
+        if not merge_weights(base, adapter, merged, kind):
+            print(f"export: a weight is too large for {kind}", flush=True)
+            continue
+        models: Models = [(base, adapter), (merged, None)]
+        *before, after = before + answers(models[len(before) :], asked, samples=rows, lean=lean)
+        found = compare(before[0], after, rows)
+        if all(difference <= TOLERANCE for difference in found["difference"].values()):  # not if it is NaN
+            return {"check": found, "merged_as": kind}, after["replies"][-1]
+        print(f"export: as {kind} it is not the trained model", flush=True)
+    losses = (f"{name} {loss:.4f} and {found['merged_loss'][name]:.4f}" for name, loss in found["trained_loss"].items())
+    raise UserError(
+        f"the merged model is not the trained one: the mean losses on {found['rows']} rows, with the adapter and "
+        f"merged, are {', '.join(losses)}, more than {TOLERANCE:.2%} apart; export again"
+    )
+
+
+def make_model(
+    args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path
+) -> tuple[Prompt, dict[str, Any], str]:
+    """Make the folder `merged`. Return (the prompt of the training, what the receipt says of the model, its reply)."""
+    from huiyin.serving.merge import size_of  # here: numpy would delay --help
+
+    check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None)
+    rows, held_out = read_rows(args.generated)
+    cutoff_len = trained.used.get("cutoff_len", 2048)
+    encoding = Encoding(trained.used["template"], trained.base)
+    num_ctx = choose_context(settings, cutoff_len, encoding, trained.system, rows)
+    work, adapter = args.out / ".work", args.trained / "adapter"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    merged.mkdir()
+    variables = environment("none", args.cache, work)
+    prompt = save_prompt(trained, merged, settings.fixed_system, work, variables)
+    question = {"system": trained.system, "history": [], "instruction": settings.question}
+    answers = partial(ask, folder=work, variables=variables, tokenizer=merged)
+    result, reply = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
+    flatten_rope(merged / "config.json", needed=ollama is not None)
+    shutil.rmtree(work)
+    sampling = {name: getattr(settings, name) for name in SAMPLING}
+    return prompt, {**result, "parameters": {"stop": prompt.stop, "num_ctx": num_ctx, **sampling}}, reply
 
 
 def create(
     ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
     """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
+    digest_file.write_text(BEING_CREATED)  # killed from here on, the next export may replace what it finds
     names = "*.safetensors", "*.json", "tokenizer.model"
     files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
     fixed = receipt["fixed_system"]
@@ -226,29 +291,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ollama:
             check_servable(trained.used["template"], trained.base / "config.json")
             check_name(ollama, digest_file)
-        check_resources(args.out, trained.base, ollama)
-
-        work, merged = args.out / ".work", stage.output("merged")
-        shutil.rmtree(work, ignore_errors=True)
-        prompt = merge(trained, args.trained / "adapter", args.cache, work, merged)
-        flatten_rope(merged / "config.json", needed=ollama is not None)
-        set_chat_template(merged, prompt, trained.system, settings.fixed_system)
-        check, reply = check_merge(
-            [(trained.base, args.trained / "adapter"), (merged, None)],
-            args.generated,
-            {"system": trained.system, "history": [], "instruction": settings.question},
-            work,
-            environment("none", args.cache, work),
-        )
-
+        merged = stage.output("merged")
+        prompt, made, reply = make_model(args, settings, trained, ollama, merged)
         stage.receipt |= {
             **model_card(trained),
-            "check": check,
-            "parameters": {
-                "stop": prompt.stop,
-                "num_ctx": settings.num_ctx or trained.used.get("cutoff_len", 2048),
-                **{name: getattr(settings, name) for name in SAMPLING},
-            },
+            **made,
             "quantize": choose_quantize(settings.quantize, merged),
             "fixed_system": settings.fixed_system,
         }
@@ -260,8 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
             who = "the Ollama model"
-        stage.receipt["asked"] = {"who": who, "question": settings.question, "reply": reply}
-        shutil.rmtree(work)
+        asked = {"who": who, "question": settings.question, "reply": reply}
+        stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
     if not ollama:
         command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from huiyin.common.characters import INVISIBLE
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, read_settings
@@ -86,7 +87,8 @@ def turns_kept(turns: pl.DataFrame, target: str, settings: Settings, ledger: Led
     kept = own.sort("time", maintain_order=True).tail(settings.newest) if settings.newest else own
     ledger.read = len(own)
     ledger.dropped["older"] = len(own) - len(kept)
-    new = kept.filter(pl.col("text") != pl.col("previous_text").fill_null("")).sort("turn_id")
+    text, before = (pl.col(name).str.replace_all(INVISIBLE, "") for name in ("text", "previous_text"))
+    new = kept.filter(text.ne_missing(before)).sort("turn_id")
     ledger.dropped["repeats_previous"] = len(kept) - len(new)
     return [{**turn, "turn_ids": [turn["turn_id"]]} for turn in new.iter_rows(named=True)]
 

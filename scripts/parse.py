@@ -15,11 +15,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+from huiyin.common.characters import skip_bom
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import Stage, arguments, need, sha256
+from huiyin.common.stage import Stage, arguments, need, sha256, unchanged
 from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
 
 EPOCH = date(1970, 1, 1)
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with Stage("parse", args.out, packages=["polars", "protobuf", "ijson"]) as stage:
         stage.use(args.config, settings)
-        rows, report, bad_lines = read_source(stage, args.source, settings)
+        with unchanged(args.source):
+            rows, report, bad_lines = read_source(stage, args.source, settings)
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
@@ -103,7 +105,8 @@ def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFr
 
 
 class Hashed:
-    """A file opened for reading bytes from start to end, which computes its sha256 and shows the progress."""
+    """A file opened for reading bytes from start to end, but for a byte order mark, which computes its sha256 and shows
+    the progress."""
 
     def __init__(self, path: Path):
         self.path, self.digest = path, hashlib.sha256()
@@ -111,6 +114,7 @@ class Hashed:
     def __enter__(self) -> Hashed:
         self.file = open(self.path, "rb")
         self.progress = Progress("parse", self.path.stat().st_size, "B", bytes=True)
+        self.passed(skip_bom(self.file))
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -5,7 +5,8 @@
         [--dry-run]
 
 config/train.yaml is in LLaMA-Factory's own format and is passed on; data, folders and what depends on the card are set
-here. A killed run resumes from its last checkpoint; a finished one is not repeated.
+here. Rows longer than cutoff_len are split; a reply that does not fit even so is left out. A killed run resumes from
+its last checkpoint; a finished one is not repeated.
 Writes adapter/, training_loss.png, trainer_log.jsonl, llamafactory.log, and train.yaml (what was passed on).
 """
 
@@ -28,37 +29,36 @@ from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
-from huiyin.training.base import check_disk, find_base, token_lengths
+from huiyin.training.base import check_disk, find_base
 from huiyin.training.card import check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.training.rows import Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
+from huiyin.training.template import Encoding
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
+RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its rows, which fit
 PROMPTS = 5  # held-out rows that the trained model replies to
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
 OTHER_PRECISION = {"bf16": "fp16", "fp16": "bf16"}
 
 
-def read_dataset(folder: Path) -> tuple[list[Path], list[Any], list[Any]]:
-    """Return the files of the dataset, its rows for training and its held-out rows."""
-    names = ("alpaca", "alpaca_eval", "dataset_info")
-    files = [need(folder / f"{name}.json", "`make gen` makes it") for name in names]
-    rows, held_out = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
-    if not rows:
-        raise UserError(f"{files[0]}: no rows to learn from; the receipt beside it tells why turns were dropped")
-    return files, rows, held_out
+def spare_tokens(given: Values) -> int:
+    """Return how many tokens of cutoff_len LLaMA-Factory leaves empty: with packing the last one."""
+    return int(bool(given.get("packing") or given.get("neat_packing")))
 
 
-def work_of(given: Values, rows: list[Any], base: Path) -> Work:
+def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
     shape = read_shape(base / "config.json")
     targets = given["lora_target"].replace(" ", "").split(",")
     return Work(
         shape,
-        lengths=token_lengths(rows, base),
+        lengths=[row.tokens() for row in rows],
+        alone=[length for row in rows for length in row.alone()],
         lora=shape.lora_parameters(given["lora_rank"], targets),
         batch=given["per_device_train_batch_size"] * given["gradient_accumulation_steps"],
         cutoff_len=given["cutoff_len"],
@@ -102,7 +102,8 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan) -> None:
         "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {work.batch} rows per step"
         f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
-        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} rows are truncated",
+        "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} longer rows are split, "
+        f"{plan.too_long:,} replies that do not fit are left out",
         "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
     }
     for name, line in lines.items():
@@ -114,9 +115,11 @@ def disk_bytes(given: Values, work: Work, dataset: Path) -> int:
     return (given["save_total_limit"] + 1) * LORA_BYTES * work.lora + 20 * dataset.stat().st_size
 
 
-def full_settings(args: argparse.Namespace, given: Values, has_eval: bool, plan: Plan, base: Path) -> Values:
+def full_settings(
+    args: argparse.Namespace, given: Values, dataset: Fitted, system: str, plan: Plan, base: Path
+) -> Values:
     """Return all settings for LLaMA-Factory: the user's, the plan's and the pipeline's."""
-    evaluation = {"do_eval": True, "eval_dataset": "alpaca_eval"} if has_eval else {}
+    evaluation = {"do_eval": True, "eval_dataset": "alpaca_eval"} if dataset.held_out else {}
     # on the processor a run that was killed and resumed gives the same adapter as an uninterrupted one
     device = {"use_cpu": True, "full_determinism": True} if args.gpu == "none" else {}
     processes = world_size()
@@ -130,9 +133,9 @@ def full_settings(args: argparse.Namespace, given: Values, has_eval: bool, plan:
         **plan.values(),
         "gradient_accumulation_steps": plan.accumulation // processes,
         "model_name_or_path": str(base),
-        **{"stage": "sft", "do_train": True, "dataset": "alpaca", "dataset_dir": str(args.generated.absolute())},
-        "default_system": (args.generated / "system.txt").read_text(encoding="utf-8"),
-        "output_dir": str((args.out / ".run").absolute()),
+        **{"stage": "sft", "do_train": True, "dataset": "alpaca", "dataset_dir": str((args.out / ROWS).absolute())},
+        "default_system": system,
+        "output_dir": str((args.out / RUN).absolute()),
         **{"plot_loss": True, "logging_first_step": True, "report_to": "none"},
         "logging_nan_inf_filter": False,  # it would hide a loss that is NaN
         "include_num_input_tokens_seen": True,
@@ -185,15 +188,17 @@ def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -
 
 
 def train(
-    args: argparse.Namespace, values: Values, plan: Plan, files: Sequence[Path], held_out: list[Any]
+    args: argparse.Namespace, values: Values, plan: Plan, files: Sequence[Path], dataset: Fitted
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train; return (the attempts for the receipt, the replies to `held_out`). When out of memory, resume with half the
+    """Train; return (the attempts for the receipt, the replies to a few rows). When out of memory, resume with half the
     micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
-    attempts, run_folder = [], args.out / ".run"
+    attempts, run_folder = [], args.out / RUN
+    asked = (dataset.held_out or dataset.rows)[-PROMPTS:]
     variables = environment(args.gpu, args.cache, run_folder)
     last_precision = args.gpu == "none"
     while True:
         prepare(run_folder, fingerprint(values, files), plan.micro_batch)
+        dataset.write(args.out / ROWS, args.generated)
         attempts.append(attempt := {**asdict(plan), "peak": int(plan.peak)})
         try:
             train_once(values, run_folder, variables)
@@ -216,7 +221,7 @@ def train(
                 ) from None
             problem = str(broken)
         else:
-            [answers] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
+            [answers] = ask([(values["model_name_or_path"], run_folder)], asked, run_folder, variables)
             replies = answers["replies"]
             count = sum(map(garbled, replies))
             problem = f"{count} of {len(replies)} held-out replies are garbled" if count else ""
@@ -272,10 +277,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    given = read_train_settings(args.config)
-    settings = read_settings(args.preflight, Settings)
+    given, settings = read_train_settings(args.config), read_settings(args.preflight, Settings)
     ollama = read_settings(args.export, Export).ollama
-    files, rows, held_out = read_dataset(args.generated)
+    dataset = read_dataset(args.generated)
 
     if args.gpu != "none" and not args.dry_run:
         # before preflight, which counts the free memory of the card
@@ -283,30 +287,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
     if ollama != "none":
         check_servable(given["template"], base / "config.json")
-    work = work_of(given, rows, base)
+    measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
+    work = work_of(given, measured.rows, base)
     device, plan = preflight(args.gpu, given, work, settings)
     show(device, work, plan)
+    fitted = fit(measured, plan.cutoff_len)
     if args.dry_run:
         return
 
     with Stage("train", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, given)
         stage.use(args.preflight, settings)
-        for file in files:
+        for file in dataset.files:
             stage.input(file)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), args.out / ".run"
-        check_disk(args.out, disk_bytes(given, work, files[0]), "training (checkpoints and prepared rows)")
-        values = full_settings(args, given, bool(held_out), plan, base)
-        attempts, replies = train(args, values, plan, files, (held_out or rows)[-PROMPTS:])
+        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), args.out / RUN
+        check_disk(args.out, disk_bytes(given, work, dataset.files[0]), "training (checkpoints and prepared rows)")
+        values = full_settings(args, given, fitted, dataset.system, plan, base)
+        attempts, replies = train(args, values, plan, dataset.files, fitted)
 
         copy_results(stage, run_folder)
-        stage.ledger.read = stage.ledger.written = len(rows) + len(held_out)
+        stage.ledger.read, stage.ledger.written = fitted.read, fitted.written
+        stage.ledger.dropped["too_long"] = fitted.too_long
         stage.receipt |= {
             "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
             "export": {"ollama": ollama},  # why the base was, or was not, to be one that Ollama can serve
             "found": device,
             "attempts": attempts,
-            "rows": {"train": len(rows), "eval": len(held_out)},
+            "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
             "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),
             "garbled_replies": sum(map(garbled, replies)),
         }

@@ -15,7 +15,7 @@ from ollama_server import OllamaServer
 
 HAS_TORCH = find_spec("torch") is not None
 if not HAS_TORCH:  # as where CI tests the data stages on every Python
-    collect_ignore = ["test_export.py", "test_preflight.py", "test_prompt.py", "test_train.py", "test_train_resumes.py"]
+    collect_ignore = [f"test_{name}.py" for name in ("export", "preflight", "prompt", "rows", "train", "train_resumes")]
 LONGEST = ["test_train_resumes", "test_train", "test_export", "test_kill"]  # to start first, so that none ends last
 
 

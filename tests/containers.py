@@ -201,10 +201,11 @@ def test_the_finished_model_is_looked_for_in_the_same_ollama(box):
     """export.yaml says `auto`; the container is not made anew, or a pair at work would lose its answers."""
     running = containers(f"project={PROJECT}")
     made = {"ollama": {"name": MODEL, "digest": "another"}}
-    receipt = {"stage": "export", "inputs": {}, "settings": {}, "outputs": {}, **made}
+    ledger = {"read": 0, "written": 0, "dropped": {}}
+    empty = {"stage": "export", "seconds": 0, "ledger": ledger, "inputs": {}, "settings": {}, "outputs": {}}
     exported = box.data / "10002/exported"
     exported.mkdir()
-    (exported / "receipt.json").write_text(json.dumps(receipt))
+    (exported / "receipt.json").write_text(json.dumps({**empty, **made}))
     try:
         status, output = box.make("verify")
     finally:

@@ -56,6 +56,12 @@ def run_script(name, *arguments, env=None):
     return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
 
+def receipt(stage, **fields):
+    """Return the receipt of a stage that read and made nothing, with these `fields`."""
+    nothing = {"read": 0, "written": 0, "dropped": {}}
+    return {"stage": stage, "seconds": 0, "ledger": nothing, "inputs": {}, "settings": {}, "outputs": {}, **fields}
+
+
 def copy_project(folder):
     """Copy what git would hold into `folder`/huiyin, with our own .venv; return that folder."""
     project = folder / "huiyin"

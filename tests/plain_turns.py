@@ -4,6 +4,7 @@ The tests hold combine to it on random histories, and bench/combine.py counts ho
 """
 
 import re
+import unicodedata
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ def plain_turns(
     max_gap_seconds=60,
     max_others_between=2,
     quotes_start_a_turn=False,
+    invisible_is_empty=False,
     placeholders=(),
 ):
     """Return (turns as dicts, ledger as a dict) of a pandas frame with the columns of messages.parquet."""
@@ -25,10 +27,12 @@ def plain_turns(
     turns, dropped = [], {"empty": 0}
     for _, group in messages.groupby("group_id", sort=True):
         names = {row["nickname"]: row["user_id"] for _, row in group.iterrows() if pd.isna(row["seq"])}
+        names |= {"全体成员": "all", "所有人": "all"}
         longest_first = sorted((name for name in names if name.strip()), key=len, reverse=True)
         with_text = []
         for _, row in group.iterrows():
-            text, mentions, special = what_it_says(row, longest_first, names, special_texts, placeholders)
+            told = what_it_says(row, longest_first, names, special_texts, placeholders, invisible_is_empty)
+            text, mentions, special = told
             if text:
                 with_text.append({"row": row, "text": text, "mentions": mentions})
             else:
@@ -66,7 +70,7 @@ def burst_to_join(with_text, index, max_gap_seconds, max_others_between):
     return None
 
 
-def what_it_says(row, longest_first, names, special_texts, placeholders):
+def what_it_says(row, longest_first, names, special_texts, placeholders, invisible_is_empty):
     """Return a message's text, whom it mentions, and the first special text in it."""
     with_fragment = [kind for kind in row["kinds"] if kind in ("text", "at", *placeholders)]
     kept, mentions, special = [], list(row["mentions"]), None
@@ -81,6 +85,8 @@ def what_it_says(row, longest_first, names, special_texts, placeholders):
         brackets = sorted(filter(in_brackets, special_texts), key=len, reverse=True)
         if brackets:
             text = re.sub("|".join(map(re.escape, brackets)), "", text).strip()
+        if invisible_is_empty and shows_nothing(text):
+            continue
         if text and not any(is_notice(text, entry) for entry in special_texts if not in_brackets(entry)):
             kept.append(text)
     text = "，".join(kept)
@@ -89,7 +95,15 @@ def what_it_says(row, longest_first, names, special_texts, placeholders):
             text = shorter
         while text != (text := text.strip().removeprefix("，").removesuffix("，")):
             pass
+        if invisible_is_empty and shows_nothing(text):
+            text = ""
     return text, list(dict.fromkeys(mentions)), special
+
+
+def shows_nothing(text):
+    return all(
+        unicodedata.category(character) in ("Cc", "Cf", "Mn", "Zs") or character in "\u3164\u2800" for character in text
+    )
 
 
 def in_brackets(entry):
@@ -101,6 +115,9 @@ def is_notice(text, entry):
 
 
 def without_typed_mentions(text, longest_first, names, mentions):
+    if text.lower() == "@all" and text[1:] not in names:
+        mentions.append("all")
+        return ""
     index = 0
     while index < len(text):
         if text[index] == "@" and not (in_word(text[:index][-1:]) and in_word(text[index + 1 :][:1])):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from helpers import CLEAN, ROOT, run_script
+from helpers import CLEAN, ROOT, receipt, run_script
 from huiyin.serving.local import MergedModel
 from ollama_server import Raw, whole
 from scripts.tools.chat import as_messages
@@ -22,8 +22,8 @@ QUESTION = [{"role": "user", "content": "在吗？"}]
 @pytest.fixture
 def chat(tmp_path, ollama, monkeypatch):
     """Return a function that talks with the default model of the test server as if export had made it."""
-    receipt = {"ollama": {"name": "qwen2.5:14b", "digest": ollama.models["qwen2.5:14b"]}, "parameters": PARAMETERS}
-    (tmp_path / "receipt.json").write_text(json.dumps(receipt))
+    made = {"name": "qwen2.5:14b", "digest": ollama.models["qwen2.5:14b"]}
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt("export", ollama=made, parameters=PARAMETERS)))
     (tmp_path / "export.yaml").write_text(f"ollama: {ollama.url}\n")
 
     def talk(lines, settings=""):
@@ -102,6 +102,10 @@ def test_a_chat_that_cannot_be_says_what_to_do(chat, ollama):
     assert chat("").stderr == f"chat.py: {line}\n"
     (chat.path / "receipt.json").unlink()
     assert chat("").stderr == f"chat.py: {chat.path}/receipt.json: no such file; `make export` makes it\n"
+    (chat.path / "receipt.json").write_text("[]")
+    assert (
+        chat("").stderr == f"chat.py: {chat.path}/receipt.json: not the receipt of that stage; `make export` makes it\n"
+    )
 
 
 def start(program, **options):

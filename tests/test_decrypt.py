@@ -26,15 +26,14 @@ import huiyin.qqnt.extract
 from helpers import CLEAN, EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
-from huiyin.common.stage import Stage
-from huiyin.qqnt.btree import four, leaf_cells, walk
+from huiyin.qqnt.btree import four, leaf_cells, varint, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
 from huiyin.qqnt.extract import take_tables
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
 from huiyin.qqnt.salvage import check_space, read_schema, salvage
 from huiyin.qqnt.tables import KEEP_FREE
-from scripts.decrypt import Settings, extract, read_key
+from scripts.decrypt import read_key
 from scripts.demo.history import KEY
 
 Usage = namedtuple("Usage", "free")
@@ -205,6 +204,37 @@ def test_the_newest_messages_are_read_from_the_write_ahead_log(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+def test_a_link_leads_to_the_file_and_to_what_lies_beside_it(sample, tmp_path):
+    real, link = tmp_path / "Tencent Files/nt_db", tmp_path / "raw"
+    shutil.copytree(sample, real)
+    link.mkdir()
+    (link / "nt_msg.db").symlink_to(real / "nt_msg.db")
+    shutil.copy(real / "key.txt", link)
+    (link / "group_info.db").touch()  # not beside the file
+    assert_decrypted(decrypt(link / "nt_msg.db", tmp_path / "out"), tmp_path / "out")
+    assert {"group_member3", "profile_info_v6"} < set(receipt(tmp_path / "out")["tables"])
+    (real / "nt_msg.db-journal").write_text("unfinished")
+    done = decrypt(link / "nt_msg.db", tmp_path / "out")
+    assert done.stderr.startswith(f"decrypt.py: {real / 'nt_msg.db-journal'}: QQ was writing when this was copied")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_log_of_a_renamed_database_is_named(tmp_path, linked):
+    source = write_database(tmp_path / "nt_msg.db", "Linux", [ORDINARY, FILL], [DELETE]).rename(tmp_path / "mychat.db")
+    wal, given = tmp_path / "nt_msg.db-wal", source
+    if linked:  # the log has the name of the link, not of the file
+        (tmp_path / "raw").mkdir()
+        wal = wal.rename(tmp_path / "raw/nt_msg.db-wal")
+        given = tmp_path / "raw/nt_msg.db"
+        given.symlink_to(source)
+    done = decrypt(given, tmp_path / "out", env={"QQ_DB_KEY": KEY})
+    assert_decrypted(done, tmp_path / "out", 360)
+    used = f"{source}-wal"
+    assert done.stdout.startswith(f"decrypt: {wal}: not used; if it is the log of mychat.db, its name must be {used}\n")
+    wal.rename(used)
+    assert_decrypted(decrypt(given, tmp_path / "out", env={"QQ_DB_KEY": KEY}), tmp_path / "out", 80)
+
+
 def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
     other = write_database(source.with_name("group_info.db"), "Android", ["CREATE TABLE group_list (a)"])
     source.with_name("profile_info.db").unlink()
@@ -346,16 +376,34 @@ def test_no_ordinary_table_or_one_without_messages_is_refused(tmp_path, statemen
     assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", f"{path}: {line}")
 
 
+SIZE, BLOB = 29170, "zeroblob(29170)"  # little of it is in the leaf
+FOREVER = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n"
+PIECE = f"{UNUSUAL} (a name or a type in it is a piece of SQL)"
+
+
 @pytest.mark.parametrize(
-    "statement", ["VACUUM INTO '{}'", "ATTACH '{}' AS x", "CREATE TABLE group_msg_table AS SELECT writefile('{}', 1)"]
+    ("statement", "line"),
+    [
+        ("VACUUM INTO '{victim}'", f"{UNUSUAL} (authorization denied)"),
+        ("ATTACH '{victim}' AS x", f"{UNUSUAL} (not authorized)"),
+        (f"CREATE TABLE group_msg_table AS {FOREVER}", f"{UNUSUAL} (not authorized)"),
+        ("CREATE TABLE group_msg_table (a, b AS (a + 1))", f"{UNUSUAL} (a column in it is computed)"),
+        ("CREATE TABLE group_msg_table ('a] INTEGER, [b')", PIECE),
+        ("CREATE TABLE group_msg_table (a 'INTEGER PRIMARY KEY')", PIECE),
+        ("CREATE TABLE group_msg_table (a 'INTEGER DEFAULT 7')", PIECE),
+        (f"CREATE TABLE group_msg_table ('a], ({FOREVER}) AS [b')", f'{UNUSUAL} (near "(": syntax error)'),
+        (
+            "CREATE TABLE group_msg_table (a, b 'AS (zeroblob(a))')",
+            f"{UNUSUAL} (not authorized to use function: zeroblob)",
+        ),
+    ],
 )
-def test_nothing_in_the_schema_is_executed(tmp_path, statement):
+def test_nothing_in_the_schema_is_executed(tmp_path, statement, line):
     path, victim = write_database(tmp_path / "nt_msg.db", "plain", [ORDINARY]), tmp_path / "victim"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET sql = ?", (statement.format(victim),))
-    done = decrypt(path, tmp_path / "out")
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        connection.execute("UPDATE sqlite_master SET sql = ?", (statement.replace("{victim}", str(victim)),))
+    assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", f"{path}: {line}")
     assert not victim.exists()
 
 
@@ -471,6 +519,35 @@ def test_a_row_that_is_lost_alone_is_counted_without_an_index(tmp_path):
     assert query(out / "nt_msg.db", f"SELECT count(*) FROM group_msg_table WHERE [40001] = {row}") == [(0,)]
 
 
+@pytest.mark.parametrize("space", [10**12, 0], ids=["copied", "page by page"])
+@pytest.mark.parametrize("what", ["a circle", "those of another row", "more than there are"])
+def test_wrong_overflow_pages_lose_their_row_alone(tmp_path, monkeypatch, what, space):
+    statements = [ORDINARY, *(f"INSERT INTO group_msg_table VALUES ({row}, 2, {row}, {BLOB})" for row in (1, 2, 3))]
+    path, out = write_database(tmp_path / "nt_msg.db", "plain", statements), tmp_path / "out"
+    pages = Pages(path, Cipher(), None)
+    leaf = read_schema(pages, path)[0][3]
+    first, second, _ = leaf_cells(pages, leaf, pages.read([leaf])[0][0])
+    data = bytearray(path.read_bytes())
+    size = varint(data, (leaf - 1) * pages.size + second.start)[0] + 128 * (pages.size - 4)  # as much is in the leaf
+    places = {
+        "a circle": ((second.overflow - 1) * pages.size, second.overflow.to_bytes(4, "big")),
+        "those of another row": ((leaf - 1) * pages.size + second.stop - 4, first.overflow.to_bytes(4, "big")),
+        "more than there are": (
+            (leaf - 1) * pages.size + second.start,
+            bytes([size >> 14 | 128, size >> 7 & 127 | 128]),
+        ),
+    }
+    offset, written = places[what]
+    data[offset : offset + len(written)] = written
+    path.write_bytes(data)
+    usage = Usage(free=space or path.stat().st_size * 3 // 2 + KEEP_FREE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    done = decrypt(path, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert query(out / "nt_msg.db", "SELECT [40001], length([40800]) FROM group_msg_table") == [(1, SIZE), (3, SIZE)]
+    assert receipt(out)["ledger"] == {"read": 3, "written": 2, "dropped": {"damaged": 1}}
+
+
 def test_the_lost_rows_are_reported_with_their_time(source, tmp_path):
     rows, tree, _ = rows_by_page(source)
     bad = tree.leaves[3:5].tolist()
@@ -574,11 +651,10 @@ def test_a_file_without_permission_is_one_line(source, tmp_path, closed):
 
 
 def test_a_database_that_changes_while_it_is_read_is_refused(source, tmp_path, monkeypatch):
-    states = iter([(1, 1), (1, 2)])
-    monkeypatch.setattr("scripts.decrypt.state", lambda path: next(states))
-    with Stage("decrypt", tmp_path / "out") as stage, pytest.raises(UserError) as caught:
-        extract(stage, source, KEY, ["group_msg_table"], tmp_path / "plain.db", Settings(), "decrypt.yaml")
-    assert str(caught.value) == f"{source}: was written to while it was read; close QQ and start again"
+    states = iter(["before", "after"])
+    monkeypatch.setattr("huiyin.common.stage.state", lambda path: next(states))
+    line = f"{source}: was written to while it was read; close the program that writes it and start again"
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
 @pytest.mark.parametrize("sound", [True, False])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from helpers import make, run_script
+from helpers import make, receipt, run_script
 
 SYSTEM = "你是“老陈”。"
 PARAMETERS = {"temperature": 0.8, "top_p": 0.9}
@@ -15,9 +15,9 @@ def deploy(tmp_path):
     """Return a function that prints the settings for an export with the given receipt and an Ollama at `url`."""
     (tmp_path / "system.txt").write_text(SYSTEM, encoding="utf-8")
 
-    def run(url, **receipt):
-        base = {"ollama": {"name": "huiyin-10002", "digest": "0"}, "fixed_system": False, "parameters": PARAMETERS}
-        (tmp_path / "receipt.json").write_text(json.dumps({**base, **receipt}))
+    def run(url, fixed_system=False):
+        made = {"ollama": {"name": "huiyin-10002", "digest": "0"}, "parameters": PARAMETERS, "quantize": "q8_0"}
+        (tmp_path / "receipt.json").write_text(json.dumps(receipt("export", fixed_system=fixed_system, **made)))
         (tmp_path / "export.yaml").write_text(f"ollama: {url}\n")
         options = ["--generated", tmp_path, "--name", "huiyin-10002", "--export", tmp_path / "export.yaml"]
         done = run_script("tools/deploy", tmp_path, *options)

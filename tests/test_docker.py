@@ -3,12 +3,14 @@
 What an engine itself says and does is in tests/containers.py.
 """
 
+import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
-from helpers import ROOT, copy_project, make
+from helpers import CLEAN, ROOT, copy_project, make
 
 TOOLS = "bash cat chmod cut dirname env false grep id make mkdir sed true uname".split()
 WSL = (
@@ -88,6 +90,28 @@ def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(p
     ]
     assert "venv" not in planned
     assert set(re.findall(r"--ollama-url (\S+)", planned)) == {"http://ollama:11434"}
+
+
+def test_every_folder_on_the_way_of_a_link_is_mounted(project, tmp_path):
+    folders = [tmp_path / name for name in ("first", "Tencent Files", "third", "linked")]
+    for folder in folders[:3]:
+        folder.mkdir()
+    folders[3].symlink_to("third")
+    (folders[2] / "nt_msg.db").touch()
+    (folders[1] / "nt_msg.db").symlink_to("../linked/nt_msg.db")
+    (folders[0] / "nt_msg.db").symlink_to(folders[1] / "nt_msg.db")
+    (project / "nt_msg.db").symlink_to(folders[0] / "nt_msg.db")
+    digest = "cat docker/Dockerfile requirements/base.txt | sha256sum | cut -c1-16"
+    stand_in = f'case "$1" in info) echo 1000 [];; image) {digest};; compose) printf "%s\\n" "$@";; esac'
+    (project / "bin/docker").write_text(f"#!/bin/bash\n{stand_in}\n")
+    (project / "bin/docker").chmod(0o755)
+    run = ["docker/run.sh", "data", "python", "scripts/decrypt.py", "nt_msg.db"]
+    path = f"{project / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        run, cwd=project, env={**CLEAN, "PATH": path}, capture_output=True, encoding="utf-8", check=True
+    )
+    mounted = re.findall(r"^(.*):\1:ro$", done.stdout, re.MULTILINE)
+    assert sorted(mounted) == sorted(map(str, folders))
 
 
 @pytest.mark.parametrize(("outside", "inside"), [("none", "none"), ("0", "0"), ("1", "0"), ("2,3", "0,1")])

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import stat
 import sys
 from collections import namedtuple
 
@@ -15,13 +16,26 @@ import huiyin.training.base
 from helpers import run_script
 from huiyin.common.errors import UserError
 from huiyin.llm.ollama import Ollama
+from huiyin.serving.finished import Settings
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
+from huiyin.serving.process import ask
 from huiyin.serving.template import Prompt
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB
+from huiyin.training.template import Encoding
 from llm_folder import succeeded
 from ollama_server import OllamaServer, Refusal
-from scripts.export import check_loss, check_memory, check_merge, check_merged, check_room, create
+from scripts.export import (
+    BEING_CREATED,
+    check_memory,
+    check_name,
+    check_room,
+    choose_context,
+    compare,
+    create,
+    differences,
+    merge,
+)
 
 NAME = "huiyin-10002:latest"
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
@@ -117,7 +131,9 @@ def test_ollama_is_given_what_its_api_asks_for(exported):
     assert made["quantize"] == "q8_0"  # the tiny model's rows are 64 long
     assert made["system"] == exported.system
     assert made["config"]["rope_theta"] == 1_000_000
-    assert made["parameters"] == PARAMETERS  # num_ctx is the trained length
+    rows = [row for name in ("alpaca", "alpaca_eval") for row in read_json(exported.target / f"generated/{name}.json")]
+    num_ctx = choose_context(Settings(), 512, Encoding("qwen", exported.path / "base"), exported.system, rows)
+    assert made["parameters"] == {**PARAMETERS, "num_ctx": num_ctx}
     modelfile = (exported.folder / "Modelfile").read_text(encoding="utf-8")
     assert f'TEMPLATE """{made["template"]}"""' in modelfile and f'SYSTEM """{exported.system}"""' in modelfile
 
@@ -131,8 +147,16 @@ def test_the_receipt_is_the_model_card(exported):
     assert receipt["dataset"] == trained["inputs"] and receipt["losses"] == trained["results"]
     assert receipt["losses"]["eval_loss"] < receipt["losses"]["base_eval_loss"]
     assert receipt["training"] == {"settings": trained["settings"], "versions": trained["versions"]}
-    assert receipt["check"]["rows"] == 11 and receipt["check"]["difference"] < 1e-4
-    assert receipt["asked"]["who"] == "the Ollama model"
+    assert receipt["check"]["rows"] == 11
+    weights = load_file(exported.folder / "merged/model.safetensors").values()
+    assert {str(tensor.dtype) for tensor in weights} == {receipt["merged_as"]}
+    for losses in ("trained_loss", "merged_loss", "difference"):
+        assert set(receipt["check"][losses]) == {"words", "end"}
+    assert max(receipt["check"]["difference"].values()) <= 1e-4
+    asked = read_json(exported.folder / "asked.json")
+    assert asked["who"] == "the Ollama model" and asked.keys() == {"who", "question", "reply"}
+    assert stat.S_IMODE((exported.folder / "asked.json").stat().st_mode) == 0o600
+    assert "asked" not in receipt and "asked.json" in receipt["outputs"]
     assert exported.asked()[0]["model"] == "huiyin-10002"
     assert not (exported.folder / ".work").exists()
 
@@ -152,12 +176,12 @@ def test_the_exported_model_can_be_talked_to(exported, monkeypatch):
 def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(export, ollama, monkeypatch):
     ollama.models[NAME] = "made before"
     (export.path / "exported.ollama").write_text("made before")
-    export.settings = "fixed_system: true\nnum_ctx: 300\nquantize: f16\ntemperature: 0\n"
+    export.settings = "fixed_system: true\nnum_ctx: 400\nquantize: f16\ntemperature: 0\n"
     monkeypatch.setattr(io, "StringIO", Terminal)
     lines = succeeded(export.run()).stdout.splitlines()
     made = ollama.created[NAME]
     assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
-    assert made["parameters"] == {**PARAMETERS, "num_ctx": 300, "temperature": 0.0} and made["quantize"] == "f16"
+    assert made["parameters"] == {**PARAMETERS, "num_ctx": 400, "temperature": 0.0} and made["quantize"] == "f16"
     assert (export.path / "exported.ollama").read_text() == ollama.models[NAME] != "made before"
 
     assert len([line for line in lines if ": trained '" in line]) == 5
@@ -169,7 +193,9 @@ def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(
 def test_without_ollama_the_command_is_printed_that_creates_the_model(demo):
     project, output = demo
     receipt = read_json(project / "data/demo/10002/exported/receipt.json")
-    assert receipt["asked"]["who"] == "the merged model, loaded once" and "ollama" not in receipt
+    asked = read_json(project / "data/demo/10002/exported/asked.json")
+    assert asked["who"] == "the merged model, loaded once" and "ollama" not in receipt
+    assert f"It said: {asked['reply']!r}\n" in output
     assert (
         "export: no Ollama model was created; where Ollama runs, this creates it: ollama create huiyin-10002 "
         "--quantize q8_0 -f data/demo/10002/exported/Modelfile\n"
@@ -204,7 +230,16 @@ def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, oll
     assert str(error.value) == (
         f"Ollama at {ollama.url}: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
     )
-    assert NAME not in ollama.models and not (tmp_path / "digest").exists()
+    assert NAME not in ollama.models and (tmp_path / "digest").read_text() == BEING_CREATED
+
+
+def test_a_model_that_a_killed_export_created_is_replaced(tmp_path, ollama):
+    named, mark = Ollama(ollama.url, "huiyin-10002", 512, 9), tmp_path / "digest"
+    ollama.models[NAME] = "created, and killed before its digest was known"
+    with pytest.raises(UserError, match="which this pipeline did not make"):
+        check_name(named, mark)
+    mark.write_text(BEING_CREATED)
+    check_name(named, mark)
 
 
 def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
@@ -212,7 +247,7 @@ def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huiyin.training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
     check_room(tmp_path, 4 * GIB, None)
     for size, store, what in (
-        (GIB, tmp_path, "the merged model with Ollama's copies of it needs 4.3 GiB"),
+        (2 * GIB, tmp_path, "the merged model with Ollama's copies of it needs 6.4 GiB"),
         (5 * GIB, None, "the merged model needs 5.0 GiB"),
     ):
         with pytest.raises(UserError) as error:
@@ -220,14 +255,18 @@ def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
         assert str(error.value) == f"{what} of disk and 4.0 GiB are free; make room"
 
 
-def test_too_little_memory_is_one_line(capsys):
-    check_memory(3 * GIB, 5 * GIB)
-    assert capsys.readouterr().out == "export: merging needs about 4.5 GiB of RAM, 5.0 GiB are free\n"
+def test_memory_is_saved_if_there_is_little_and_too_little_is_one_line(capsys):
+    parameters = GIB  # 4 GiB in 32 bits
+    assert not check_memory(parameters, 2 * GIB, 6 * GIB)
+    assert capsys.readouterr().out == "export: comparing the models needs 5.5 GiB of RAM, 6.0 GiB are free\n"
+    assert check_memory(parameters, 2 * GIB, 5 * GIB)
+    saved = "export: so their weights stay as they are stored, which needs 3.5 GiB and is slower"
+    assert capsys.readouterr().out.splitlines()[1] == saved
     with pytest.raises(UserError) as error:
-        check_memory(3 * GIB, 4 * GIB)
+        check_memory(parameters, 2 * GIB, 3 * GIB)
     assert str(error.value) == (
-        "merging needs 4.5 GiB of RAM and 4.0 GiB are free; close programs, or in WSL, which gets half of the "
-        "machine's, set memory= in .wslconfig"
+        "comparing the merged model with the trained one needs 3.5 GiB of RAM and 3.0 GiB are free; close programs, or "
+        "in WSL, which gets half of the machine's, set memory= in .wslconfig"
     )
 
 
@@ -275,40 +314,72 @@ def test_what_cannot_be_exported_is_one_line(export, change, line):
 # ---- Is it the trained model?
 
 
-def test_a_merged_model_that_differs_is_refused(demo, tmp_path):
-    """A changed weight is noticed; the loss differs by more than 1e-4, which rounded weights would be allowed."""
+def answer(words, end):
+    return {"loss": {"words": words, "end": end}, "replies": ["reply"]}
+
+
+@pytest.mark.parametrize(
+    ("ends", "merged_as"),  # the loss of the end mark: trained, and merged in each type tried
+    [([2.0, 2.0001], "float16"), ([2.0, 2.1, 2.0], "float32"), ([2.0, 2.1, float("nan")], None)],
+)
+def test_the_weights_are_in_16_bits_if_no_loss_changes_else_in_32(demo, tmp_path, ends, merged_as):
+    adapter, base = demo[0] / "data/demo/10002/trained/adapter", demo[0] / "data/tiny/tiny-qwen2"
+    asked, left = [], iter(ends)
+
+    def answers(models, rows, samples, lean):
+        asked.extend(folder for folder, _ in models)
+        return [answer(2.0, next(left)) for _ in models]
+
+    try:
+        result, reply = merge(base, adapter, tmp_path, [{}, {}, {}], {}, answers)
+    except UserError as error:
+        assert merged_as is None and str(error) == (
+            "the merged model is not the trained one: the mean losses on 3 rows, with the adapter and merged, are "
+            "words 2.0000 and 2.0000, end 2.0000 and nan, more than 0.01% apart; export again"
+        )
+    else:
+        assert (result["merged_as"], reply) == (merged_as, "reply")
+        assert read_json(tmp_path / "config.json")["torch_dtype"] == merged_as
+    assert asked == [base, *[tmp_path] * (len(ends) - 1)]  # the trained model once
+
+
+def test_a_merged_model_that_differs_has_other_losses(demo, tmp_path):
+    """Asked as export asks, with memory saved: 1 % of the last layer is seen in both losses."""
     target, base = demo[0] / "data/demo/10002", demo[0] / "data/tiny/tiny-qwen2"
     merged = shutil.copytree(target / "exported/merged", tmp_path / "merged")
     weights = load_file(merged / "model.safetensors")
-    weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1.01)
+    weights["lm_head.weight"] *= weights["lm_head.weight"].dtype.type(1.01)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
-    models = [(base, target / "trained/adapter"), (merged, None)]
-    question = {"system": "", "history": [], "instruction": "在吗？"}
-    variables = environment("none", tmp_path, tmp_path)
+    rows = read_json(target / "generated/alpaca_eval.json")
+    models, variables = [(base, target / "trained/adapter"), (merged, None)], environment("none", tmp_path, tmp_path)
+    answers = ask(models, [], tmp_path, variables, rows, tokenizer=merged, lean=True)
+    check = compare(*answers, rows)
+    assert check["rows"] == 11 and min(check["difference"].values()) > 1e-4
+
+
+def test_differences_are_relative_but_for_very_small_losses():
+    found = differences({"words": 2.0, "end": 0.001}, {"words": 2.0001, "end": 0.002})
+    assert found == {"words": pytest.approx(5e-5), "end": pytest.approx(0.01)}
+
+
+def test_the_context_has_room_for_three_exchanges_and_a_reply(demo):
+    encoding, system = Encoding("qwen", demo[0] / "data/tiny/tiny-qwen2"), "你好"
+    rows = [{"instruction": "a" * size, "output": "b", "history": [["x" * 99, "y"]]} for size in [*range(1, 21), 500]]
+
+    def tokens(*messages):  # in ChatML
+        return len(encoding.ids("".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in messages)))
+
+    least = tokens(("system", system), ("user", ""), ("assistant", "")) + 50
+    exchange = tokens(("user", "a" * 20), ("assistant", "b"))
+    assert choose_context(Settings(num_predict=50), 64, encoding, system, rows) == least + 3 * exchange
+    assert choose_context(Settings(num_predict=50), 512, encoding, system, rows) == 512
+    assert choose_context(Settings(num_predict=50, num_ctx=least), 512, encoding, system, rows) == least
     with pytest.raises(UserError) as error:
-        check_merge(models, target / "generated", question, tmp_path, variables)
-    line = str(error.value)
-    assert line.startswith("the merged model is not the trained one: its mean loss on 11 rows is ")
-    assert line.endswith(", more than 0.01% apart; export again")
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "model.safetensors", "Modelfile"])
-def test_a_file_that_the_merge_did_not_write_is_named(demo, tmp_path, name):
-    merged = shutil.copytree(demo[0] / "data/demo/10002/exported/merged", tmp_path / "merged")
-    (merged / "Modelfile").touch()
-    check_merged(merged)
-    (merged / name).unlink()
-    with pytest.raises(UserError) as error:
-        check_merged(merged)
-    assert str(error.value) == f"{merged}/{name}: no such file; LLaMA-Factory should have written it; export again"
-
-
-def test_the_tolerance_follows_the_type_of_the_weights():
-    assert check_loss(2.0, 2.0001, "float32", 50) == pytest.approx(5e-5)
-    assert check_loss(2.0, 2.019, "bfloat16", 50) == pytest.approx(0.0095)
-    for trained, merged, kind in ((2.0, 2.001, "float32"), (2.0, 1.97, "bfloat16"), (2.0, float("nan"), "bfloat16")):
-        with pytest.raises(UserError, match="the merged model is not the trained one"):
-            check_loss(trained, merged, kind, 50)
+        choose_context(Settings(num_predict=50, num_ctx=least - 1), 512, encoding, system, rows)
+    assert str(error.value) == (
+        f"num_ctx {least - 1} in export.yaml: a reply (num_predict 50) and the system prompt need {least} tokens; "
+        "raise num_ctx, lower num_predict, or leave num_ctx empty"
+    )
 
 
 # ---- What Ollama needs

@@ -8,7 +8,6 @@ from helpers import run_script
 from huiyin.common.errors import UserError
 from huiyin.llm import client
 from huiyin.serving.finished import Settings, find_ollama
-from ollama_server import Refusal
 
 NOWHERE, ELSEWHERE = "http://127.0.0.1:9", "http://10.0.0.1:11434"
 
@@ -58,18 +57,6 @@ def test_an_address_that_does_not_serve_is_one_line(ollama, setting, line):
         find_ollama(Settings(ollama=setting), ollama.url, "huiyin-1")
     assert str(error.value) == line
     assert ollama.requests == []
-
-
-def test_the_weights_are_not_sent_on_to_another_host(ollama, tmp_path, monkeypatch):
-    def redirect(handler, blobs, digest, content):
-        raise Refusal(307 if handler.command == "POST" else 404, f"{ollama.url}/elsewhere")
-
-    monkeypatch.setattr("ollama_server.Handler.answer_blob", redirect)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    model = find_ollama(Settings(), ollama.url, "huiyin-1")
-    with pytest.raises(UserError, match=f"redirects to {ollama.url}/elsewhere; set the url of the server itself"):
-        model.create({"model.safetensors": tmp_path / "model.safetensors"}, None, "", "", {})
-    assert "/elsewhere" not in [request.path for request in ollama.requests]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "serving": {"common", "llm"},
     "training": {"common", "llm", "serving"},
 }
-CHILD_PROCESSES = {"huiyin/serving/ask.py"}  # programs of their own: only these may import torch as they load
+CHILD_PROCESSES = {
+    "huiyin/serving/ask.py",
+    "huiyin/serving/save_tokenizer.py",
+}  # programs of their own: only these may import torch as they load
 HEAVY = {"torch", "transformers", "peft"}
 
 

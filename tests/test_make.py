@@ -160,7 +160,7 @@ def test_a_failing_stage_leaves_the_earlier_result(demo):
         assert failed.returncode == 2
         assert (
             "combine.py: config/demo/combine.yaml: unknown setting 'max_gap_secs'; known are: preset, merge, "
-            "max_gap_seconds, max_others_between, quotes_start_a_turn, special_texts"
+            "max_gap_seconds, max_others_between, quotes_start_a_turn, invisible_is_empty, special_texts"
         ) in failed.stderr.splitlines()
         assert snapshot(folder(project, "combine")) == before
         assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
@@ -298,6 +298,30 @@ def test_no_target(project, goal):
         "no TARGET: write the QQ number of the member to learn from into config/target.txt, or say TARGET=...; "
         "`make members` lists who is there"
     )
+
+
+def test_what_lies_beside_the_file_that_a_link_leads_to_is_looked_at(project, tmp_path):
+    files = tmp_path / "Tencent Files/nt_db"
+    files.mkdir(parents=True)
+    for name in ("nt_msg.db", "nt_msg.db-wal", "group_info.db", "profile_info.db"):
+        (files / name).touch()
+    (project / "data/raw").mkdir()
+    (project / "data/raw/nt_msg.db").symlink_to(files / "nt_msg.db")
+    receipt = project / "data/default/decrypted/receipt.json"
+    receipt.parent.mkdir(parents=True)
+    (project / "data/default/source").write_text("data/raw/nt_msg.db\n")
+    receipt.write_text('{"settings": {"config/decrypt.yaml": {}}}')
+
+    def planned():
+        return stages_run(make(project, "--dry-run", "decrypt", "RUN_IN=host").stdout)
+
+    os.utime(receipt, (1 << 32, 1 << 32))
+    assert planned() == []
+    for name in ("nt_msg.db-wal", "group_info.db", "profile_info.db"):
+        os.utime(files / name, (1 << 33, 1 << 33))
+        assert planned() == ["decrypt"]
+        os.utime(files / name, (0, 0))
+    assert planned() == []
 
 
 @pytest.mark.parametrize("written", [b"\xef\xbb\xbf10001\n", b"10001\r\n"])

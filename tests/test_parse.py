@@ -19,7 +19,7 @@ from huiyin.common.tables import MESSAGES, schema
 from huiyin.qqnt.body import MENTION, TEXT, BodyReader
 from huiyin.qqnt.qqnt_pb2 import Body, Element
 from huiyin.sources.browser_json import json_chunks
-from huiyin.sources.csv_file import csv_chunks, write_csv
+from huiyin.sources.csv_file import csv_chunks, to_id, write_csv
 from huiyin.sources.history import to_chunk
 from scripts.demo.history import START, history
 
@@ -28,6 +28,12 @@ TYPES = schema(MESSAGES)
 DROPPED = {"duplicate": 6, "no_body": 8, "no_time": 4, "system": 20}
 FIVE = ["group_id", "time", "nickname", "user_id", "fragments"]  # the columns of the CSV
 FORM = "a line must be: group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """To start processes would take longer than all else here."""
+    monkeypatch.setattr("huiyin.common.workers.cores", lambda: 1)
 
 
 def parse(source, out, settings=""):
@@ -120,6 +126,20 @@ def test_the_csv_of_the_sample_reads_back(decrypted, tmp_path):
     assert not (second / "messages.csv").read_text(encoding="utf-8").startswith("group")
 
 
+def test_the_csv_of_the_sample_gives_the_turns_of_the_database(decrypted, tmp_path):
+    """But for what a CSV lacks: quotes, so these must not start a turn here."""
+    config = write(tmp_path / "combine.yaml", "quotes_start_a_turn: false\n")
+    turns = []
+    for name, source in (("first", decrypted), ("second", tmp_path / "first/messages.csv")):
+        parse(source, tmp_path / name)
+        messages, out = tmp_path / name / "messages.parquet", tmp_path / f"{name} turns"
+        assert run_script("combine", messages, "--config", config, "--out", out).returncode == 0
+        turns.append(pl.read_parquet(out / "turns.parquet"))
+    assert any("all" in mentions for mentions in turns[0]["mentions"])
+    same = ["group_id", "user_id", "nickname", "time", "text", "mentions"]
+    assert turns[1].select(same).to_dicts() == turns[0].select(same).to_dicts()
+
+
 def test_several_processes_make_what_one_makes(decrypted, tmp_path, monkeypatch):
     started, start = [], multiprocessing.process.BaseProcess.start
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: (started.append(self), start(self)))
@@ -164,14 +184,25 @@ def write(path, content):
     return path
 
 
+AS_TEXT = "let the spreadsheet import all columns as text"
+LOST = f"its last digits are lost; {AS_TEXT}"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["\r", "\n", "\r\n", "\0", '"', "'", "\",'[]", "\\", "\ufeff", "\u2028", " ", "a,b", "\\ud83d", "=1+1", "''", "#"]
 )
 
 
+def is_id(text):
+    try:
+        return text == to_id("user id", text)
+    except ValueError:
+        return False
+
+
 def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
+    ids, nicknames = TEXTS.filter(is_id), TEXTS.filter(bool)
+
     @settings(max_examples=EXAMPLES, deadline=None)
-    @given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS.filter(bool), TEXTS, st.lists(TEXTS, max_size=3)), min_size=1))
+    @given(st.lists(st.tuples(ids.filter(bool), nicknames, ids, st.lists(TEXTS, max_size=3)), min_size=1))
     def check(rows):
         frame = pl.DataFrame(rows, {name: TYPES[name] for name in FIVE if name != "time"}, orient="row")
         frame = frame.with_columns(time=START + pl.int_range(pl.len()))
@@ -195,6 +226,15 @@ def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
         ("1001,2022-08-14T10:12:18Z,a,1,hello", "the fifth column is no list of texts"),
         ("1001,2022-08-14T10:12:18Z,a,1,[1]", "the fifth column is no list of texts"),
         ("1001,2022-08-14T10:12:18Z,a,1,__import__('os')", "the fifth column is no list of texts"),
+        ("1001,2022-08-14T10:12:18Z,a,1,\"['x' 'y', 'z']\"", "the fifth column is no list of texts"),
+        ("1001,2022-08-14T10:12:18Z,a,1,['x' ... 'y']", "the fifth column is no list of texts"),
+        ("1E+09,2022-08-14T10:12:18Z,a,1,[]", f"the group id is in scientific notation, {LOST}"),
+        ("1001,2022-08-14T10:12:18Z,a,3.21e+09,[]", f"the user id is in scientific notation, {LOST}"),
+        ("1001,2022-08-14T10:12:18Z,a, 50001.0 ,[]", f"the user id is a number with a point; {AS_TEXT}"),
+        ("1001,2022-08-14T10:12:18Z,a,'50002,[]", f"the user id is in quotes or a formula; {AS_TEXT}"),
+        ('1001,2022-08-14T10:12:18Z,a,"=""50002""",[]', f"the user id is in quotes or a formula; {AS_TEXT}"),
+        ("1001,2022-08-14T10:12:18Z,a,nan,[]", "the user id stands for a missing value; leave it empty"),
+        ("1001,2022-08-14T10:12:18Z,a,５０００２,[]", "the user id has digits other than 0 to 9"),
         ('1001,2022-08-14T10:12:18Z,"a"b,1,[]', "',' expected after '\"'"),
         ('1001,2022-08-14T10:12:18Z,"a,1,[]', "unexpected end of data"),
     ],
@@ -214,9 +254,14 @@ PIECES += [b'1001,2022-08-14T10:12:18Z,"a\n",1,"[\'x\', ""y""]"\r\n']
 def test_no_line_raises_anything_but_a_user_error(pieces):
     lines = [line + b"\n" for line in b"".join(pieces).split(b"\n")]
     bad = []
-    frames = list(csv_chunks("chat.csv", lines, bad))
-    assert sum(frame.height for frame in frames) + len(bad) <= len(lines)
-    if bad:
+    try:
+        b"".join(pieces).decode()
+    except UnicodeDecodeError:
+        bad = None  # another encoding is refused, whatever the setting
+    else:
+        frames = list(csv_chunks("chat.csv", lines, bad))
+        assert sum(frame.height for frame in frames) + len(bad) <= len(lines)
+    if bad != []:
         with pytest.raises(UserError):
             list(csv_chunks("chat.csv", lines, None))
 
@@ -225,6 +270,12 @@ def test_no_line_raises_anything_but_a_user_error(pieces):
 
 ROW = {"40001": 7_400_000_000_000_000_101, "40003": 1, "40010": 2, "40050": 1_720_000_000, "40021": "20001"}
 ROW |= {"40027": 5, "40033": 10001, "40800": "gvYTCsj8FQHqghYCaGk="}
+
+
+def without(*columns):
+    return {name: value for name, value in ROW.items() if int(name) not in columns}
+
+
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 NO_EXPORT = "not an export of group_msg_table but an object with the keys"
 
@@ -234,16 +285,27 @@ NO_EXPORT = "not an export of group_msg_table but an object with the keys"
     [
         ({"metadata": {}, "messages": [{"id": "1"}]}, f"{NO_EXPORT} 'metadata', 'messages'; {AGAIN}"),
         ([{"id": "1", "content": {}}], f"row 1 is no row of group_msg_table; it has the keys 'id', 'content'; {AGAIN}"),
-        ([ROW, 5], f"row 2 is not an object but '5'; {AGAIN}"),
-        ("text", f"not an array of rows but 'text'; {AGAIN}"),
+        ([ROW, "secret"], f"row 2 is not an object but text; {AGAIN}"),
+        ([None], f"row 1 is not an object but null; {AGAIN}"),
+        ("secret", f"not an array of rows but text; {AGAIN}"),
+        ([without(40003, 40020, 40033)], f"row 1 has no column 40003, 40033 or 40020; {AGAIN}"),
+        ([ROW, without(40021, 40027)], f"row 2 has no column 40021 or 40030 or 40027; {AGAIN}"),
+        (
+            [without(40033) | {"40020": "u_noor"}],
+            f"no sender has a number, 40033, nor is one known for their 40020; {AGAIN}",
+        ),
         ([ROW | {"40001": 7.4e18}], f"row 1: 40001 is 7.4E+18, rounded as DB Browser 3.11 does; {AGAIN}"),
         (
             [ROW | {"40001": 7_400_000_000_000_000_000 // 1024 * 1024 + number} for number in range(0, 9000, 1024)],
             f"all ids are rounded, as DB Browser 3.11 does; {AGAIN}",
         ),
-        ([ROW | {"40800": "\ufffd\ufffd\x13"}], f"the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}"),
-        ([ROW | {"40050": "yesterday"}], f"row 1: 40050 is 'yesterday', not a number; {AGAIN}"),
-        ([ROW | {"40003": 1 << 63}], f"row 1: 40003 is '9223372036854775808', not a number; {AGAIN}"),
+        (
+            [ROW | {"40800": body} for body in ("\ufffd\ufffd\x13", "secret!", "soso", "c2VjcmV0/w==", {"a": 1})],
+            "5 of 5 message bodies cannot be read (text: 2, other bytes: 2, text with U+FFFD, all that DB Browser 3.10 "
+            f"leaves: 1); {AGAIN}",
+        ),
+        ([ROW | {"40050": "secret"}], f"row 1: 40050 is text, not a number; {AGAIN}"),
+        ([ROW | {"40003": 1 << 63}], f"row 1: 40003 is a number too large for the table; {AGAIN}"),
         ([ROW, ROW | {"40010": 1}], "row 2 is of a private chat (40010 = 1); export group_msg_table"),
     ],
 )
@@ -259,6 +321,33 @@ def test_truncated_json_is_refused(tmp_path, end):
     assert done.stderr.startswith(f"parse.py: {source}: not whole JSON (")
     assert done.stderr.endswith(f"); {AGAIN}\n")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('[{"40090": "sec\x01ret"}]', "lexical error: invalid character inside string, after row 0"),
+        (f"[{json.dumps(ROW)}] [secret]", "parse error: trailing garbage, after row 1"),
+        (b'[{"40090": "\xff"}]', "lexical error: invalid bytes in UTF8 string, after row 0"),
+        ('[{"40001": 1e9999999999999999999}]', "a number that is too large, after row 0"),
+    ],
+)
+def test_what_is_wrong_with_json_is_told_without_quoting_it(tmp_path, content, what):
+    assert_refused(write(tmp_path / "chat.json", content), f"chat.json: not whole JSON ({what}); {AGAIN}")
+
+
+@pytest.mark.parametrize("unreadable", [2, 3])
+def test_up_to_one_in_a_hundred_bodies_may_be_unreadable(tmp_path, unreadable):
+    bodies = {7: "gvYTCsj8FQHqghYC", 150: "gfYT", 199: "//8="}  # cut, another field, no protobuf at all
+    rows = [ROW | {"40001": 100 + number, "40003": number} for number in range(200)]
+    for number in list(bodies)[:unreadable]:
+        rows[number]["40800"] = bodies[number]
+    source, out = write(tmp_path / "chat.json", json.dumps([*rows, ROW | {"40800": None}])), tmp_path / "out"
+    if unreadable == 2:
+        assert_parsed(parse(source, out), out, 201, no_body=1, undecodable=2)
+    else:
+        line = f"chat.json: 3 of 200 message bodies cannot be read (other bytes: 3); {AGAIN}"
+        assert_refused(source, line)
 
 
 JSON = st.recursive(
@@ -300,12 +389,17 @@ EMPTY = "no message left (read 0, written 0, dropped 0); see out.yaml"
         (
             "chat.csv",
             f"{LINE}1001,2022,".encode() + b"\xd0",
-            f" line 2: not UTF-8; save the file as UTF-8 text; {FORM}",
+            " line 2: not UTF-8; save the file as UTF-8 text",
         ),
         (
             "chat.csv",
             '1001,2022-08-14T10:12:18Z,"a' + "\n" * 2000 + '",1,[]\n',
             f" line 1000: more than 1000 lines; is a quote missing?; {FORM}",
+        ),
+        (
+            "digits.json",
+            json.dumps([ROW | {"40003": 12345}]).replace("12345", "9" * 5000),
+            f": row 1: 40003 is a number too large for the table; {AGAIN}",
         ),
         ("empty.csv", "", f": {EMPTY}"),
         ("empty.json", "[]", f": {EMPTY}"),
@@ -319,13 +413,25 @@ def test_what_is_no_history_is_refused(tmp_path, name, content, line):
     assert_refused(source, f"{name}{line}")
 
 
+def test_another_encoding_is_no_bad_line(tmp_path):
+    source = write(tmp_path / "chat.csv", (LINE + LINE.replace("x", "退潮了")).encode("gb18030"))
+    assert_refused(source, "chat.csv line 2: not UTF-8; save the file as UTF-8 text", "skip_bad_lines: true")
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    states = iter(["before", "after"])
+    monkeypatch.setattr("huiyin.common.stage.state", lambda path: next(states))
+    line = "chat.csv: was written to while it was read; close the program that writes it and start again"
+    assert_refused(write(tmp_path / "chat.csv", LINE), line)
+
+
 @pytest.mark.parametrize(
     ("table", "line"),
     [
         ("c2c_msg_table ([40001] INTEGER)", "no group_msg_table in it; give a decrypted nt_msg.db"),
         (
             "group_msg_table ([40001] INTEGER, [40003] INTEGER, name TEXT)",
-            "group_msg_table has no column 40021, 40027, 40033, 40050, 40800; is it QQNT's?",
+            "group_msg_table has no column 40021 or 40030 or 40027, 40033 or 40020, 40050, 40800; is it QQNT's?",
         ),
     ],
 )
@@ -333,6 +439,17 @@ def test_a_database_without_messages_is_refused(tmp_path, table, line):
     with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute(f"CREATE TABLE {table}")
     assert_refused(tmp_path / "other.db", f"other.db: {line}")
+
+
+def test_a_view_is_not_asked(decrypted, tmp_path):
+    source = shutil.copy(decrypted, tmp_path / "nt_msg.db")
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("DROP TABLE nt_uid_mapping_table")
+        forever = (
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS [48902], x AS [1002] FROM n"
+        )
+        connection.execute(f"CREATE VIEW nt_uid_mapping_table AS {forever}")
+    assert_refused(source, "nt_msg.db: cannot be read (not authorized); if it is encrypted, decrypt it first")
 
 
 @pytest.mark.parametrize(

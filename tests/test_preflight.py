@@ -80,10 +80,10 @@ def refusal(call, *arguments, **options):
     return str(error.value)
 
 
-def work(tmp_path, config=QWEN, lengths=(1500, 900, 300, 200), cutoff_len=1024, batch=16):
+def work(tmp_path, config=QWEN, lengths=(1500, 900, 300, 200), alone=(1100, 200, 200, 200), cutoff_len=1024, batch=16):
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = read_shape(tmp_path / "config.json")
-    return Work(shape, list(lengths), shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0)
+    return Work(shape, list(lengths), list(alone), shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0)
 
 
 def plan(nvml, tmp_path, card, helpers=ALL, settings=None, **options):
@@ -130,6 +130,12 @@ def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected)
 def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
     chosen = plan(nvml, tmp_path, RTX_3060, lengths=(250, 100))
     assert (chosen.micro_batch, chosen.accumulation, chosen.rows_cut) == (8, 2, 0)
+
+
+def test_rows_are_not_made_shorter_than_any_reply(nvml, tmp_path):
+    """Rows of 768 tokens would fit this card, but then there would be nothing to learn."""
+    chosen = plan(nvml, tmp_path, RTX_2060, {LIGER: False, FOUR_BIT: True}, alone=(800, 900))
+    assert (chosen.cutoff_len, chosen.four_bit, chosen.too_long) == (1024, True, 0)
 
 
 def test_a_large_model_needs_four_bits(nvml, tmp_path):
@@ -263,5 +269,5 @@ def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "found      device NVIDIA GeForce RTX 3060\n" in output
     assert "chosen     bf16, micro-batch 2 x 8 = 16 rows per step, checkpointing used\n" in output
-    assert "cutoff     1,024 tokens, 1 rows are truncated\n" in output
+    assert "cutoff     1,024 tokens, 1 longer rows are split, 1 replies that do not fit are left out\n" in output
     assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in output

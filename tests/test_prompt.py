@@ -1,7 +1,7 @@
 """The prompt of the training and the prompt of the finished model are the same, token for token.
 
-LLaMA-Factory's own encoding is compared with what Go's text/template makes of our Modelfile, and with what transformers
-makes of our chat template.
+LLaMA-Factory's own encoding is compared with what Go's text/template makes of our Modelfile, with what transformers
+makes of our chat template, and with the tokens that train counts.
 """
 
 import itertools
@@ -18,6 +18,8 @@ from helpers import CLEAN, EXAMPLES, ROOT
 from huiyin.common.control import harmless
 from huiyin.serving.ollama_limits import TEMPLATES
 from huiyin.serving.template import modelfile, read_prompt
+from huiyin.training.rows import Dataset, Row
+from huiyin.training.template import Encoding, read_template
 
 # The special tokens of Llama 3. Its tokenizers do not set add_bos_token.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
@@ -189,3 +191,63 @@ def test_the_model_of_the_demo_is_prompted_as_it_was_trained(demo, trained, olla
     for row, conversation, prompt in zip(rows, conversations, prompts, strict=True):
         given = [{"role": "system", "content": row["system"]}, *conversation]
         assert trained["qwen"].tokens(prompt) == trained["qwen"].trained_on(given, "")
+
+
+# ---- The rows that train passes on
+
+
+def test_every_template_is_read_as_llamafactory_registers_it():
+    from llamafactory.data import template as llamafactory
+
+    for name, registered in llamafactory.TEMPLATES.items():
+        template, parts = read_template(name), ("prefix", "system", "user", "assistant")
+        assert [getattr(template, part) for part in parts] == [
+            getattr(registered, f"format_{part}").slots for part in parts
+        ]
+        thinks = isinstance(registered, llamafactory.ReasoningTemplate)
+        assert template.thought == ("".join(registered.thought_words) if thinks else "")
+        assert template.system_in_prompt == isinstance(registered, llamafactory.Llama2Template)
+        assert (template.stop_words, template.end) == (registered.stop_words, registered.efficient_eos)
+    assert len(llamafactory.TEMPLATES) > 100
+
+
+@pytest.fixture(scope="module")
+def encodings(trained):
+    """{name: (how train counts, LLaMA-Factory's tokenizer, its template)}: the two that are supported, and for each
+    other way to encode a row one: the system text in the first prompt, thoughts, another end, a token after the row."""
+    from llamafactory.data.template import get_template_and_fix_tokenizer
+    from llamafactory.hparams import DataArguments
+    from transformers import AutoTokenizer
+
+    found, folder = {}, trained["llama3"].folder
+    for name in (*TEMPLATES, "llama2", "qwen3", "gemma", "bailing"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, default_system=""))
+        found[name] = Encoding(name, folder), tokenizer, template
+    return found
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(texts=st.lists(st.text(max_size=12), min_size=6, max_size=6), system=st.sampled_from(SYSTEMS))
+def test_train_counts_the_tokens_that_llamafactory_makes(encodings, texts, system):
+    exchanges = list(zip(texts[::2], texts[1::2], strict=True))
+    dataset = Dataset([], [Row(*exchanges[-1], system, exchanges[:-1])], [], system)
+    for encoding, tokenizer, template in encodings.values():
+        template.default_system = ""
+        pairs = template.encode_multiturn(tokenizer, talk(*texts), system)
+        [row] = dataset.measure(encoding, 0).rows
+        assert row.tokens() == template.efficient_eos + sum(map(len, itertools.chain(*pairs)))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_reply_is_learnt_without_its_end(trained, name):
+    """A long paste stands in a prompt, in a reply and in the history; LLaMA-Factory would cut five of six rows."""
+    from bench.rows_that_fit import check
+
+    paste = "抄来的一大段，看不完的。" * 15
+    exchanges = [("早", "早啊"), (paste, "太长"), ("说啥", paste), ("哦", "就这"), ("走吧", "好，走")]
+    rows = [Row(*exchange, PERSONA, exchanges[:index]) for index, exchange in enumerate(exchanges)]
+    held_out = Row("到了吗", "到了", PERSONA, exchanges)
+    numbers = check(Dataset([], rows, [held_out], PERSONA), name, trained[name].folder, 120)
+    assert numbers[:4] == [6, 5, 21, 11]  # rows, longer ones, replies, those that would be learnt with their end
+    assert numbers[4:] == [4, 2, 7, 7]  # rows, samples left out, replies, those that are learnt with their end

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import run_script
 from llm_folder import complaint
-from ollama_server import Handler, Raw, Refusal
+from ollama_server import Handler, Raw
 
 ADVICE = "is the name right, is the network there? HTTPS_PROXY names a proxy; start again, what is fetched is kept"
 
@@ -82,15 +82,3 @@ def test_a_server_that_falls_silent_during_the_fetch_is_one_clear_line(pull, ans
     done = pull()
     released.set()
     assert complaint(done) == f"pull.py: Ollama at {ollama.url} sent nothing for 0.1 s; look into its log; {ADVICE}"
-
-
-@pytest.mark.parametrize(("method", "path"), [("GET", "/api/tags"), ("POST", "/api/pull")])
-def test_a_redirect_is_not_followed(pull, answer, ollama, method, path):
-    def redirect():
-        raise Refusal(307, f"{ollama.url}/elsewhere")
-
-    answer(method, path, redirect)
-    assert complaint(pull()) == (
-        f"pull.py: {ollama.url}{path} redirects to {ollama.url}/elsewhere; set the url of the server itself"
-    )
-    assert "/elsewhere" not in [request.path for request in ollama.requests]

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from helpers import receipt
 from huiyin.common.errors import UserError
-from huiyin.common.stage import Stage
+from huiyin.common.stage import Stage, read_receipt, unchanged
+from scripts.tools import summary, verify
 
 
 def write(folder, names, fail=None):
@@ -70,3 +72,97 @@ def test_the_receipt_names_what_was_read_and_made(tmp_path):
     [digest] = receipt["inputs"].values()
     assert receipt["outputs"] == {"a": digest}
     assert set(receipt["versions"]) == {"python", "pyyaml"}
+
+
+@pytest.mark.parametrize("change", ["longer", "another file", "a log", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
+    path = tmp_path / "chat.csv"
+    path.write_text("before")
+
+    def act():
+        if change == "another file":  # of the same size and date
+            date = path.stat().st_mtime_ns
+            (tmp_path / "new").write_text("behind")
+            os.utime((tmp_path / "new").replace(path), ns=(date, date))
+        elif change == "gone":
+            path.unlink()
+        else:
+            (path if change == "longer" else tmp_path / "chat.csv-wal").open("a").write("more")
+
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    with unchanged(link):
+        pass
+    with (
+        pytest.raises(UserError, match=r"link.csv: was written to while it was read; close the program"),
+        unchanged(link),
+    ):
+        act()
+
+
+# ---- A receipt says what is deleted and read
+
+
+def receipt_with(**fields):
+    return json.dumps(receipt("test", **fields))
+
+
+ELSEWHERE = ["../victim", "../../victim", "/victim", "a/../../victim", "..", ".", "", "a\0b", "\ud800"]
+NO_RECEIPT = {
+    "an array": "[]",
+    "null": "null",
+    "cut off": '{"stage": "te',
+    "arrays in arrays": "[" * 100_000,
+    "objects in objects": '{"outputs": ' * 100_000,
+    "no stage": json.dumps({**receipt("test"), "stage": None}),
+    "no outputs": receipt_with(outputs=None),
+    "a list of outputs": receipt_with(outputs=["a"]),
+    "a number as digest": receipt_with(outputs={"a": 1}),
+    "a ledger of texts": receipt_with(ledger={"read": "1", "written": "1", "dropped": "none"}),
+    "a base model of another form": receipt_with(base_model={"folder": "/", "sha256": ["etc/passwd"]}),
+    "a base model elsewhere": receipt_with(base_model={"folder": "/usr", "sha256": {"../etc/passwd": "0"}}),
+    **{f"an output at {name!r}": receipt_with(outputs={name: "0"}) for name in ELSEWHERE},
+    **{f"an output in a folder at {name!r}": receipt_with(outputs={"a": {name: "0"}}) for name in ELSEWHERE[:4]},
+}
+
+
+@pytest.mark.parametrize("what", NO_RECEIPT)
+def test_a_receipt_of_another_form_counts_as_none(tmp_path, capsys, what):
+    folder, victim = tmp_path / "data/stage", tmp_path / "victim"
+    folder.mkdir(parents=True)
+    victim.write_text("precious")
+    (tmp_path / "data/victim").write_text("precious")
+    (folder / "receipt.json").write_text(NO_RECEIPT[what].replace('"/victim"', f'"{victim}"'))
+    assert read_receipt(folder) == {}
+    summary.main([str(folder)])
+    with pytest.raises(UserError, match="there is no receipt to verify"):
+        verify.main([str(folder), "--export", "config/export.yaml"])
+    write(folder, ["a"])
+    assert victim.read_text() == (tmp_path / "data/victim").read_text() == "precious"
+    assert set(read_receipt(folder)["outputs"]) == set(files(folder)) - {"receipt.json"} == {"a"}
+
+
+def test_a_receipt_never_lies_beside_outputs_of_another_run(tmp_path, monkeypatch):
+    write(tmp_path, ["a", "b"])
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr("huiyin.common.stage.shutil.rmtree", fail)
+    with pytest.raises(OSError, match="broken"):
+        write(tmp_path, ["a"])
+    assert not (tmp_path / "receipt.json").exists()
+
+
+def fail(*_):
+    raise OSError("the disk is broken")
+
+
+def test_what_export_was_answered_is_shown_by_summary(tmp_path, capsys):
+    with Stage("export", tmp_path) as stage:
+        stage.output("asked.json").write_text(
+            '{"who": "the model", "question": "在吗", "reply": "在"}', encoding="utf-8"
+        )
+    summary.main([str(tmp_path)])
+    assert "Asked the model: 在吗\nIt said: '在'\n" in capsys.readouterr().out
+    (tmp_path / "asked.json").write_text("[]")
+    with pytest.raises(UserError, match=r"asked\.json: not what export wrote; make export again"):
+        summary.main([str(tmp_path)])

@@ -39,6 +39,9 @@ def test_the_shipped_settings_are_known_to_llamafactory(trained):
     assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
     [attempt] = receipt["attempts"]
     assert (attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) == ("fp32", 2, 0)
+    used = json.loads((trained.path / "trained/train.yaml").read_text(encoding="utf-8"))
+    assert used["dataset_dir"] == str(trained.path / "trained/.run/dataset")  # deleted with .run
+    assert receipt["ledger"]["dropped"] == {"too_long": 0}
     assert receipt["base_model"]["sha256"]["model.safetensors"]
     assert receipt["export"] == {"ollama": "none"} and "config/demo/export.yaml" not in receipt["settings"]
     assert {path.name for path in (trained.path / "trained/adapter").iterdir()} == set(train.ADAPTER_FILES)
@@ -73,6 +76,21 @@ def test_an_unknown_key_is_refused_by_llamafactory_itself(training):
         (
             {"model_name_or_path": "./nowhere"},
             "model_name_or_path ./nowhere: no such folder, and no name on the hub (owner/model); fix train.yaml",
+        ),
+        *(
+            (
+                {"model_name_or_path": name},
+                f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml",
+            )
+            for name in (
+                "~/nowhere",
+                "Qwen2.5/",
+                "Qwen/Qwen 7B",
+                "Qwen/Qwen2..5",
+                "Qwen/Qwen2.5@main",
+                "D:/Qwen",
+                "2024",
+            )
         ),
     ],
 )

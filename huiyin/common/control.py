@@ -7,7 +7,8 @@ Sources: the tokenizers of the models, and the templates of LLaMA-Factory 0.9.5 
 """
 
 import re
-import unicodedata
+
+from huiyin.common.characters import is_seen
 
 # Every pattern begins with a bracket, and matches a text with full-width brackets only where it matches the same text
 # with plain ones: so what has been made harmless has no match (no class such as [^>], which a wide bracket would fit).
@@ -49,8 +50,6 @@ CONTROL = re.compile(
     )
 )
 WIDE = str.maketrans("<>[]{}", "＜＞［］｛｝")
-# the categories of characters that nobody sees, and four letters that nobody sees: they fill a place in Hangul
-UNSEEN, FILLERS = ("Cf", "Cc", "Mn", "Cn", "Co", "Cs"), "\u115f\u1160\u3164\uffa0"
 
 
 def harmless(text: str) -> str:
@@ -67,8 +66,3 @@ def harmless(text: str) -> str:
         for place in places[slice(*match.span())]:
             letters[place] = text[place].translate(WIDE)
     return "".join(letters)
-
-
-def is_seen(character: str) -> bool:
-    """Is `character` drawn, or white space? Joiners, marks of direction and variation, NUL and the like are neither."""
-    return character.isspace() or (unicodedata.category(character) not in UNSEEN and character not in FILLERS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import reprlib
 import types
 import typing
@@ -25,6 +26,7 @@ Temperature = Annotated[float, Meta(ge=0, le=5)]
 Text = Annotated[str, Meta(min_length=1)]
 # The address of a server, for a `pattern`; what of it is still wrong the session says when it is opened
 ADDRESS = r"https?://(\S+@)?([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/\S*)?"
+CREDENTIALS = re.compile(r"(?<=://).*@", re.DOTALL)  # greedy: what people type as a password may hold any character
 
 # Type in words; what has bounds is Annotated with them
 WORDS: dict[type, str] = {
@@ -95,8 +97,17 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     for form, one in itertools.product((value, meant(value)), kinds):
         with suppress(msgspec.ValidationError):
             return msgspec.convert(form, one, strict=False)
-    shown = reprlib.repr(value).strip("'") or "empty"
+    shown = reprlib.repr(without_credentials(value)).strip("'") or "empty"
     raise UserError(f"{where}: must be {' or '.join(map(allowed, kinds))}, not {shown}")
+
+
+def without_credentials(value: Any) -> Any:
+    """Return `value` (text, or lists and mappings of it) with no user and password in its addresses, to be shown."""
+    if isinstance(value, dict):
+        return {name: without_credentials(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_credentials(item) for item in value]
+    return CREDENTIALS.sub("", value) if isinstance(value, str) else value
 
 
 def meant(value: Any) -> Any:

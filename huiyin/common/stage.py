@@ -9,13 +9,15 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from huiyin.common.errors import UserError
+from huiyin.common.settings import without_credentials
 
 Settings = TypeVar("Settings")
 
@@ -85,8 +87,9 @@ class Stage:
         return Path(path)
 
     def use(self, path: Path, settings: Settings) -> Settings:
-        """Note the settings file at `path` and what was read from it; return the settings."""
-        self.settings[str(path)] = {"sha256": sha256(path), "values": msgspec.to_builtins(settings)}
+        """Note the settings file at `path` and what was read from it, without passwords; return the settings."""
+        values = without_credentials(msgspec.to_builtins(settings))
+        self.settings[str(path)] = {"sha256": sha256(path), "values": values}
         return settings
 
     def output(self, name: str) -> Path:
@@ -123,6 +126,7 @@ class Stage:
         receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
         os.utime(receipt, (self.started_at, self.started_at))
+        remove(self.out / "receipt.json")  # never beside outputs that it does not name, whatever happens here
         for name in self.outputs:
             if (self.out / name).is_dir():  # a folder cannot be renamed over one that is not empty
                 remove(self.out / name)
@@ -148,12 +152,76 @@ def arguments(doc: str | None, *names: str, config: bool = True, out: bool = Tru
     return parser
 
 
+class Numbers(msgspec.Struct):
+    """The ledger of a receipt."""
+
+    read: int
+    written: int
+    dropped: dict[str, int]
+    merged: int = 0
+
+
+class Used(msgspec.Struct):
+    """A settings file in a receipt."""
+
+    sha256: str
+
+
+class Base(msgspec.Struct):
+    """The base model in a receipt."""
+
+    sha256: dict[str, str]
+    folder: str = ""
+
+
+class Made(msgspec.Struct):
+    """The Ollama model in a receipt."""
+
+    name: str
+    digest: str
+
+
+class Receipt(msgspec.Struct):
+    """What a receipt must have, and the types of some fields that it may have."""
+
+    stage: str
+    seconds: float
+    ledger: Numbers
+    inputs: dict[str, str]
+    settings: dict[str, Used]
+    outputs: dict[str, str | dict[str, str]]
+    base_model: Base | None = None
+    ollama: Made | None = None
+
+
 def read_receipt(folder: Path | str) -> dict[str, Any]:
-    """Return the receipt in `folder`, or {} where there is none that can be read."""
+    """Return the receipt in `folder`, {} where there is none. What has not the shape of a receipt, or names outputs
+    outside the folder, is none: what it names is deleted or read."""
     try:
-        return json.loads((Path(folder) / "receipt.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        content = json.loads((Path(folder) / "receipt.json").read_text(encoding="utf-8"))
+        receipt = msgspec.convert(content, Receipt)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError, msgspec.MsgspecError):
         return {}
+    trees = [digests for digests in receipt.outputs.values() if isinstance(digests, dict)]
+    files = [*trees, *([receipt.base_model.sha256] if receipt.base_model else [])]
+    inside = all(map(is_plain, receipt.outputs)) and all(
+        all(map(is_plain, name.split("/"))) for digests in files for name in digests
+    )
+    return content if inside else {}
+
+
+def is_plain(name: str) -> bool:
+    """Whether `name` is that of something in a folder itself, and of nothing elsewhere."""
+    return name.isprintable() and "/" not in name and name not in ("", ".", "..")
+
+
+def need_receipt(folder: Path, made_by: str, *fields: str) -> dict[str, Any]:
+    """Return the receipt in `folder`; `UserError` if there is none with these `fields`, which ends with `made_by`."""
+    path = need(folder / "receipt.json", made_by)
+    receipt = read_receipt(folder)
+    if not receipt or not receipt.keys() >= set(fields):
+        raise UserError(f"{path}: not the receipt of that stage; {made_by}")
+    return receipt
 
 
 def sha256(path: Path | str) -> str:
@@ -166,6 +234,22 @@ def digest_tree(path: Path) -> Any:
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     return sha256(path)
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """`UserError` if the file at `path`, or the log of that database, has changed when the block ends: what was read is
+    then neither the old nor the new content."""
+    before = state(path.resolve())
+    yield
+    if state(path.resolve()) != before:
+        raise UserError(f"{path}: was written to while it was read; close the program that writes it and start again")
+
+
+def state(path: Path) -> list[tuple[int, int, int]]:
+    """Return inode, size and date of a file and of its log (`-wal`), where a database's new rows go first."""
+    files = [file.stat() for file in (path, path.with_name(path.name + "-wal")) if file.exists()]
+    return [(file.st_ino, file.st_size, file.st_mtime_ns) for file in files]
 
 
 def remove(path: Path) -> None:

@@ -13,6 +13,7 @@ from huiyin.common.lazy import polars as pl
 
 COMMA = "，"  # combine joins the messages of a turn with it
 NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
+EVERYBODY = "all"  # in `mentions`
 GROUP_MESSAGES = "group_msg_table"  # QQNT's table of the messages of groups
 
 MESSAGES = {  # messages.parquet
@@ -68,7 +69,7 @@ def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[s
             try:
                 record = json.loads(line)
                 missing = [name for name in fields if name not in record]
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path} line {number}: not a JSON object; {made_by}") from None
             if missing:
                 raise UserError(f"{path} line {number}: no field {missing[0]}; {made_by}")

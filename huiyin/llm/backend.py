@@ -6,14 +6,16 @@ import ipaddress
 import re
 import socket
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
+from huiyin.common.settings import without_credentials
 
 CONNECT_SECONDS = 5
 URL_SETTING = "url in llm.yaml"
 TOP_LOGPROBS = 12  # the most probable tokens at each position, for the confidence: 10 candidates, none, and one more
+SHOWN = 200  # characters of what a server says: it may repeat what it was sent
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
 BUSY = {408, 429}  # the statuses below 500 after which a later try may succeed
 
@@ -73,9 +75,14 @@ class TooLong(Exception):
 
 
 def session_for(url: str, allow_remote: bool, connections: int, setting: str = URL_SETTING) -> requests.Session:
-    """Return a session for the server at `url`, which `setting` names; a public address needs `allow_remote`."""
+    """Return a session for the server at `url`, which `setting` names; a public address needs `allow_remote`. It sends
+    the user and password in `url`, so that the address can be used, and shown, without them."""
+    address, url = url, without_credentials(url)
     try:
-        host, port = urlsplit(url).hostname, urlsplit(url).port
+        parts = urlsplit(address)
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise UserError(f"{setting}: the user or password before {url} has / ? or # in it; write %2F %3F %23")
+        host, port = parts.hostname, parts.port
         if not host:
             raise ValueError("no host")
         addresses = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, port)}
@@ -90,6 +97,9 @@ def session_for(url: str, allow_remote: bool, connections: int, setting: str = U
             "set allow_remote: true if that is what you want"
         )
     session = requests.Session()
+    if parts.username is not None:
+        user, password = (unquote(part or "").encode() for part in (parts.username, parts.password))
+        session.auth = requests.auth.HTTPBasicAuth(user, password)
     session.trust_env = not local  # a proxy must never see calls to our own servers
     session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=connections))
     return session
@@ -102,7 +112,8 @@ def http_request(
     timeout = (CONNECT_SECONDS, read_seconds)
     response = session.request(method, url, timeout=timeout, allow_redirects=False, **options)
     if 300 <= response.status_code < 400:
-        raise UserError(f"{url} redirects to {response.headers.get('Location')}; set the url of the server itself")
+        target = shown(without_credentials(response.headers.get("Location", "nowhere")))
+        raise UserError(f"{url} redirects to {target}; set the url of the server itself")
     return response
 
 
@@ -124,7 +135,7 @@ def send(
         raise UserError(f"{url} refuses the request with status {response.status_code}: {text}")
     try:
         return response.json()
-    except requests.JSONDecodeError:
+    except (requests.JSONDecodeError, RecursionError):
         raise Unusable(f"{url}: the answer is not JSON") from None
 
 
@@ -132,9 +143,15 @@ def error_text(response: requests.Response) -> str:
     """Return the server's words: {"error": text} from Ollama, {"error": {"message": text}} from others."""
     try:
         error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (requests.JSONDecodeError, KeyError, TypeError):
-        return response.reason
+        return shown(error["message"] if isinstance(error, dict) else error)
+    except (requests.JSONDecodeError, RecursionError, KeyError, TypeError):
+        return shown(response.reason)
+
+
+def shown(words: object) -> str:
+    """Return the beginning of a server's `words`, for an error line."""
+    text = str(words)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def check_not_thinking(thinking: str | None, text: str) -> None:
@@ -160,7 +177,7 @@ def read_completion(answer: dict[str, Any]) -> Answer:
         choice, usage = answer["choices"][0], answer["usage"]
         message, reason = choice["message"], choice["finish_reason"]
         if reason != "stop":
-            raise Unusable(f"the answer was broken off: {reason}")
+            raise Unusable(f"the answer was broken off: {shown(reason)}")
         text = message["content"] or ""
         check_not_thinking(message.get("reasoning_content"), text)
         logprobs = (choice.get("logprobs") or {}).get("content")

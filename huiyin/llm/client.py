@@ -34,7 +34,7 @@ JITTER_SECONDS = 0.5  # ... and at random up to this much longer, so that not al
 ESTIMATE_AFTER = 20  # answers, from which the time for the rest is estimated
 TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen; for the estimate before the first answer
 # What a backend or `Question.accept` raises for an answer that is not valid
-INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError)
+INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 Url = Annotated[
     str, Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434")
@@ -65,7 +65,7 @@ class Settings:
 class Question:
     """What is asked: `system`, the part that all questions share, so that the server keeps it, and `user`, the rest.
 
-    schema: JSON schema of the answer. accept: decoded answer -> value; ValueError if it is not valid. choices: the
+    schema: JSON schema of the answer. accept: decoded answer -> value; Unusable says why it is not valid. choices: the
     values among which the answer's one string is, where a confidence is wanted. tries: how often it is asked at most,
     with the seeds `seed`, `seed` + 1, ... A question that does not fit into the context is answered by `TooLong` if it
     `may_be_split`, otherwise it is `UserError`.
@@ -271,7 +271,7 @@ class Client:
                 if attempt + 1 < TRIES:
                     self.stopped.wait(WAIT_SECONDS * 2**attempt + random.uniform(0, JITTER_SECONDS))
             except INVALID as error:
-                self.count_failure("the answer is no whole JSON" if isinstance(error, json.JSONDecodeError) else error)
+                self.count_failure(why(error))
                 if attempt + 1 >= question.tries:
                     break
                 temperature = max(temperature, RETRY_TEMPERATURE)
@@ -310,6 +310,14 @@ class Client:
                     f"the language model failed {self.failures_in_a_row} times in a row, the last time: {reason}; "
                     "what is answered is kept, start again to go on"
                 ) from None
+
+
+def why(error: Exception) -> str:
+    """Return why an answer is not valid. Only our own texts: those of Python quote the answer."""
+    if isinstance(error, Unusable):
+        return str(error)
+    broken = isinstance(error, json.JSONDecodeError)
+    return "the answer is no whole JSON" if broken else "the answer is not in the form that was asked for"
 
 
 def show(progress: Progress, seconds: float, tokens: int, note: str) -> None:

@@ -1,12 +1,22 @@
 """llama-server (the engine inside Ollama) in our own process, from a GGUF file: nothing to start first."""
 
+import secrets
 from pathlib import Path
 
 import xllamacpp
 
 from huiyin.common.errors import UserError
 from huiyin.common.stage import sha256
-from huiyin.llm.backend import Answer, ChatRequest, TooLong, Unavailable, Unusable, chat_completion, read_completion
+from huiyin.llm.backend import (
+    Answer,
+    ChatRequest,
+    TooLong,
+    Unavailable,
+    Unusable,
+    chat_completion,
+    read_completion,
+    shown,
+)
 
 
 class Embedded:
@@ -25,6 +35,8 @@ class Embedded:
         params.n_parallel = parallel
         if threads:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        # it also listens on a port of this machine, of which we need nothing: nobody knows the key
+        params.api_keys, params.ui = [secrets.token_urlsafe()], False
         params.warmup = False
         params.verbosity = -1
         try:
@@ -41,12 +53,13 @@ class Embedded:
     def chat(self, request: ChatRequest) -> Answer:
         try:
             answer = self.server.handle_chat_completions(chat_completion(request))
-        except RuntimeError as error:  # for one, if what the model wrote is not UTF-8
-            raise Unusable(str(error)) from None
+        except RuntimeError:  # for one, if what the model wrote is not UTF-8; the text may quote it
+            raise Unusable("llama.cpp cannot read what the model wrote") from None
         if failure := answer.get("error"):
+            message = shown(failure["message"])
             if failure.get("type") == "exceed_context_size_error":
-                raise TooLong(f"{self.model}: {failure['message']}")
+                raise TooLong(f"{self.model}: {message}")
             if failure["code"] < 500:
-                raise UserError(f"{self.model} refuses the question: {failure['message']}")
-            raise Unavailable(failure["message"])
+                raise UserError(f"{self.model} refuses the question: {message}")
+            raise Unavailable(message)
         return read_completion(answer)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
 from huiyin.common.progress import Progress
+from huiyin.common.settings import without_credentials
 from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
     TOP_LOGPROBS,
@@ -27,6 +28,7 @@ from huiyin.llm.backend import (
     http_request,
     send,
     session_for,
+    shown,
 )
 
 READ_SECONDS = 120
@@ -54,8 +56,8 @@ class Ollama:
         connections: int = 1,
         setting: str = URL_SETTING,
     ) -> None:
-        self.url, self.model, self.num_ctx, self.read_seconds = url.rstrip("/"), model, num_ctx, read_seconds
-        self.setting = setting
+        self.url, self.setting = without_credentials(url).rstrip("/"), setting
+        self.model, self.num_ctx, self.read_seconds = model, num_ctx, read_seconds
         self.session = session_for(url, allow_remote, connections, setting)
         # in every request: another value of `shift` would load the model again
         self.always = {"model": model, "stream": False, "shift": False, "keep_alive": "30m"}
@@ -89,7 +91,7 @@ class Ollama:
             advice = "is the name right, is the network there? HTTPS_PROXY names a proxy"
             raise UserError(f"{error}; {advice}; {kept}") from None
         if status != "success":
-            raise UserError(f"Ollama stopped fetching {self.model} after: {status}; {kept}")
+            raise UserError(f"Ollama stopped fetching {self.model} after: {shown(status)}; {kept}")
 
     def prepare(self) -> None:
         """Load the model; check that its context is as large as `num_ctx`, and warn unless all of it is on the GPU."""
@@ -126,7 +128,7 @@ class Ollama:
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         try:
             if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
-                raise Unusable(f"the answer was broken off: done_reason {answer.get('done_reason')}")
+                raise Unusable(f"the answer was broken off: done_reason {shown(answer.get('done_reason'))}")
             message = answer["message"]
             text = message.get("content") or ""
             check_not_thinking(message.get("thinking"), text)
@@ -175,12 +177,12 @@ class Ollama:
             for event in self.stream("/api/create", {**body, "parameters": parameters}, CREATE_SECONDS):
                 if event.get("status") != status:
                     status = event.get("status")
-                    print(f"create: {status}", flush=True)
+                    print(f"create: {shown(status)}", flush=True)
                 if event.get("total"):
                     progress.set_total(event["total"])
                     progress.add(event.get("completed", 0) - progress.done)
         if status != "success":
-            raise UserError(f"Ollama at {self.url} stopped after: {status}; look into its log and export again")
+            raise UserError(f"Ollama at {self.url} stopped after: {shown(status)}; look into its log and export again")
         return self.identity()
 
     def upload(self, path: Path, digest: str, progress: Progress) -> None:
@@ -210,7 +212,7 @@ class Ollama:
                 for line in filter(None, response.iter_lines()):
                     event = json.loads(line)
                     if "error" in event:  # the status may be 200
-                        raise BrokenStream(f"Ollama at {self.url}: {self.model}: {event['error']}")
+                        raise BrokenStream(f"Ollama at {self.url}: {self.model}: {shown(event['error'])}")
                     yield event
         except (requests.RequestException, ValueError) as error:
             if response is None and isinstance(error, requests.ConnectionError):

@@ -1,7 +1,8 @@
 """Any server with OpenAI's protocol: vLLM (which can spread a model over several machines), llama-server."""
 
 from huiyin.common.errors import UserError
-from huiyin.llm.backend import Answer, ChatRequest, chat_completion, read_completion, send, session_for
+from huiyin.common.settings import without_credentials
+from huiyin.llm.backend import Answer, ChatRequest, chat_completion, read_completion, send, session_for, shown
 
 
 class OpenAI:
@@ -10,8 +11,8 @@ class OpenAI:
     def __init__(
         self, url: str, model: str, num_ctx: int, read_seconds: float, allow_remote: bool = False, connections: int = 1
     ) -> None:
-        self.url, self.model, self.num_ctx = url.rstrip("/").removesuffix("/v1"), model, num_ctx
-        self.read_seconds = read_seconds
+        self.url = without_credentials(url).rstrip("/").removesuffix("/v1")
+        self.model, self.num_ctx, self.read_seconds = model, num_ctx, read_seconds
         self.session = session_for(url, allow_remote, connections)
 
     def identity(self) -> str:
@@ -20,7 +21,7 @@ class OpenAI:
         names = [model.get("id") for model in models]
         if self.model not in names:
             raise UserError(
-                f"the server at {self.url} has no model {self.model!r}, but: {', '.join(map(str, names))}; "
+                f"the server at {self.url} has no model {self.model!r}, but: {shown(', '.join(map(str, names)))}; "
                 "set model in llm.yaml"
             )
         model = models[names.index(self.model)]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from huiyin.common.tables import EVERYBODY
 from huiyin.qqnt.qqnt_pb2 import Body, Element
 
 KINDS = {  # field 45002 of an element
@@ -15,7 +16,6 @@ KINDS = {  # field 45002 of an element
 TEXT, REPLY = 1, 7
 MENTION = -TEXT  # our own number: QQ gives a mention the kind of a text
 MENTIONS_EVERYBODY = 1  # field 45102
-EVERYBODY = "all"
 ELEMENT_TAG = bytes.fromhex("82F613")  # field 40800, length-delimited
 
 

@@ -141,14 +141,16 @@ def local_size(payload: int, usable: int) -> int:
 # ---- a database of one leaf
 
 
-def overflow_chain(pages: Pages, cell: Cell, lost: list[int]) -> list[np.ndarray] | None:
-    """Return the overflow pages of a cell in order, or None if one is damaged, which is added to `lost`."""
+def overflow_chain(pages: Pages, cell: Cell, used: set[int], lost: list[int]) -> list[np.ndarray] | None:
+    """Return the overflow pages of a cell in order, or None if one is damaged, which is added to `lost`. A page that is
+    `used` already is damage, too: the chain is a circle, or that of another row."""
     chain, number, count = list[np.ndarray](), cell.overflow, -(-cell.payload // (pages.usable - 4))
     for _ in range(count):
         content, sound = pages.read([number])
-        if not sound[0] or count > pages.count:  # the size that the cell states is not its own
+        if not sound[0] or number in used or count > pages.count:  # the size that the cell states is not its own
             lost.append(number)
             return None
+        used.add(number)
         chain.append(content[0])
         number = four(content[0], 0)
     return chain
@@ -173,11 +175,11 @@ class LeafDatabase:
     def of(self, page: np.ndarray, rows: Sequence[Cell], lost: list[int]) -> bytes:
         """Return the database with the `rows` of the leaf `page`, but for those with a damaged overflow page, which is
         added to `lost`."""
-        size, kept = self.pages.size, []
+        size, kept, used = self.pages.size, [], set[int]()
         image, leaf = bytearray(self.empty), bytearray(page.tobytes())
         for cell in rows:
             if cell.overflow:
-                chain = overflow_chain(self.pages, cell, lost)
+                chain = overflow_chain(self.pages, cell, used, lost)
                 if chain is None:
                     continue
                 leaf[cell.stop - 4 : cell.stop] = (len(image) // size + 1).to_bytes(4, "big")

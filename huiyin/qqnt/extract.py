@@ -90,6 +90,8 @@ def copy_tables(
         connection.text_factory = lossy_text
         schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
         tables = plain_tables(schema, names, source)
+        if not pragmas:
+            check_pages(connection, tables)
         connection.execute("ATTACH DATABASE ? AS result KEY ''", (str(target),))
         for statement in FAST:
             connection.execute(statement)
@@ -110,6 +112,16 @@ def copy_tables(
                 f"SELECT rowid, {table.columns} FROM main.[{table.stored_as}] NOT INDEXED"
             ).rowcount
     return tables
+
+
+def check_pages(connection: sqlite3.Connection, tables: dict[str, Table]) -> None:
+    """Raise `sqlite3.DatabaseError` if a page of `tables` is used twice: where overflow pages form a circle, SQLite
+    reads on. The pages of an encrypted database need no such check, their HMAC says that QQ wrote them."""
+    connection.execute("PRAGMA ignore_check_constraints = ON")  # those of the schema would be evaluated
+    for table in tables.values():
+        (found,) = connection.execute(f"PRAGMA quick_check([{table.stored_as}])").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(" ".join(found.split()))
 
 
 @contextmanager

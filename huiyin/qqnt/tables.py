@@ -63,22 +63,36 @@ def plain_tables(schema: Iterable[Sequence[str]], names: Iterable[str], source: 
 def plain_columns(name: str, sql: str) -> tuple[str, str]:
     """Return the definition and the names of the columns in the CREATE statement `sql`, without constraints and so
     without indexes; `ValueError` if the rows are not stored like those of an ordinary table."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        try:
-            connection.set_authorizer(
-                lambda action, *_: sqlite3.SQLITE_OK if action in CREATES_A_TABLE else sqlite3.SQLITE_DENY
-            )
-            connection.execute(sql)
-            connection.set_authorizer(None)
-            columns = connection.execute(f"PRAGMA table_info([{name}])").fetchall()
+    try:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            columns = created(connection, sql, name)
             connection.execute(f"SELECT rowid FROM [{name}]")
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise ValueError(str(error)) from None
-    keys = [column for column in columns if column[5]]
-    parts = []
-    for _, column, kind, _, default, key in columns:
-        # an INTEGER key of one column is the rowid, which is not stored a second time
-        rowid = key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper()
-        ending = (" PRIMARY KEY" if rowid else "") + (f" DEFAULT {default}" if default is not None else "")
-        parts.append(f"[{column}] {kind}{ending}")
-    return f"({', '.join(parts)})", ", ".join(f"[{column[1]}]" for column in columns)
+        keys, parts = [column for *_, key, column in columns if key], []
+        for kind, default, key, column in columns:
+            # an INTEGER key of one column is the rowid, which is not stored a second time
+            rowid = key and len(keys) == 1 and kind.upper() == "INTEGER" and "DESC" not in sql.upper()
+            ending = (" PRIMARY KEY" if rowid else "") + (f" DEFAULT {default}" if default is not None else "")
+            parts.append(f"[{column}] {kind}{ending}")
+        definition, names = f"({', '.join(parts)})", [column for *_, column in columns]
+        with closing(sqlite3.connect(":memory:")) as connection:
+            again = created(connection, f"CREATE TABLE [{name}] {definition}", name)
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        raise ValueError(str(error)) from None
+    # quotes are gone: a column may be called `x], (SELECT ...) AS [y`, or have such a type
+    if [(kind, column) for kind, *_, column in again] != [(kind, column) for kind, *_, column in columns]:
+        raise ValueError("a name or a type in it is a piece of SQL")
+    return definition, ", ".join(f"[{column}]" for column in names)
+
+
+def created(connection: sqlite3.Connection, statement: str, name: str) -> list[tuple[str, str | None, int, str]]:
+    """Let `statement` create the table `name`, and do nothing else; return (type, default, place in the key, name) of
+    its columns. `sqlite3.Error`, or `ValueError` for a column that is computed."""
+    connection.set_authorizer(
+        lambda action, *_: sqlite3.SQLITE_OK if action in CREATES_A_TABLE else sqlite3.SQLITE_DENY
+    )
+    connection.execute(statement)
+    connection.set_authorizer(None)
+    rows = connection.execute(f"PRAGMA table_xinfo([{name}])").fetchall()
+    if any(hidden for *_, hidden in rows):
+        raise ValueError("a column in it is computed")
+    return [(kind, default, key, column) for _, column, kind, _, default, key, _ in rows]

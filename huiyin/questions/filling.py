@@ -5,6 +5,7 @@ from collections import Counter
 from difflib import SequenceMatcher
 from typing import Any
 
+from huiyin.llm.backend import Unusable
 from huiyin.llm.client import TRIES, Question
 from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, Prompt, name_of, object_schema, one_line
 
@@ -22,7 +23,7 @@ def missing_halves(
 ) -> Question:
     """What could others have said before each of `items`, [(line of unpaired.jsonl, its turn, turns before it), ...]?
 
-    The value of the answer is {index in items: text}, with the texts that are valid; ValueError if none is. settings:
+    The value of the answer is {index in items: text}, with the texts that are valid; Unusable if none is. settings:
     those of gen. name: what stands for `$name`, if the prompt has it. round_: from 0, so that asking again gives other
     answers.
     """
@@ -43,7 +44,7 @@ def missing_halves(
             if not problem:
                 valid[index] = text
         if not valid:
-            raise ValueError(f"nothing in the answer is good enough: {problem}")
+            raise Unusable(f"nothing in the answer is good enough: {problem}")
         return valid
 
     string = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 
 from huiyin.linking.cases import Turn
+from huiyin.llm.backend import Unusable
 from huiyin.llm.client import Question
 from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, TYPED, Prompt, name_of, object_schema, one_line
 
@@ -32,7 +33,7 @@ def which_turn(prompt: Prompt, turn: Turn, window: list[Turn], characters: int, 
 
     def accept(answer):
         if answer["answers"] not in choices:
-            raise ValueError("the answer is not one of the choices")
+            raise Unusable("the answer is not one of the choices")
         return answer["answers"]
 
     system, user = prompt.fill(name=name_of(turn), context="\n".join(lines), reply=one_line(turn["text"], characters))
@@ -56,7 +57,7 @@ def which_belong_together(prompt: Prompt, turns: list[Turn], temperature: float)
         for merge in answer["merged"]:
             first, last = int(merge["first"]), int(merge["last"])
             if not end < first < last <= len(turns):
-                raise ValueError("the merged turns are no neighbours in order")
+                raise Unusable("the merged turns are no neighbours in order")
             merges.append((first - 1, last - 1, " ".join(merge["text"].translate(TYPED).split())))
             end = last
         return merges

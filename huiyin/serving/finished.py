@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from huiyin.common.settings import ADDRESS, AtLeast0, AtLeast1, Share, Temperature, Text
+from huiyin.common.settings import ADDRESS, AtLeast0, AtLeast1, Share, Temperature, Text, without_credentials
 from huiyin.llm.backend import NoServer
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
@@ -20,7 +20,7 @@ Server = Annotated[str, Meta(pattern=rf"^(auto|none|{ADDRESS})\Z", description=E
 class Settings:
     ollama: Server = "auto"
     allow_remote: bool = False
-    num_ctx: AtLeast1 | None = None
+    num_ctx: AtLeast0 | None = None
     fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
     temperature: Temperature = 0.8
@@ -49,6 +49,7 @@ def find_ollama(settings: Settings, ollama_url: str, name: str) -> Ollama | None
     except NoServer:
         if settings.ollama != "auto":
             raise
-        print(f"no Ollama answers at {url}, so none is used (ollama: auto in export.yaml)", flush=True)
+        shown = without_credentials(url)
+        print(f"no Ollama answers at {shown}, so none is used (ollama: auto in export.yaml)", flush=True)
         return None
     return ollama

@@ -15,9 +15,9 @@ class MergedModel:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(self.device).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         self.parameters = parameters
 
     def talk(self, messages: list[dict[str, str]]) -> Iterator[str]:

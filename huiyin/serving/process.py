@@ -1,4 +1,4 @@
-"""Ask models in a child process (ask.py): torch loads there, and the card is free when it ends."""
+"""Children (ask.py, save_tokenizer.py) for what needs torch: it loads there, and the card is free when they end."""
 
 import ctypes
 import json
@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen, run
 from typing import Any
 
 from huiyin.common.errors import UserError
@@ -23,6 +23,31 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def program(name: str) -> list[str | Path]:
+    return [sys.executable, Path(__file__).with_name(name)]
+
+
+def save_tokenizer(base: Path, template: str, folder: Path, work: Path, variables: Mapping[str, str]) -> Path:
+    """Save the tokenizer of `base` into `folder`, as LLaMA-Factory's `template` changes it; return the Modelfile that
+    LLaMA-Factory writes for it, in the folder `work`. variables: the environment of the child, whose failure is a
+    `UserError`."""
+    modelfile, log = work / "Modelfile", work / "tokenizer.log"
+    command = [*program("save_tokenizer.py"), base, template, folder, modelfile]
+    with open(log, "w", encoding="utf-8") as errors:
+        done = run(
+            command,
+            env=variables,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=errors,
+            preexec_fn=end_with_parent,
+            check=False,
+        )
+    if done.returncode:
+        raise UserError(f"{base}: its tokenizer cannot be saved for the template {template}; the messages are in {log}")
+    return modelfile
+
+
 def ask(
     models: Models,
     rows: Rows,
@@ -30,26 +55,37 @@ def ask(
     variables: Mapping[str, str],
     samples: Rows = [],  # noqa: B006  it is only read
     tokenizer: Path | None = None,
+    lean: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`.
+    """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`, {"words": mean over the
+    tokens of the replies, "end": mean over their end marks}.
 
     folder: for the files that the two processes exchange; variables: the environment of the child; tokenizer: the
-    folder of the tokenizer and chat template that all models use (default: the first model). Raises `UserError` if the
-    child fails.
+    folder of the tokenizer and chat template that all models use (default: the first model); lean: save memory (ask.py,
+    `load`). Raises `UserError` if the child fails.
     """
-    given: dict[str, Any] = {"tokenizer": str(tokenizer or models[0][0]), "samples": samples, "asked": rows}
+    given: dict[str, Any] = {
+        "tokenizer": str(tokenizer or models[0][0]),
+        "samples": samples,
+        "asked": rows,
+        "lean": lean,
+    }
     given["models"] = [[str(model), adapter and str(adapter)] for model, adapter in models]
     questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.json", "log"))
     questions.write_text(json.dumps(given), encoding="utf-8")
-    program: list[str | Path] = [sys.executable, Path(__file__).with_name("ask.py"), questions, answers]
+    command = [*program("ask.py"), questions, answers]
     with (
         open(log, "w", encoding="utf-8") as errors,
         Progress("ask", len(models) * (len(samples) + len(rows)), "rows") as progress,
-        Popen(program, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
+        Popen(command, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
     ):
         assert child.stdout is not None
-        for _ in child.stdout:
-            progress.add()
+        try:
+            for _ in child.stdout:
+                progress.add()
+        except BaseException:  # such as a SIGTERM: the end of this block would wait until the child has answered all
+            child.kill()
+            raise
     if child.returncode:
         raise UserError(f"the trained model cannot be asked; its messages are in {log}")
     return json.loads(answers.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The chat template used in training, translated for the programs that serve the model: Ollama and transformers.
 
-LLaMA-Factory writes a Modelfile when it merges; only the TEMPLATE in it shows the prompt that it trained with.
+LLaMA-Factory can write a Modelfile; the TEMPLATE in it shows the prompt that it trained with.
 """
 
 import json

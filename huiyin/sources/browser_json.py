@@ -1,14 +1,17 @@
 """JSON that DB Browser for SQLite exports from group_msg_table (File > Export > Table(s) to JSON), read as a stream.
 
-An array of rows, {"40001": 7400000000000000101, "40800": "gvYT...", ...}: exact integers, blobs in base64 (or, from a
-query, `hex("40800")`). Older versions of the program lose data: 3.11 rounds ids, 3.10 destroys bodies.
+An array of rows, {"40001": 7400000000000000101, "40800": "gvYT...", ...}: exact integers, blobs in base64. Older
+versions of the program lose data: 3.11 rounds ids, 3.10 destroys bodies. Other programs write the blobs of a table or
+query in their own ways, see `to_body`, and may name a column `hex("40800")`.
 """
 
 import base64
-import binascii
 import re
+import reprlib
+import sys
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from functools import lru_cache
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Any
@@ -16,13 +19,23 @@ from typing import IO, Any
 import ijson
 import polars as pl
 
+from huiyin.common.characters import skip_bom
 from huiyin.common.errors import UserError
 from huiyin.common.workers import cores, workers
 from huiyin.qqnt.body import ELEMENT_TAG
 from huiyin.sources.frames import CHUNK
-from huiyin.sources.history import BODY, COLUMNS, COMPANIONS, NUMBERS, to_chunk, to_history
+from huiyin.sources.history import BODY, COLUMNS, COMPANIONS, NUMBERS, missing_columns, to_chunk, to_history
 
-NEEDED = {"40001", "40050", "40800"}
+COLUMN = re.compile(r'(?:(?:hex|base64)\(["\[]?)?(\d+)(?:["\]]?\))?', re.ASCII | re.IGNORECASE)
+HEX = re.compile(r"(?:0x|\\x|x')?([0-9a-f]+)'?", re.IGNORECASE)
+JSON_TYPES = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    Decimal: "a number",
+    list: "a list",
+    dict: "an object",
+}
 NUMBER_COLUMNS = set(NUMBERS.values())
 CHAT_TYPE, GROUP = "40010", 2
 EXACT_IN_A_DOUBLE = 1 << 53
@@ -35,22 +48,38 @@ def read_export(path: Path, file: Any, placeholders: Iterable[str]) -> tuple[pl.
     nobody = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String)) for columns in COMPANIONS.values()]
     with workers(tasks=cores()) as share_out:
         chunks = share_out(to_chunk, ((rows, placeholders) for rows in json_chunks(path, file)))
-        return to_history(chunks, *nobody)
+        return to_history(path, AGAIN, chunks, *nobody)
 
 
 def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
     """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
+    rows = json_rows(path, file)
+    for number, chunk in enumerate(iter(lambda: list(islice(rows, CHUNK)), [])):
+        if number == 0:
+            check_ids(path, chunk)
+        yield chunk
+
+
+def json_rows(path: Path, file: Any) -> Iterator[tuple]:
+    """Yield the values of COLUMNS for each row of the open `file` at `path`."""
+    sys.set_int_max_str_digits(0)  # ijson crashes on a longer number
+    number = 0
     try:
         with open(path, "rb") as beginning:
+            skip_bom(beginning)
             if problem := wrong_shape(beginning):
                 raise UserError(f"{path}: {problem}; {AGAIN}")
-        rows = (to_row(path, number, row) for number, row in enumerate(ijson.items(file, "item"), 1))
-        for number, chunk in enumerate(iter(lambda: list(islice(rows, CHUNK)), [])):
-            if number == 0:
-                check_versions(path, chunk)
-            yield chunk
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not whole JSON ({' '.join(str(error).split())[:80]}); {AGAIN}") from None
+        for number, row in enumerate(ijson.items(file, "item"), 1):
+            yield to_row(path, number, row)
+    except (ijson.JSONError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path}: not whole JSON ({reason(error)}, after row {number}); {AGAIN}") from None
+
+
+def reason(error: Exception) -> str:
+    """Return what is wrong with the JSON. The parser's further lines quote the file."""
+    if isinstance(error, ijson.JSONError):
+        return re.split(r"\n|\\n", str(error).removeprefix("b'"))[0].rstrip(".")
+    return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number that is too large"
 
 
 def wrong_shape(file: IO[bytes]) -> str | None:
@@ -60,33 +89,44 @@ def wrong_shape(file: IO[bytes]) -> str | None:
     if event in ("null", "start_array"):
         return None
     if event != "start_map":
-        return f"not an array of rows but {str(value)[:40]!r}"
+        return f"not an array of rows but {JSON_TYPES[type(value)]}"
     first_object = takewhile(lambda event: event[:2] != ("", "end_map"), events)
     keys = islice((value for prefix, event, value in first_object if (prefix, event) == ("", "map_key")), MOST_KEYS)
-    return f"not an export of group_msg_table but an object with the keys {', '.join(map(repr, keys))}"
+    return f"not an export of group_msg_table but an object with the keys {', '.join(map(reprlib.repr, keys))}"
 
 
 def to_row(path: Path, number: int, row: Any) -> tuple:
     """Return the values of COLUMNS of the row `number`, counted from 1."""
     if not isinstance(row, dict):
-        raise UserError(f"{path}: row {number} is not an object but {str(row)[:40]!r}; {AGAIN}")
-    row = {re.sub(r'hex\(["\[]?(\d+)["\]]?\)', r"\1", name): value for name, value in row.items()}
-    if not row.keys() >= NEEDED:
-        keys = ", ".join(map(repr, list(row)[:MOST_KEYS]))
-        raise UserError(f"{path}: row {number} is no row of group_msg_table; it has the keys {keys}; {AGAIN}")
+        raise UserError(f"{path}: row {number} is not an object but {JSON_TYPES.get(type(row), 'null')}; {AGAIN}")
+    keys, problem = keys_of(tuple(row))
+    if problem:
+        raise UserError(f"{path}: row {number} {problem}; {AGAIN}")
     if CHAT_TYPE in row and to_integer(path, number, CHAT_TYPE, row[CHAT_TYPE]) not in (GROUP, None):
         raise UserError(f"{path}: row {number} is of a private chat (40010 = {row[CHAT_TYPE]}); export group_msg_table")
     return tuple(
-        to_integer(path, number, str(name), row.get(str(name)))
+        to_integer(path, number, name, row.get(key))
         if name in NUMBER_COLUMNS
-        else to_body(row.get(str(name)))
+        else to_body(row.get(key))
         if name == BODY
-        else to_bytes(row.get(str(name)))
-        for name in COLUMNS
+        else to_bytes(row.get(key))
+        for name, key in keys
     )
 
 
-def to_integer(path: Path, number: int, name: str, value: Any) -> int | None:
+@lru_cache(1000)  # the rows of a file have the same keys
+def keys_of(keys: tuple[str, ...]) -> tuple[list[tuple[int, str | None]], str | None]:
+    """Return the key of each of COLUMNS among `keys`, and why they are not those of group_msg_table, or None."""
+    by_column = {int(column[1]): key for key in keys if (column := COLUMN.fullmatch(key))}
+    problem = None
+    if not by_column.keys() & set(COLUMNS):
+        problem = f"is no row of group_msg_table; it has the keys {', '.join(map(reprlib.repr, keys[:MOST_KEYS]))}"
+    elif missing := missing_columns(by_column):
+        problem = f"has no column {missing}"
+    return [(name, by_column.get(name)) for name in COLUMNS], problem
+
+
+def to_integer(path: Path, number: int, name: int | str, value: Any) -> int | None:
     """Return an integer that was written as a number or as text; None for NULL, which 3.10 writes as ""."""
     if value is None or value == "":
         return None
@@ -94,8 +134,10 @@ def to_integer(path: Path, number: int, name: str, value: Any) -> int | None:
         raise UserError(f"{path}: row {number}: {name} is {value}, rounded as DB Browser 3.11 does; {AGAIN}")
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
         value = int(value)
-    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise UserError(f"{path}: row {number}: {name} is {str(value)[:40]!r}, not a number; {AGAIN}")
+    if type(value) is not int:
+        raise UserError(f"{path}: row {number}: {name} is {JSON_TYPES[type(value)]}, not a number; {AGAIN}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise UserError(f"{path}: row {number}: {name} is a number too large for the table; {AGAIN}")
     return value
 
 
@@ -104,26 +146,26 @@ def to_bytes(value: Any) -> bytes | None:
 
 
 def to_body(value: Any) -> bytes | None:
-    """Return the bytes of a blob; a text that is neither base64 nor hex is returned as it is: it will not decode."""
+    """Return the bytes of a blob. A text that is neither base64 nor hex is returned as it is: it will not decode.
+
+    DB Browser writes base64; MIME, MySQL and sqlite3's `base64()` break it into lines, others leave out its `=` or have
+    `-_` for `+/`; sqlite-utils has {"$base64": true, "encoded": ...}. Hex is bare, `0x..`, `X'..'`, or `\\x..`.
+    """
+    if isinstance(value, dict):
+        value = value.get("encoded", value)
     if not value:
         return None
-    text = str(value)
+    text = "".join(str(value).split())
     try:
-        if (body := bytes.fromhex(text)).startswith(ELEMENT_TAG):
+        if (hexadecimal := HEX.fullmatch(text)) and (body := bytes.fromhex(hexadecimal[1])).startswith(ELEMENT_TAG):
             return body
+        return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
     except ValueError:
-        pass
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
         return text.encode("utf-8", "replace")
 
 
-def check_versions(path: Path, rows: list[tuple]) -> None:
-    """Raise `UserError` if the rows, those of the first chunk, are from an older version of DB Browser."""
+def check_ids(path: Path, rows: list[tuple]) -> None:
+    """Raise `UserError` if the ids of the rows, those of the first chunk, are rounded."""
     ids = [row[0] for row in rows if row[0] and row[0] > EXACT_IN_A_DOUBLE]
     if len(ids) > 4 and all(number == int(float(number)) for number in ids):
         raise UserError(f"{path}: all ids are rounded, as DB Browser 3.11 does; {AGAIN}")
-    bodies = [row[-1] for row in rows if row[-1]]
-    if bodies and not any(body.startswith(ELEMENT_TAG) for body in bodies):
-        raise UserError(f"{path}: the message bodies are destroyed, as DB Browser 3.10 does; {AGAIN}")

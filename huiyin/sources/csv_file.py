@@ -2,16 +2,20 @@
 
 import ast
 import csv
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from huiyin.common.characters import BOM, WHITE_SPACE
 from huiyin.common.errors import UserError
 from huiyin.common.tables import MESSAGES, schema
 from huiyin.common.workers import cores
@@ -20,13 +24,22 @@ from huiyin.sources.frames import CHUNK, list_column
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text without escapes
 PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # texts that repr does not change
+TEXT_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+ADJACENT = re.compile(r"""['"]\s*['"]""")  # perhaps the end of one text and the start of the next, without a comma
+AROUND_ID = WHITE_SPACE + BOM + "\u200b\u200c\u200d\u200e\u200f\u2060"
+AS_TEXT = "let the spreadsheet import all columns as text"
+NO_IDS = {  # {what is no id any more: its form}
+    f"is in scientific notation, its last digits are lost; {AS_TEXT}": r"[+-]?\d+(?:[.,]\d+)?E[+-]\d+|\d+[.,]\d+E\d+",
+    f"is a number with a point; {AS_TEXT}": r"\d+[.,]0*",
+    f"is in quotes or a formula; {AS_TEXT}": r"""[='"].*|.*['"]""",
+    "stands for a missing value; leave it empty": r"nan|none|null|<na>|#n/a",
+    "has digits other than 0 to 9": r"(?=.*[^\x00-\x7f])\d+",
+}
 MOST_LINES = 1000  # of one record; with more, a closing quote is missing
 
 
 def write_csv(messages: pl.DataFrame, path: Path) -> None:
     with open(path, "wb") as file, ThreadPoolExecutor(cores()) as pool:
-        if messages["group_id"].head(1).str.starts_with("\ufeff").any():
-            file.write("\ufeff".encode())  # a reader removes the first one of a file
         for lines in pool.map(csv_lines, messages.iter_slices(CHUNK)):
             file.write(lines)
 
@@ -72,6 +85,8 @@ def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Ite
             rows.append((number, *csv_row(record)))
         except StopIteration:
             break
+        except UnicodeDecodeError:  # no bad line, but a file of which only the Latin letters would be left
+            raise UserError(f"{path} line {source.number}: not UTF-8; save the file as UTF-8 text") from None
         except (csv.Error, ValueError) as error:
             if bad is None:
                 form = "group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
@@ -87,8 +102,8 @@ def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Ite
 
 
 class Lines:
-    """The lines of a UTF-8 file without its BOM; only a line feed ends a line. Those of the current record are kept:
-    if a closing quote is missing, reading continues with the second of them."""
+    """The lines of a UTF-8 file; only a line feed ends a line. Those of the current record are kept: if a closing quote
+    is missing, reading continues with the second of them."""
 
     def __init__(self, lines: Iterable[bytes]):
         self.lines, self.number = iter(lines), 0
@@ -108,11 +123,7 @@ class Lines:
         line = self.waiting.pop(0) if self.waiting else next(self.lines)
         self.number += 1
         self.record.append(line)
-        try:
-            text = line.decode()
-        except UnicodeDecodeError:
-            raise ValueError("not UTF-8; save the file as UTF-8 text") from None
-        return text.removeprefix("\ufeff") if self.number == 1 else text
+        return line.decode()
 
 
 def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
@@ -120,6 +131,7 @@ def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
     if len(record) != 5:
         raise ValueError(f"{len(record)} columns instead of 5")
     group_id, time, nickname, user_id, fragments = record
+    group_id, user_id = to_id("group id", group_id), to_id("user id", user_id)
     if not group_id:
         raise ValueError("the group id is empty")
     if not CSV_TIME.fullmatch(time):
@@ -128,18 +140,43 @@ def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
     return group_id, seconds, nickname or user_id or "unknown", user_id, read_fragments(fragments)
 
 
+@lru_cache(100_000)  # a few people write everything
+def to_id(name: str, written: str) -> str:
+    """Return an id without the blanks around it; `ValueError` for one that a spreadsheet or pandas has changed."""
+    text = written.strip(AROUND_ID)
+    for problem, form in NO_IDS.items():
+        if re.fullmatch(form, text, re.IGNORECASE):
+            raise ValueError(f"the {name} {problem}")
+    return text
+
+
 def read_fragments(literal: str) -> list[str]:
+    """Return the texts of a list as Python writes it, or numpy, without commas, or JSON, where `\\/` is a slash."""
     if PLAIN_LITERAL.fullmatch(literal):
         return [literal[2:-2]]
-    try:
-        fragments = ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        fragments = None
+    fragments = None
+    if "\\/" in literal:
+        with suppress(ValueError, RecursionError):
+            fragments = json.loads(literal)
+    if fragments is None:
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            fragments = ast.literal_eval(literal)
+            if ADJACENT.search(literal):
+                fragments = without_joining(literal, fragments)
     if not isinstance(fragments, list) or not all(isinstance(fragment, str) for fragment in fragments):
         raise ValueError("the fifth column is no list of texts")
     if "\\" in literal:  # an escape can be one half of a surrogate pair
         return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in fragments]
     return fragments
+
+
+def without_joining(literal: str, fragments: list[str]) -> list[str] | None:
+    """Return the texts of a list that Python has read as `fragments`, joining those without a comma between them; None
+    if only some of the commas are missing."""
+    texts = TEXT_LITERAL.findall(literal)
+    if len(texts) == len(fragments):
+        return fragments
+    return None if "," in TEXT_LITERAL.sub("", literal) else [ast.literal_eval(text) for text in texts]
 
 
 def csv_frame(rows: Sequence[tuple]) -> pl.DataFrame:

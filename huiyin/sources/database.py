@@ -13,10 +13,21 @@ from huiyin.common.progress import Progress
 from huiyin.common.tables import GROUP_MESSAGES
 from huiyin.common.workers import workers
 from huiyin.sources.frames import CHUNK
-from huiyin.sources.history import COLUMNS, COMPANIONS, MAX_INT, NUMBERS, TEXTS, Chunk, to_chunk, to_history, to_text
+from huiyin.sources.history import (
+    COLUMNS,
+    COMPANIONS,
+    MAX_INT,
+    NUMBERS,
+    TEXTS,
+    Chunk,
+    missing_columns,
+    to_chunk,
+    to_history,
+    to_text,
+)
 
 BYTES_A_TASK = 8 << 20  # of a database; for less, another process costs more time than it saves
-NEEDED = {40001, 40003, 40021, 40027, 40033, 40050, 40800}  # the other columns depend on QQ's version
+AGAIN = "copy it again with QQ closed, and decrypt it again"
 
 
 def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -30,15 +41,16 @@ def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame,
             existing = columns_of(connection, GROUP_MESSAGES)
             if not existing:
                 raise UserError(f"{path}: no {GROUP_MESSAGES} in it; give a decrypted nt_msg.db")
-            if missing := sorted(NEEDED - existing):
-                raise UserError(f"{path}: {GROUP_MESSAGES} has no column {', '.join(map(str, missing))}; is it QQNT's?")
+            if missing := missing_columns(existing):
+                raise UserError(f"{path}: {GROUP_MESSAGES} has no column {missing}; is it QQNT's?")
             tables = [read_table(connection, table, columns) for table, columns in COMPANIONS.items()]
             with workers(tasks=path.stat().st_size // BYTES_A_TASK) as share_out:
                 ranges = list(ranges_of(connection))  # while the workers start
                 with Progress("parse", sum(count for *_, count in ranges), "rows") as progress:
                     query = select(existing)
                     arguments = [(path, query, placeholders, low, high) for low, high, _ in ranges]
-                    return to_history(counted(share_out(read_range, arguments), progress), *tables)
+                    chunks = counted(share_out(read_range, arguments), progress)
+                    return to_history(path, AGAIN, chunks, *tables)
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path}: cannot be read ({error}); if it is encrypted, decrypt it first") from None
 
@@ -51,6 +63,8 @@ def counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
 
 def open_database(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    # a view would be a foreign query, one that never ends for example
+    connection.set_authorizer(lambda *call: sqlite3.SQLITE_DENY if call[-1] else sqlite3.SQLITE_OK)
     connection.text_factory = bytes
     return connection
 

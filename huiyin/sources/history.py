@@ -8,11 +8,13 @@ once for it.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from zlib import adler32, crc32
 
 import polars as pl
 
+from huiyin.common.errors import UserError
 from huiyin.qqnt.body import BodyReader, Content, Element, kind_name
 from huiyin.sources.frames import list_column, lists_of
 
@@ -38,6 +40,8 @@ COMPANIONS = {  # what tells about people, {table: {name: column}}; the argument
 }
 COLUMNS = [*NUMBERS.values(), *TEXTS.values(), BODY]
 FIELDS = [*NUMBERS, *TEXTS, "body"]  # the names of COLUMNS
+# One column of each: message, its number in the group, group, sender, time, body. The others depend on QQ's version.
+NEEDED = [[40001], [40003], [40021, 40030, 40027], [40033, 40020], [40050], [BODY]]
 SHARED: dict[str, dict[str, Any]] = {  # the tables next to the rows: {name: columns}
     "chat": {"conversation": pl.Int64, "group_number": pl.Int64, "peer": pl.String},
     "sender": {"uid": pl.String, "number": pl.Int64},
@@ -50,7 +54,7 @@ ROW: dict[str, Any] = {
     "time": pl.Int64,
     **dict.fromkeys(SHARED, pl.UInt32),
     "body": pl.UInt64,
-    "dropped": pl.Enum(["system", "no_time", "no_body", "filtered", "duplicate"]),
+    "dropped": pl.Enum(["system", "no_time", "no_body", "undecodable", "filtered", "duplicate"]),
     "fragments": pl.List(pl.String),
 }
 QUOTE: dict[str, Any] = {
@@ -69,6 +73,7 @@ TIP_KINDS = {8, 26}  # notices in grey: recalled, joined, poked
 RECALLED_TYPE = (1, 0)  # columns 40011 and 40012 of some recalled messages, which have no body
 MAX_INT = (1 << 63) - 1
 LAST_SECOND = 253_402_300_799  # of the year 9999; a later time is invalid
+MOST_UNDECODABLE = 0.01  # of the bodies; with more, something is wrong with the file and not with a message
 NO_CONTENT = Content([], [], [], None)
 
 
@@ -89,6 +94,11 @@ class Numbered(dict[tuple, int]):
     def __missing__(self, key: tuple) -> int:
         number = self[key] = len(self)
         return number
+
+
+def missing_columns(existing: Iterable[int]) -> str:
+    """Return which columns must be there and are not, as in "40003, 40033 or 40020"; "" for none."""
+    return ", ".join(" or ".join(map(str, any_of)) for any_of in NEEDED if not set(any_of) & set(existing))
 
 
 # ---- a chunk of rows
@@ -116,11 +126,14 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
     counts = Counter({("outer", value): count for value, count in Counter(values["outer"]).items()})
     counts["count", "undecodable_bodies"] = reader.undecodable
     counts["count", "invalid_utf8_texts"] = reader.invalid_texts
+    frame = frame.with_columns(
+        dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
+        fragments=list_column("fragments", [content.fragments for content in contents]),
+    )
+    undecodable = (frame["dropped"] == "undecodable").arg_true()
+    counts += Counter(("undecodable", looks_like(values["body"][row])) for row in undecodable)
     return Chunk(
-        frame.with_columns(
-            dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
-            fragments=list_column("fragments", [content.fragments for content in contents]),
-        ),
+        frame,
         pl.DataFrame(quotes, QUOTE, orient="row"),
         pl.DataFrame(mentions, MENTION, orient="row"),
         {name: list(table) if name == "kinds" else decoded(table, SHARED[name]) for name, table in tables.items()},
@@ -139,7 +152,16 @@ def drop_reasons(values: dict[str, tuple], kinds: pl.Series, patterns: list[tupl
     system = (origin == SYSTEM_ORIGIN).fill_null(False) | recalled | tips.gather(kinds)
     has_time = pl.col("time").is_between(1, LAST_SECOND).fill_null(False)
     reason = pl.when(system).then(pl.lit("system")).when(~has_time).then(pl.lit("no_time"))
-    return reason.when(empty).then(pl.lit("no_body")).cast(ROW["dropped"])
+    reason = reason.when(empty & bodiless).then(pl.lit("no_body"))
+    return reason.when(empty).then(pl.lit("undecodable")).cast(ROW["dropped"])
+
+
+def looks_like(body: bytes) -> str:
+    """Return what a body looks like that is none, in words that tell nothing of its content."""
+    text = body.decode("utf-8", "replace")
+    if "\ufffd".encode() in body:
+        return "text with U+FFFD, all that DB Browser 3.10 leaves"
+    return "text" if "".join(text.split()).isprintable() and "\ufffd" not in text else "other bytes"
 
 
 def decoded(keys: Iterable[tuple], columns: dict[str, Any]) -> list[tuple]:
@@ -170,10 +192,19 @@ def quote_row(row: int, quote: Element | None, replied: int | None) -> tuple:
 
 
 def to_history(
-    chunks: Iterable[Chunk], mapping: pl.DataFrame, members: pl.DataFrame, profiles: pl.DataFrame
+    path: Path,
+    advice: str,
+    chunks: Iterable[Chunk],
+    mapping: pl.DataFrame,
+    members: pl.DataFrame,
+    profiles: pl.DataFrame,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return what `read_history` does, made of all `chunks`; the other frames are those of COMPANIONS."""
+    """Return what `read_history` does, made of all `chunks`; the other frames are those of COMPANIONS.
+
+    path, advice: for the `UserError` if too many bodies are none.
+    """
     whole = merge(chunks)
+    check_bodies(path, advice, whole)
     rows, quotes = whole.rows, whole.quotes
     patterns = [[kind_name(number) for number in pattern] for pattern in whole.shared.pop("kinds")]
     for_receipt = report(rows, patterns, whole.counts)
@@ -183,6 +214,8 @@ def to_history(
     sender, number_of = with_people(
         sender, pl.concat(table.select("uid", "number") for table in (mapping, members, profiles))
     )
+    if rows.height and (sender["user_id"] == "").all():
+        raise UserError(f"{path}: no sender has a number, 40033, nor is one known for their 40020; {advice}")
     rows = rows.with_columns(
         codes(chat["group_id"]).gather(rows["chat"]).alias("group"),
         codes(sender["person"]).gather(rows["sender"]).alias("person"),
@@ -190,7 +223,7 @@ def to_history(
     )
     nickname = nicknames(rows, chat, sender, names, members, profiles)
     rows = rows.with_columns(copies(rows))
-    replies = reply_targets(rows, quotes, chat, sender)
+    replies = reply_targets(rows, quotes, sender)
     mentions = whole.mentions.with_columns(pl.col("mentions").replace(number_of["uid"], number_of["number"]))
     return rows.select(
         "message_id",
@@ -206,6 +239,15 @@ def to_history(
         "dropped",
         "copy_of",
     ), for_receipt
+
+
+def check_bodies(path: Path, advice: str, whole: Chunk) -> None:
+    looks = {look: count for (of, look), count in whole.counts.most_common() if of == "undecodable"}
+    undecodable = sum(looks.values())
+    bodies = undecodable + whole.rows["dropped"].null_count()
+    if undecodable > MOST_UNDECODABLE * bodies:
+        kinds = ", ".join(f"{look}: {count:,}" for look, count in looks.items())
+        raise UserError(f"{path}: {undecodable:,} of {bodies:,} message bodies cannot be read ({kinds}); {advice}")
 
 
 def merge(chunks: Iterable[Chunk]) -> Chunk:
@@ -356,30 +398,24 @@ def spread(some: pl.DataFrame, name: str, height: int) -> pl.Series:
     return pl.repeat(None, height, dtype=some.schema[name], eager=True).scatter(some["row"], some[name]).alias(name)
 
 
-def reply_targets(
-    rows: pl.DataFrame, quotes: pl.DataFrame, chat: pl.DataFrame, sender: pl.DataFrame
-) -> tuple[pl.Series, pl.Series]:
+def reply_targets(rows: pl.DataFrame, quotes: pl.DataFrame, sender: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     """Return `reply_to` and `reply_dangling`. Sequence numbers repeat across groups and, rarely, within one: of several
     messages the one with the right time counts, then the right sender, then the smallest id."""
-    conversation = codes(chat["conversation"])
     candidates = rows.select(
-        conversation.gather(rows["chat"]).alias("conversation"),
+        "group",
         pl.col("seq").alias("quoted_seq"),
         pl.col("message_id").alias("target"),
         "copy_of",
         pl.col("time").alias("target_time"),
         "sender",
     )
-    replies = rows.select("message_id", "time", "chat")[quotes["row"]]
-    quotes = quotes.with_columns(
-        replies.select("message_id", "time", conversation=conversation.gather(replies["chat"]))
-    )
+    quotes = quotes.with_columns(rows.select("message_id", "time", "group")[quotes["row"]])
     same_sender = ((pl.col("number") == pl.col("quoted_number")) & (pl.col("number") != 0)) | (
         (pl.col("uid") == pl.col("quoted_uid")) & (pl.col("uid") != "")
     )
     targets = (
         quotes.filter(pl.col("quoted_seq") != 0)
-        .join(candidates, on=["conversation", "quoted_seq"])
+        .join(candidates, on=["group", "quoted_seq"])
         .filter(pl.col("target") != pl.col("message_id"), pl.col("target_time") <= pl.col("time"))
         .join(sender.select("uid", "number").with_row_index("sender"), on="sender")
         .with_columns(

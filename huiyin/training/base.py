@@ -1,12 +1,10 @@
 """The base model: a folder, or a model on a hub, which is downloaded into the cache.
 
-huggingface_hub and tokenizers are imported in functions: `--help` would wait half a second for them.
+huggingface_hub is imported in functions: `--help` would wait half a second for it.
 """
 
 import shutil
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
@@ -22,20 +20,22 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
     From the hub only config.json and tokenizer.json are downloaded into `cache`, or with `whole` every file that is
     needed. huggingface_hub obeys HF_ENDPOINT, HF_HUB_OFFLINE and the variables that name a proxy.
     """
-    if Path(name).is_dir():
-        return check_files(Path(name))
-    if name.count("/") != 1 or name.startswith(("/", ".")):
-        raise UserError(
-            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
-        )
+    if (folder := Path(name).expanduser()).is_dir():
+        return check_files(folder)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     patterns = ALL_FILES if whole else SMALL_FILES
     try:
+        if name.count("/") != 1:
+            raise HFValidationError  # the hub has models without an owner, which are none to train
         if whole:
             check_space(name, cache)
-        folder = snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns)
+        folder = Path(snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(
+            f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, requests.RequestException, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
@@ -44,7 +44,7 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
             f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
             "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
         ) from None
-    return check_files(Path(folder))
+    return check_files(folder)
 
 
 def check_files(folder: Path) -> Path:
@@ -74,18 +74,3 @@ def check_disk(folder: Path, size: float, what: str) -> None:
     print(f"{what} needs {format_size(size)} of disk, {format_size(free)} are free", flush=True)
     if size > free:
         raise UserError(f"{what} needs {format_size(size)} of disk and {format_size(free)} are free; make room")
-
-
-def token_lengths(rows: list[dict[str, Any]], folder: Path) -> list[int]:
-    """Return the length in tokens of each Alpaca row in ChatML, as the `qwen` template of LLaMA-Factory writes it."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    lengths = []
-    for row in rows:
-        system = [row["system"]] if row["system"] else []
-        texts = [*system, *chain(*row["history"]), row["instruction"], row["output"]]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        # 5 more for each: <|im_start|>user\n ... <|im_end|>\n
-        lengths.append(sum(5 + len(encoding.ids) for encoding in encodings))
-    return lengths

@@ -46,7 +46,8 @@ class Plan:
     liger: bool
     four_bit: bool
     cutoff_len: int
-    rows_cut: int
+    rows_cut: int  # rows that are longer
+    too_long: int  # replies that are longer alone, with their prompt and the system text
     peak: float  # bytes
     hours: float
 
@@ -74,6 +75,7 @@ class Work:
 
     shape: Shape
     lengths: list[int]  # of the rows, in tokens
+    alone: list[int]  # of rows with a single reply each
     lora: int  # trained parameters
     batch: int  # rows per step
     cutoff_len: int
@@ -89,12 +91,13 @@ class Work:
     ) -> Plan:
         """Return the `Plan` with these choices; flops: of the device per second, 0 for unknown."""
         four_bit, cutoff_len, liger = concession
-        rows_cut = sum(length > cutoff_len for length in self.lengths)
+        rows_cut, too_long = (sum(length > cutoff_len for length in part) for part in (self.lengths, self.alone))
         tokens = sum(min(length, cutoff_len) for length in self.lengths) * self.epochs
         hours = FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
         accumulation = self.batch // micro_batch
         return Plan(
-            precision, micro_batch, accumulation, checkpointing, liger, four_bit, cutoff_len, rows_cut, peak, hours
+            *(precision, micro_batch, accumulation, checkpointing, liger, four_bit),
+            *(cutoff_len, rows_cut, too_long, peak, hours),
         )
 
 
@@ -125,9 +128,9 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
 
 
 def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[Concession]:
-    """Yield what to try, the least costly first: Liger costs nothing, then text, then quality."""
+    """Yield what to try, the least costly first: Liger costs nothing, then history and long replies, then quality."""
     full = settings.cutoff_len or work.cutoff_len
-    shorter = [] if settings.cutoff_len else [length for length in SHORTER if length < full]
+    shorter = [] if settings.cutoff_len else [length for length in SHORTER if min(work.alone) <= length < full]
     liger_choices = choices(settings.liger, helpers[LIGER])
     for four_bit in choices(settings.four_bit, helpers[FOUR_BIT]):
         for liger in liger_choices:

@@ -15,7 +15,7 @@ from pathlib import Path
 from huiyin.common.control import harmless
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import UpTo1000, read_settings
-from huiyin.common.stage import arguments, need, read_receipt
+from huiyin.common.stage import arguments, need_receipt
 from huiyin.common.tables import COMMA
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.finished import find_ollama, model_arguments
@@ -31,7 +31,7 @@ class Settings:
 
 def open_model(folder: Path, export: Export, ollama_url: str) -> Callable[[Messages], Iterator[str]]:
     """Return the function that replies to messages in pieces, of the Ollama model if `export` created one."""
-    receipt = read_receipt(need(folder / "receipt.json", "`make export` makes it").parent)
+    receipt = need_receipt(folder, "`make export` makes it", "parameters")
     made = receipt.get("ollama", {})
     ollama = find_ollama(export, ollama_url, made["name"]) if made else None
     if not ollama:

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huiyin.common.errors import run
-from huiyin.common.settings import read_settings
-from huiyin.common.stage import arguments, need, read_receipt
+from huiyin.common.settings import read_settings, without_credentials
+from huiyin.common.stage import arguments, need, need_receipt
 from huiyin.serving.finished import Settings, model_arguments
 
 SETTINGS = """\
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="name of the Ollama model")
     model_arguments(parser)
     args = parser.parse_args(argv)
-    receipt = read_receipt(need(args.exported / "receipt.json", "`make export` makes it").parent)
+    receipt = need_receipt(args.exported, "`make export` makes it", "parameters", "quantize", "fixed_system")
     system = need(args.generated / "system.txt", "`make gen` makes it").read_text(encoding="utf-8")
     ollama = read_settings(args.export, Settings).ollama
-    url = (args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
+    url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
         print(
             f"There is no Ollama model yet; this creates it:\n  ollama create {args.name} --quantize "

@@ -3,11 +3,12 @@
 python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huiyin.common.errors import run
+from huiyin.common.errors import UserError, run
 from huiyin.common.stage import arguments, read_receipt
 
 
@@ -22,12 +23,21 @@ def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{receipt['stage']:<9}{cells}{receipt['seconds']:>10.1f}  {why}".rstrip()
 
 
+def read_asked(folder: Path) -> dict[str, str]:
+    """Return what export wrote of the question at its end."""
+    try:
+        asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+        return {name: asked[name] for name in ("who", "question", "reply")}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder}/asked.json: not what export wrote; make export again") from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, config=False, out=False)
     parser.add_argument("folders", nargs="+", type=Path)
-    receipts = [receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))]
-    asked = receipts[-1].get("asked") if receipts else None
-    if asked:
+    found = {folder: receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))}
+    receipts = list(found.values())
+    for asked in [read_asked(folder) for folder, receipt in found.items() if "asked.json" in receipt["outputs"]]:
         print(f"\nAsked {asked['who']}: {asked['question']}")
         print(f"It said: {asked['reply']!r}")
         base = next((receipt["base_model"]["name"] for receipt in receipts if "base_model" in receipt), "")
