@@ -31,10 +31,10 @@ def merge_in_its_type(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def quantize_model(merged: Path, folder: Path) -> None:
-    """Write the float32 model in `merged` as it is after q8_0, which keeps vectors as they are."""
+    """Write the model in `merged` as it is after q8_0, which keeps vectors as they are."""
     shutil.copytree(merged, folder)
     for path in folder.glob("*.safetensors"):
-        weights = load_file(path)
+        weights = {name: weight.astype(np.float32) for name, weight in load_file(path).items()}
         for name, weight in weights.items():
             if weight.ndim == 2:
                 weights[name] = dequantize(quantize(weight, Q8_0), Q8_0).reshape(weight.shape).astype(np.float32)
@@ -54,13 +54,13 @@ def main() -> None:
         for kind in ("float16", "float32"):
             (work / kind).mkdir()
             merge_weights(args.base, adapter, work / kind, kind)
-        quantize_model(work / "float32", work / "q8_0")
+            quantize_model(work / kind, work / f"{kind}-q8_0")
         models = {
             "base model": (args.base, None),
             "with the adapter": (args.base, adapter),
             "merged in the type of the base": (work / "own", None),
             **{f"merged in 32 bits, as {kind}": (work / kind, None) for kind in ("float32", "float16")},
-            "merged in 32 bits, then q8_0": (work / "q8_0", None),
+            **{f"the same as {kind}, then q8_0": (work / f"{kind}-q8_0", None) for kind in ("float32", "float16")},
         }
         variables = environment("none", work, work)
         answers = ask(list(models.values()), [], work, variables, rows, tokenizer=exported)
