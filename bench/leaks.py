@@ -129,9 +129,13 @@ def found_in(folder, since):
                 yield str(path.relative_to(folder)), kinds
 
 
-def report(folder, project, since):
-    """Print where secrets are; return the number of files that must not have any, or that others may read."""
-    wrong, expected = 0, defaultdict(Counter)
+def report(watch, folder, project, since):
+    """Print where secrets are, and what was watched; return the number of places that must not have any, of files that
+    others may read, and of ports that others may reach."""
+    print(f"processes read {watch.rounds} times; listening: {sorted(watch.ports) or 'nothing'}")
+    wrong, expected = len(watch.seen) + sum(ip != "127.0.0.1" for _, ip in watch.ports), defaultdict(Counter)
+    for process, count in watch.seen.items():
+        print(f"NOT ALLOWED: in arguments or environment of {process} ({count} times)")
     places = {folder: found_in(folder, 0)}
     places |= {Path(name): found_in(Path(name), since) for name in ("/tmp", "/var/tmp", "/dev/shm")}
     for place, files in places.items():
@@ -158,13 +162,14 @@ def main(folder):
     folder = Path(folder).absolute()
     project, since = folder / "huiyin", time.time()
     copy_project(project)
-    os.umask(0o022)
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "XDG_", "PYTHON"))}
     for name in ("HOME", "TMPDIR"):
         (folder / name.lower()).mkdir()
         environment[name] = str(folder / name.lower())
     (project / "data/raw").mkdir(mode=0o700)
+    umask = os.umask(0o077)
     write_sample(project / "data/raw")
+    os.umask(umask)
     make_tiny = subprocess.run(
         ["make", "data/tiny/receipt.json", "RUN_IN=host", "GPU=none"], cwd=project, env=environment
     )
@@ -180,18 +185,14 @@ def main(folder):
     with subprocess.Popen([*server, "--model", "tiny"], stdout=subprocess.DEVNULL) as ollama:
         url = f"http://huiyin:{secret('password')}@127.0.0.1:{PORT}"
         (project / "config/canary/export.yaml").write_text(f"ollama: {url}\n")
-        watches = [make(project, environment, "all")]  # pair and gen with the embedded model
+        print("pair and gen with the embedded model:")
+        wrong = report(make(project, environment, "all"), folder, project, since)
         llm = (project / "config/canary/llm.yaml").read_text()
         llm = llm.replace("backend: embedded", f"url: {url}").replace("data/tiny/tiny.gguf", "tiny")
         (project / "config/canary/llm.yaml").write_text(llm)
-        watches.append(make(project, environment, "clean-pair", "gen", "summary"))
+        print("pair and gen with the server of that address:")
+        wrong += report(make(project, environment, "clean-pair", "gen", "summary"), folder, project, since)
         ollama.terminate()
-    wrong = report(folder, project, since)
-    for watch in watches:
-        print(f"processes read {watch.rounds} times, listening: {sorted(watch.ports) or 'nothing'}")
-        wrong += len(watch.seen) + sum(ip != "127.0.0.1" for _, ip in watch.ports)
-        for process, count in watch.seen.items():
-            print(f"NOT ALLOWED: in arguments or environment of {process} ({count} times)")
     sys.exit(f"{wrong} leaks" if wrong else None)
 
 

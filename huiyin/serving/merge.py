@@ -1,8 +1,10 @@
 """Merge a LoRA adapter into its base model in 32 bits, some rows at a time, whatever the type of the base's weights.
 
-Merged in 16 bits, an update smaller than half a step of its weight is lost: in bf16 that was two thirds of the weights
-of SmolLM2, and a tenth of what it had learnt (bench/README.md). The formulas are those of peft (tuners/lora/layer.py,
-`get_delta_weight`, and variants.py), for a weight W of shape (outputs, inputs), A (r, inputs) and B (outputs, r):
+Merged in 16 bits, an update smaller than half a step of its weight is lost: in bf16 that was a tenth of what SmolLM2
+had learnt of the words and a fifth of what it had learnt of the end of a reply (bench/README.md).
+
+The formulas are those of peft (tuners/lora/layer.py, `get_delta_weight`, and variants.py), for a weight W of shape
+(outputs, inputs), A (r, inputs) and B (outputs, r):
 
     LoRA  W' = W + s B A    s = lora_alpha / r, or with rslora lora_alpha / sqrt(r)
     DoRA  m W' / |W'|       for each row, with the learnt length m of the row
