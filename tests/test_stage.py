@@ -100,6 +100,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
         act()
 
 
+def test_a_receipt_has_no_password_whatever_part_it_would_stand_in(tmp_path):
+    with Stage("test", tmp_path) as stage:
+        stage.receipt["export"] = {"ollama": ["http://me:secret@10.0.0.2:11434"]}
+    assert read_receipt(tmp_path)["export"] == {"ollama": ["http://10.0.0.2:11434"]}
+
+
 # ---- A receipt says what is deleted and read
 
 

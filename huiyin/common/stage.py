@@ -87,9 +87,8 @@ class Stage:
         return Path(path)
 
     def use(self, path: Path, settings: Settings) -> Settings:
-        """Note the settings file at `path` and what was read from it, without passwords; return the settings."""
-        values = without_credentials(msgspec.to_builtins(settings))
-        self.settings[str(path)] = {"sha256": sha256(path), "values": values}
+        """Note the settings file at `path` and what was read from it; return the settings."""
+        self.settings[str(path)] = {"sha256": sha256(path), "values": msgspec.to_builtins(settings)}
         return settings
 
     def output(self, name: str) -> Path:
@@ -111,7 +110,7 @@ class Stage:
         from importlib.metadata import version  # takes as long as all else that --help loads
 
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
-        self.receipt = {
+        whole = {
             "stage": self.name,
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.started, 3),
@@ -122,6 +121,7 @@ class Stage:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in self.packages}},
             **self.receipt,
         }
+        self.receipt = without_credentials(whole)
         receipt = self.out / ".receipt.json.part"
         receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
