@@ -9,6 +9,9 @@ from safetensors.numpy import load_file, save_file
 from huiyin.common.errors import UserError
 from huiyin.serving.merge import merge_weights, read_weights
 
+# torch's of its own parts, and peft's about models with tied embeddings
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "UserWarning")]
+
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
