@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Stage("decrypt", args.out, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
         stage.use(args.config, settings)
         plain = stage.output("nt_msg.db")
-        key = read_key(args.key, source)
+        key = opening_key(args.key, source)
         tables = extract(stage, source, key, TABLES, plain, settings, args.config)
         if GROUP_MESSAGES not in tables:
             raise UserError(f"{source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
@@ -81,21 +81,35 @@ def read_key(path: Path | None, source: Path) -> str | None:
     """Return the key from the environment, else from the file at `path`; None if `source` needs none."""
     from huiyin.qqnt.cipher import PAGE_SIZE, is_plain
 
-    if key := os.environ.get("QQ_DB_KEY"):
-        return key
-    if path is None or not path.exists():
-        with open(source, "rb") as file:
-            if is_plain(file.read(PAGE_SIZE)):
-                return None
-        raise UserError(f"{path or '--key'}: no such file; write the key of the database there, or set QQ_DB_KEY")
+    content = os.environb.get(b"QQ_DB_KEY")
+    where = "QQ_DB_KEY" if content else str(path or "--key")
+    if not content:
+        if path is None or not path.exists():
+            with open(source, "rb") as file:
+                if is_plain(file.read(PAGE_SIZE)):
+                    return None
+            raise UserError(f"{where}: no such file; write the key of the database there, or set QQ_DB_KEY")
+        if path.is_dir():
+            raise UserError(f"{where}: is a folder; write the key of the database into a file, or set QQ_DB_KEY")
+        content = path.read_bytes()
     try:
-        key = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        key = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
+        raise UserError(f"{where}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
     if key.endswith("\n"):
         key = key[:-1].removesuffix("\r")
     if not key or "\0" in key:
-        raise UserError(f"{path}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
+        raise UserError(f"{where}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
+    return key
+
+
+def opening_key(path: Path | None, source: Path) -> str | None:
+    """Return the key in the form that opens `source`, and say so if it is another one than was given."""
+    from huiyin.qqnt.key import working_key
+
+    key, changed = working_key(source, read_key(path, source))
+    if changed:
+        print(f"decrypt: opened with the key {changed}; better write it so", flush=True)
     return key
 
 

@@ -277,9 +277,9 @@ REFUSED = {  # {what: (the content of nt_msg.db, of key.txt, the line)}; None: n
         *(..., "\ufeffkey".encode("utf-16-le")),
         "key.txt: the key is not UTF-8 text; save it as plain text with nothing but the key",
     ),
-    "a wrong key": (..., b"K", "nt_msg.db: wrong key; get it again for the account this file belongs to"),
+    "a wrong key": (..., b"K" * 16, "nt_msg.db: wrong key; get it again for the account this file belongs to"),
     "an unknown HMAC": (
-        *(lambda source: build_header(Header(hmac=b"HMAC_SHA3")) + stripped(source), b"K"),
+        *(lambda source: build_header(Header(hmac=b"HMAC_SHA3")) + stripped(source), b"K" * 16),
         "nt_msg.db: wrong key, or a newer QQ: its header names HMAC_SHA3, which is not known here",
     ),
     "an empty file": (b"", ..., f"nt_msg.db: is empty; {AGAIN}"),

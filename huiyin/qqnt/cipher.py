@@ -29,6 +29,10 @@ HEADER_MARK = b"QQ_NT DB"  # at byte 32
 HEADER_START = HEADER_MAGIC + bytes.fromhex("04001000") + bytes(12) + HEADER_MARK
 
 
+class WrongKey(UserError):
+    """The key does not open the database."""
+
+
 @dataclass(frozen=True)
 class Cipher:
     """The parameters of a file: the offset of its SQLite pages in bytes, and the HMAC if they are encrypted."""
@@ -100,7 +104,7 @@ def hmac_matches(page: bytes, number: int, key: bytes, name: str) -> bool:
 
 
 def detect(path: Path, key: str | None) -> Cipher:
-    """Return the `Cipher` of the database at `path`; `UserError` if `key` does not open it."""
+    """Return the `Cipher` of the database at `path`; `WrongKey` or another `UserError` if `key` does not open it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(HEADER_SIZE + PAGE_SIZE * PAGES_TO_TRY)
@@ -132,7 +136,7 @@ def detect(path: Path, key: str | None) -> Cipher:
                     "copy it again with QQ closed"
                 )
     if not has_header(start):
-        raise UserError(f"{path}: not a QQNT database, or the key is wrong for it")
+        raise WrongKey(f"{path}: not a QQNT database, or the key is wrong for it")
     if named and named not in RESERVED:
-        raise UserError(f"{path}: wrong key, or a newer QQ: its header names HMAC_{named}, which is not known here")
-    raise UserError(f"{path}: wrong key; get it again for the account this file belongs to")
+        raise WrongKey(f"{path}: wrong key, or a newer QQ: its header names HMAC_{named}, which is not known here")
+    raise WrongKey(f"{path}: wrong key; get it again for the account this file belongs to")
