@@ -2,13 +2,24 @@
 
 import itertools
 import json
+import os
+import sqlite3
 import threading
 from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 import xllamacpp
 
 import ollama_server
+from helpers import ROOT
+from huiyin.common.errors import UserError
+from huiyin.llm import answer_cache
+from huiyin.llm.answer_cache import AnswerCache
+from huiyin.llm.client import Client, Settings
+from huiyin.questions.pairing import which_turn
+from huiyin.questions.prompts import read_prompt
 from llm_folder import chats, complaint, prompt_of, reply_in, succeeded
 from ollama_server import OllamaServer
 
@@ -39,6 +50,7 @@ def undisturbed(folder):
     return results, asked
 
 
+OTHER_MODEL = "this model does not keep to the form it is given, take another model in llm.yaml; "
 FAULTS = ["crashed", "busy", "not_done", "cut_off", "cut_json", "thinking_aloud", "no_json", "dropped"]
 
 
@@ -76,6 +88,7 @@ def test_a_fault_that_stays_ends_the_stage_with_a_clear_error(folder, fault, err
     folder.ollama.before_chat = lambda k, body: getattr(ollama_server, fault)()
     assert complaint(folder.pair()) == (
         f"pair.py: the language model failed 3 times in a row, the last time: {error.format(url=folder.ollama.url)}; "
+        f"{OTHER_MODEL if 'JSON' in error else ''}"
         "what is answered is kept, start again to go on"
     )
     assert not (folder.path / "paired/receipt.json").exists()
@@ -116,6 +129,126 @@ def test_more_failures_than_allowed_end_the_stage(folder):
         "pair.py: 1 of 3 questions had no valid answer in 3 tries (the last: the answer is not one of the choices), "
         "more than max_failed_share in llm.yaml allows; what is answered is kept"
     )
+
+
+@pytest.mark.parametrize("answer", ["{}", '["1"]', "```json\n"])
+def test_a_model_that_cannot_keep_the_form_is_named_as_such(folder, answer):
+    folder.settings("llm", f"url: {folder.ollama.url}\nnum_ctx: 16384\n")
+    folder.ollama.before_chat = lambda k, body: answer
+    assert f"more than max_failed_share in llm.yaml allows; {OTHER_MODEL}what is answered" in complaint(folder.pair())
+
+
+def test_json_in_a_code_fence_is_understood(folder, undisturbed):
+    results, asked = undisturbed
+    folder.ollama.before_chat = lambda k, body: f"```json\n{valid_answer(body)}\n```\n"
+    assert pair_and_gen(folder) == results
+    assert len(folder.chats()) == asked.total()
+    folder.ollama.requests.clear()
+    assert pair_and_gen(folder) == results
+    assert folder.chats() == []
+
+
+# ---- A broken answers.db
+
+
+DAMAGED = "`make forget-answers` deletes it, sqlite3's .recover may save some of it"
+
+
+PROMPT = ROOT / "config/prompts/pair.md"
+TURN = {"user_id": "2", "nickname": "阿木", "text": "在吗", "time": datetime(2024, 5, 1, tzinfo=UTC)}
+
+
+def other_schema(path):
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE answers (question TEXT)")
+
+
+def zeroed(path):
+    path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+
+
+BROKEN = {  # {what: (what is done to a file of answers, the line)}
+    "garbage": (lambda path: path.write_bytes(b"garbage" * 1000), f"is damaged: file is not a database; {DAMAGED}"),
+    "cut": (
+        *(lambda path: os.truncate(path, path.stat().st_size - 5000),),
+        f"is damaged: database disk image is malformed; {DAMAGED}",
+    ),
+    "zeroed": (zeroed, f"is damaged: database disk image is malformed; {DAMAGED}"),
+    "another schema": (
+        *(lambda path: [path.unlink(), other_schema(path)],),
+        f"is damaged: no such column: answer; {DAMAGED}",
+    ),
+    "a folder": (
+        lambda path: [path.unlink(), path.mkdir()],
+        "is no file, but the answers belong there; move it away",
+    ),
+    "a pipe": (
+        lambda path: [path.unlink(), os.mkfifo(path)],
+        "is no file, but the answers belong there; move it away",
+    ),
+    "a link that leads nowhere": (
+        lambda path: [path.unlink(), path.symlink_to("no/such/folder")],
+        "cannot be opened (unable to open database file); make its folder and it readable and writable for you",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_answers_that_cannot_be_used_are_one_line(tmp_path, what):
+    path = tmp_path / "answers.db"
+    with closing(AnswerCache(path)) as answers:
+        for key in range(100):
+            answers.put(str(key), "x" * 1000)
+    breaks, line = BROKEN[what]
+    breaks(path)
+    with pytest.raises(UserError) as error, closing(AnswerCache(path)) as answers:
+        for key in range(100):
+            answers.put(str(key), answers.get(str(key)).decode())
+    assert str(error.value) == f"{path}: {line}"
+
+
+def test_answers_that_another_program_has_locked_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_cache, "LOCKED_SECONDS", 0.01)
+    path = tmp_path / "answers.db"
+    with closing(AnswerCache(path)) as answers, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(
+            UserError, match=r"another program has locked it for 0\.01 s; close that one and start again"
+        ):
+            answers.put("key", "answer")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with closing(AnswerCache(tmp_path / "answers.db")) as answers:
+        answers.database.execute("PRAGMA max_page_count = 3")
+        with pytest.raises(
+            UserError, match=r"no space left, or the disk fails \(database or disk is full\); free some"
+        ):
+            answers.put("key", "x" * 100_000)
+
+
+UNREADABLE = ["no JSON", "null", '"text"', b"\xff\xfe", 5, '["{}", "high"]', '["{}", 7]', '["1", 1]', "[" * 9999, "[1]"]
+
+
+def test_an_answer_that_cannot_be_read_counts_as_none(tmp_path):
+    question = which_turn(read_prompt(PROMPT, ["name", "context", "reply"]), {**TURN, "text": "好"}, [TURN], 100, 0)
+    client = Client(Settings(), "", tmp_path / "answers.db")
+    with closing(AnswerCache(client.answers)) as client.cache:
+        client.cache.put("sound", '["{\\"answers\\": \\"none\\"}", 0.5]')
+        assert client.cached("sound", question) == ("none", 0.5)
+        for entry in UNREADABLE:
+            client.cache.put("key", entry)
+            assert client.cached("key", question) is None
+
+
+def test_an_answer_that_cannot_be_read_is_asked_anew(folder):
+    folder.ollama.before_chat = lambda k, body: valid_answer(body)
+    succeeded(folder.pair())
+    with closing(sqlite3.connect(folder.path / "answers.db", isolation_level=None)) as database:
+        database.execute("UPDATE answers SET answer = x'ff'")
+    succeeded(folder.pair())
+    succeeded(folder.pair())
+    assert len(folder.chats()) == 6
 
 
 def test_a_model_that_is_not_all_on_the_gpu_is_a_warning(folder):

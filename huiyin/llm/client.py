@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import msgspec
 from msgspec import Meta
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.settings import ADDRESS, AtLeast1, Share, Temperature, Text, read_settings
 from huiyin.llm.answer_cache import AnswerCache, digest
-from huiyin.llm.backend import Answer, ChatRequest, TooLong, Unavailable, Unusable
+from huiyin.llm.backend import ChatRequest, TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
 from huiyin.llm.ollama import Ollama
 from huiyin.llm.openai import OpenAI
@@ -34,7 +36,9 @@ JITTER_SECONDS = 0.5  # ... and at random up to this much longer, so that not al
 ESTIMATE_AFTER = 20  # answers, from which the time for the rest is estimated
 TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen; for the estimate before the first answer
 # What a backend or `Question.accept` raises for an answer that is not valid
-INVALID = (Unusable, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+INVALID = (Unusable, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+NOT_JSON, OTHER_FORM = "the answer is no whole JSON", "the answer is not in the form that was asked for"
+FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL | re.IGNORECASE)  # in which some models write JSON
 
 Url = Annotated[
     str, Meta(pattern=rf"^(auto|{ADDRESS})\Z", description="auto or an address such as http://127.0.0.1:11434")
@@ -85,6 +89,10 @@ class Question:
     def size(self) -> int:
         """Return about how much of the context question and answer need."""
         return len(self.system) + len(self.user) + self.max_tokens
+
+
+# What the answer cache holds of an answer: its text, and its confidence
+Entry = tuple[str, Annotated[float, Meta(ge=0, le=1)] | None]
 
 
 class Accepted(NamedTuple):
@@ -237,7 +245,8 @@ class Client:
         if failed > self.settings.max_failed_share * questions:
             raise UserError(
                 f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
-                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; what is answered is kept"
+                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; "
+                f"{self.advice()}what is answered is kept"
             )
 
     def key(self, question: Question) -> str:
@@ -247,9 +256,10 @@ class Client:
         return digest(self.model, options, question.system, question.user, question.schema)
 
     def cached(self, key: str, question: Question) -> Accepted | None:
-        with contextlib.suppress(*INVALID):  # accepted under older rules
+        # accepted under older rules, or not written by us: it is asked anew
+        with contextlib.suppress(*INVALID, msgspec.MsgspecError):
             if entry := self.cache.get(key):
-                text, confidence = json.loads(entry)
+                text, confidence = msgspec.json.decode(entry, type=Entry)
                 return Accepted(question.accept(json.loads(text)), confidence)
         return None
 
@@ -261,7 +271,7 @@ class Client:
             if self.stopped.is_set():
                 raise UserError("stopped")  # never shown: what stopped it is
             try:
-                answer, value = self.try_once(question, temperature, question.seed + attempt)
+                text, accepted = self.try_once(question, temperature, question.seed + attempt)
             except TooLong as error:
                 if question.may_be_split:
                     return TooLong
@@ -276,17 +286,16 @@ class Client:
                     break
                 temperature = max(temperature, RETRY_TEMPERATURE)
             else:
-                confidence = confidence_of(answer, question.choices)
-                self.cache.put(key, json.dumps([answer.text, confidence], ensure_ascii=False))
+                self.cache.put(key, json.dumps([text, accepted.confidence], ensure_ascii=False))
                 with self.lock:
                     self.failures_in_a_row = 0
-                return Accepted(value, confidence)
+                return accepted
         with self.lock:
             self.counts["failed"] += 1
         return None
 
-    def try_once(self, question: Question, temperature: float, seed: int) -> tuple[Answer, Any]:
-        """Return an answer, and what `question.accept` makes of it. Raises Unavailable, TooLong or INVALID."""
+    def try_once(self, question: Question, temperature: float, seed: int) -> tuple[str, Accepted]:
+        """Return the text of an answer, and what it means. Raises Unavailable, TooLong or INVALID."""
         texts = (("system", question.system), ("user", question.user))
         messages = [{"role": role, "content": text} for role, text in texts if text]
         with self.lock:
@@ -296,9 +305,10 @@ class Client:
         )
         with self.lock:
             self.counts["tokens"] += answer.tokens
+        answer = answer._replace(text=without_fence(answer.text))
         content = json.loads(answer.text)
         json.dumps(content, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
-        return answer, question.accept(content)
+        return answer.text, Accepted(question.accept(content), confidence_of(answer, question.choices))
 
     def count_failure(self, reason: object) -> None:
         """Count a failure; `UserError` if there are so many in a row that it is no chance."""
@@ -308,16 +318,27 @@ class Client:
             if self.failures_in_a_row >= self.settings.max_failures_in_a_row:
                 raise UserError(
                     f"the language model failed {self.failures_in_a_row} times in a row, the last time: {reason}; "
-                    "what is answered is kept, start again to go on"
+                    f"{self.advice()}what is answered is kept, start again to go on"
                 ) from None
+
+    def advice(self) -> str:
+        """Return what to do about the last failure, where another setting would not help."""
+        if self.last_failure not in (NOT_JSON, OTHER_FORM):
+            return ""
+        return "this model does not keep to the form it is given, take another model in llm.yaml; "
+
+
+def without_fence(text: str) -> str:
+    """Return `text` without the code fence that it may stand in."""
+    fenced = FENCE.fullmatch(text)
+    return fenced[1] if fenced else text
 
 
 def why(error: Exception) -> str:
     """Return why an answer is not valid. Only our own texts: those of Python quote the answer."""
     if isinstance(error, Unusable):
         return str(error)
-    broken = isinstance(error, json.JSONDecodeError)
-    return "the answer is no whole JSON" if broken else "the answer is not in the form that was asked for"
+    return NOT_JSON if isinstance(error, json.JSONDecodeError) else OTHER_FORM
 
 
 def show(progress: Progress, seconds: float, tokens: int, note: str) -> None:
