@@ -6,6 +6,7 @@
 Writes turns.parquet and, per group, turns.<group_id>.json.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT
 MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
 NAMES_OF_EVERYBODY = dict.fromkeys(["全体成员", "所有人"], EVERYBODY)  # QQ's, and what other programs write
+LONGEST_NAME, DIGITS = 220, 16  # characters of a file's name that stand for a group, of its digest
 BLANK = re.compile(f"[{WHITE_SPACE}]")
 WORD = re.compile("[A-Za-z0-9]")
 
@@ -297,6 +299,16 @@ def resolve_quotes(turns):
 # ---- files
 
 
+def file_name(group):
+    """Return the name of the file of `group`, which may be any text. File systems take names of 255 bytes, and while it
+    writes the stage adds some; a name that would be too long ends with a digest of the group instead."""
+    name = quote(group, safe="")
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(group.encode()).hexdigest()[:DIGITS]
+        name = f"{name[: LONGEST_NAME - DIGITS - 1]}-{digest}"
+    return f"turns.{name}.json"
+
+
 def write_turns(turns, path):
     turns.write_parquet(path, compression_level=1)  # half the time of the default level, for a file 4 % larger
 
@@ -321,7 +333,7 @@ def main(argv=None):
         turns = combine(path, settings, stage.ledger)
         write_turns(turns, stage.output("turns.parquet"))
         for (group,), of_group in turns.group_by("group_id", maintain_order=True):
-            write_json(of_group, stage.output(f"turns.{quote(group, safe='')}.json"))
+            write_json(of_group, stage.output(file_name(group)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """combine on random histories, against a plain implementation of the same contract; and what cases cannot hold."""
 
 import dataclasses
+import hashlib
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from case_folders import MESSAGE, messages
+from helpers import run_script
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
 from scripts import combine
@@ -137,3 +139,21 @@ def test_no_special_texts_at_all():
     turns, ledger = combined(history, combine.Settings(special_texts=[]))
     assert [turn["text"] for turn in turns] == [f"[图片]，{NOTICE}"]
     assert ledger == {"read": 2, "written": 1, "merged": 1, "dropped": {"empty": 0}}
+
+
+def test_every_group_has_a_file_whose_name_fits(tmp_path):
+    groups = ["1001", ".", "../a", "长" * 24, "长" * 30, "长" * 31, "b" * 220, "b" * 300]
+    history = [{"group_id": group, "user_id": "1", "time": 0, "fragments": ["在"]} for group in groups]
+    messages(history).write_parquet(tmp_path / "messages.parquet")
+    arguments = tmp_path / "messages.parquet", "--config", "config/combine.yaml", "--out", tmp_path / "out"
+    done = run_script("combine", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    long = {
+        "长" * 30: "%E9%95%BF" * 22 + "%E9%9-" + hashlib.sha256(("长" * 30).encode()).hexdigest()[:16],
+        "长" * 31: "%E9%95%BF" * 22 + "%E9%9-" + hashlib.sha256(("长" * 31).encode()).hexdigest()[:16],
+        "b" * 300: "b" * 203 + "-" + hashlib.sha256(b"b" * 300).hexdigest()[:16],
+        "长" * 24: "%E9%95%BF" * 24,
+        "../a": "..%2Fa",
+    }
+    names = {f"turns.{long.get(group, group)}.json" for group in groups}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "turns.parquet", "receipt.json"}

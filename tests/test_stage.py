@@ -1,7 +1,9 @@
 """Stages write whole results or none."""
 
+import contextlib
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from helpers import receipt
 from huiyin.common.errors import UserError
 from huiyin.common.stage import Stage, read_receipt, unchanged
+from huiyin.common.tables import read_records
 from scripts.tools import summary, verify
 
 
@@ -104,6 +107,65 @@ def test_a_receipt_has_no_password_whatever_part_it_would_stand_in(tmp_path):
     with Stage("test", tmp_path) as stage:
         stage.receipt["export"] = {"ollama": ["http://me:secret@10.0.0.2:11434"]}
     assert read_receipt(tmp_path)["export"] == {"ollama": ["http://10.0.0.2:11434"]}
+@pytest.mark.parametrize("begun_anew", [False, True])
+@pytest.mark.parametrize("moment", ["before an output", "after the outputs", "in an error"])
+def test_a_folder_that_is_deleted_while_a_stage_works_is_one_line(tmp_path, begun_anew, moment):
+    folder, line = tmp_path / "out", "out: was deleted while test was at work; start again"
+    with contextlib.ExitStack() as other, pytest.raises(UserError, match=line), Stage("test", folder) as stage:
+        if moment == "after the outputs":
+            stage.output("a").write_text("old")
+        shutil.rmtree(folder)
+        if begun_anew:
+            other.enter_context(Stage("test", folder)).output("b").write_text("new")
+        if moment == "before an output":
+            stage.output("a")
+        elif moment == "in an error":
+            (folder / ".c.part").rename(folder / "c")
+    assert {path.name for path in folder.glob("*")} == ({"b", "receipt.json"} if begun_anew else set())
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_error_that_nobody_foresaw_is_put_down_to_an_input_that_was_damaged(tmp_path, damaged):
+    write(tmp_path / "before", ["a"])
+    made = tmp_path / "before/a"
+    if damaged:
+        made.write_text("xyz")
+    line = f"{made}: cannot be read, it was changed or damaged since then; " + (
+        f"delete {made.with_name('receipt.json')}, then `make test` makes it"
+    )
+    with pytest.raises(UserError if damaged else KeyError) as error, Stage("test", tmp_path / "out") as stage:
+        raise KeyError(stage.input(made).read_text())
+    assert str(error.value) == (line if damaged else repr("['a']"))
+
+
+def test_what_was_changed_and_can_be_read_is_no_error(tmp_path):
+    write(tmp_path / "before", ["a"])
+    (tmp_path / "before/a").write_text("edited by hand")
+    with Stage("test", tmp_path / "out") as stage:
+        stage.output("b").write_text(stage.input(tmp_path / "before/a").read_text())
+    assert (tmp_path / "out/b").read_text() == "edited by hand"
+
+
+LINES = {  # {what stands in line 2: what is said of it}
+    "": "not a JSON object",
+    "{": "not a JSON object",
+    "[1]": "not a JSON object",
+    "null": "not a JSON object",
+    "[" * 100_000: "not a JSON object",
+    '{"a": 1}': "no field b",
+}
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"a": 1, "b": 2}\n' + line + "\n")
+    with pytest.raises(UserError) as error:
+        read_records(path, ["a", "b"], "`make pair` makes it")
+    assert str(error.value) == f"{path} line 2: {LINES[line]}; `make pair` makes it"
+    path.write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
+        read_records(path, ["a"], "`make pair` makes it")
 
 
 # ---- A receipt says what is deleted and read

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -93,6 +93,7 @@ class Stage:
 
     def output(self, name: str) -> Path:
         """Return the path to write the output file or folder `name` to."""
+        self._check_folder()
         self.outputs.append(name)
         return self.out / f".{name}.part"
 
@@ -102,13 +103,39 @@ class Stage:
                 self.ledger.check()
                 self._commit()
                 print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
+            elif not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
+                self._check_folder()
+                if not isinstance(error, OSError):  # those have names of their own
+                    self._check_inputs()
         finally:
-            self._remove_parts()
+            if self._has_folder():
+                self._remove_parts()
             os.close(self.folder)
+
+    def _has_folder(self):
+        """Is `out` still the folder that is locked? Another run may have made a new one after `make clean-...`."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self.folder), self.out.stat())
+        return False
+
+    def _check_folder(self):
+        if not self._has_folder():
+            raise UserError(f"{self.out}: was deleted while {self.name} was at work; start again")
+
+    def _check_inputs(self):
+        """`UserError` for an input that is not what the receipt beside it names: the cause of an error that nobody
+        foresaw. It is no error by itself, since people may change our files."""
+        for path in map(Path, self.inputs):
+            receipt = read_receipt(path.parent)
+            named = receipt.get("outputs", {}).get(path.name)
+            if isinstance(named, str) and path.is_file() and sha256(path) != named:
+                made_by = f"`make {receipt['stage']}` makes it"
+                raise UserError(f"{path}: cannot be read, it was changed or damaged since then; {anew(path, made_by)}")
 
     def _commit(self):
         from importlib.metadata import version  # takes as long as all else that --help loads
 
+        self._check_folder()
         outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
         whole = {
             "stage": self.name,
@@ -259,5 +286,12 @@ def remove(path: Path) -> None:
 def need(path: Path, made_by: str) -> Path:
     """Return `path` if there is such a file; `UserError` otherwise, which ends with `made_by`: what makes the file."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; {made_by}")
+        there = Path(path).exists()
+        raise UserError(f"{path}: {'not an ordinary file' if there else 'no such file'}; {anew(Path(path), made_by)}")
     return Path(path)
+
+
+def anew(path: Path, made_by: str) -> str:
+    """Return how the file at `path` is made anew: Make does nothing as long as there is a receipt beside it."""
+    receipt = path.with_name("receipt.json")
+    return f"delete {receipt}, then {made_by}" if path != receipt and receipt.exists() else made_by

@@ -10,6 +10,7 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
+from huiyin.common.stage import anew
 
 COMMA = "，"  # combine joins the messages of a turn with it
 NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
@@ -53,26 +54,28 @@ def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.Lazy
     try:
         found = pl.read_parquet_schema(path)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: not a parquet file ({error}); {made_by}") from None
+        raise UserError(f"{path}: not a parquet file ({error}); {anew(path, made_by)}") from None
     for name, wanted in schema(columns).items():
         if found.get(name) != wanted:
             held = f"{name} is {found[name]}" if name in found else f"no column {name}"
-            raise UserError(f"{path}: {held}, it must be {columns[name]}; {made_by}")
+            raise UserError(f"{path}: {held}, it must be {columns[name]}; {anew(path, made_by)}")
     return pl.scan_parquet(path)
 
 
 def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[str, Any]]:
     """Return the lines of a .jsonl file as dicts; `UserError` for one that has not all of `fields`."""
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise TypeError
                 missing = [name for name in fields if name not in record]
             except (ValueError, TypeError, RecursionError):
-                raise UserError(f"{path} line {number}: not a JSON object; {made_by}") from None
+                raise UserError(f"{path} line {number}: not a JSON object; {anew(path, made_by)}") from None
             if missing:
-                raise UserError(f"{path} line {number}: no field {missing[0]}; {made_by}")
+                raise UserError(f"{path} line {number}: no field {missing[0]}; {anew(path, made_by)}")
             records.append(record)
     return records
 

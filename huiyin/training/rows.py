@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from huiyin.common.errors import UserError
-from huiyin.common.stage import need
+from huiyin.common.stage import anew, need
 from huiyin.training.template import Encoding
 
 MADE_BY = "`make gen` makes it"
@@ -174,7 +174,7 @@ def read_rows(file: Path) -> list[Row]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=list[Row])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # they name a place, and no text
-        raise UserError(f"{file}: not the rows of a dataset ({error}); {MADE_BY}") from None
+        raise UserError(f"{file}: not the rows of a dataset ({error}); {anew(file, MADE_BY)}") from None
 
 
 def fit(measured: MeasuredDataset, cutoff_len: int) -> Fitted:
