@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             companion = source.with_name(name)
             try:
                 if companion.exists():
+                    need(companion, "copy that of QQ there")
                     rows |= add_companion(stage, companion, key, names, plain, settings, args.config)
             except UserError as error:  # they only add names; the messages are useful without them
                 left_out[name] = str(error)
@@ -150,9 +151,11 @@ def extract(
                 error.filename = str(stage.out)
             raise
         stage.input(source, digest.result())
-        if wal.exists():
+        if wal.is_file():
             stage.input(wal)
-    if wal.exists() and wal.stat().st_size and not logged:
+    if wal.exists() and not wal.is_file():
+        print(f"decrypt: {wal}: not an ordinary file; left out", flush=True)
+    elif wal.exists() and wal.stat().st_size and not logged:
         print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)
     return tables
 

@@ -58,7 +58,7 @@ def plain_sample(sample, tmp_path_factory):
 @pytest.fixture
 def source(sample, tmp_path):
     """A copy of the sample, which a test may damage."""
-    return shutil.copytree(sample, tmp_path / "raw") / "nt_msg.db"
+    return shutil.copytree(sample, tmp_path / "raw", ignore=shutil.ignore_patterns("receipt.json")) / "nt_msg.db"
 
 
 def decrypt(source, out, *, key=None, env=None, config="config/decrypt.yaml"):
@@ -244,6 +244,35 @@ def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
     assert done.stdout.startswith(f"decrypt: group_info.db left out: {why}\n")
     assert receipt(tmp_path / "out")["companions_left_out"] == {"group_info.db": why}
     assert receipt(tmp_path / "out")["tables"] == {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_ordinary_file_is_refused_or_left_out(source, tmp_path, make):
+    log, companion = source.with_name("nt_msg.db-wal"), source.with_name("group_info.db")
+    companion.unlink()
+    make(log), make(companion)
+    done = decrypt(source, tmp_path / "out")
+    assert_decrypted(done, tmp_path / "out")
+    assert f"decrypt: {log}: not an ordinary file; left out\n" in done.stdout
+    assert f"decrypt: group_info.db left out: {companion}: not an ordinary file; " in done.stdout
+    source.unlink()
+    make(source)
+    line = f"{source}: not an ordinary file; put your nt_msg.db there, or name another file with SOURCE="
+    assert_refused(decrypt(source, tmp_path / "new"), tmp_path / "new", line)
+
+
+def test_a_source_that_is_a_link_to_itself_is_no_file(source, tmp_path):
+    source.unlink()
+    source.symlink_to(source)
+    line = f"{source}: no such file; put your nt_msg.db there, or name another file with SOURCE="
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
+
+
+def test_a_database_leaves_no_file_open(source, tmp_path):
+    shutil.copy(source, source.with_name("nt_msg.db-wal"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert_decrypted(decrypt(source, tmp_path / "out"), tmp_path / "out")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_companion_databases_can_be_switched_off(source, tmp_path):

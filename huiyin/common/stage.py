@@ -126,11 +126,9 @@ class Stage:
         """`UserError` for an input that is not what the receipt beside it names: the cause of an error that nobody
         foresaw. It is no error by itself, since people may change our files."""
         for path in map(Path, self.inputs):
-            receipt = read_receipt(path.parent)
-            named = receipt.get("outputs", {}).get(path.name)
+            named = read_receipt(path.parent).get("outputs", {}).get(path.name)
             if isinstance(named, str) and path.is_file() and sha256(path) != named:
-                made_by = f"`make {receipt['stage']}` makes it"
-                raise UserError(f"{path}: cannot be read, it was changed or damaged since then; {anew(path, made_by)}")
+                raise UserError(f"{path}: cannot be read, it was changed or damaged since then; {anew(path, '')}")
 
     def _commit(self):
         from importlib.metadata import version  # takes as long as all else that --help loads
@@ -292,6 +290,8 @@ def need(path: Path, made_by: str) -> Path:
 
 
 def anew(path: Path, made_by: str) -> str:
-    """Return how the file at `path` is made anew: Make does nothing as long as there is a receipt beside it."""
-    receipt = path.with_name("receipt.json")
-    return f"delete {receipt}, then {made_by}" if path != receipt and receipt.exists() else made_by
+    """Return how the file at `path` is made anew: `made_by`, but what a receipt beside it names Make takes for done."""
+    receipt = read_receipt(path.parent)
+    if path.name not in receipt.get("outputs", {}):
+        return made_by
+    return f"delete {path.with_name('receipt.json')}, then `make {receipt['stage']}` makes it"

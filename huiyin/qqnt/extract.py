@@ -38,21 +38,22 @@ def take_tables(
     """Write those of the tables `names` that the database `source` has into a new plain database `target`; return
     {name: Table} and the number of pages in the log. If something is damaged, `refuse(what)` is called, which may
     raise. While it works, a copy of the source as it is, encrypted, lies beside the target in `.copy.part`."""
-    pages = Pages(source, cipher, key)
-    logged = len(pages.logged)
-    if pages.missing:
-        refuse(f"truncated: {pages.count - pages.missing:,} of {pages.count:,} pages are there", truncated=True)
-    elif shutil.disk_usage(target.parent).free < 2 * (pages.in_file + logged) * pages.size + KEEP_FREE:
-        print(f"decrypt: {target.parent}: no space for a copy of {source}; reading it page by page, slower", flush=True)
-    else:
-        try:
-            with copied(source, cipher.offset, bool(logged), target.with_name(".copy.part"), progress) as copy:
-                return copy_tables(copy, cipher.pragmas(key), names, target, progress, source), logged
-        except DatabaseErrors as error:
-            target.unlink(missing_ok=True)
-            print(f"decrypt: {source}: cannot be read to its end ({error}); reading it page by page", flush=True)
-    with writing(target):
-        return salvage(pages, source, names, target, progress, refuse), logged
+    with closing(Pages(source, cipher, key)) as pages:
+        logged = len(pages.logged)
+        if pages.missing:
+            refuse(f"truncated: {pages.count - pages.missing:,} of {pages.count:,} pages are there", truncated=True)
+        elif shutil.disk_usage(target.parent).free < 2 * (pages.in_file + logged) * pages.size + KEEP_FREE:
+            no_space = f"no space for a copy of {source}; reading it page by page, slower"
+            print(f"decrypt: {target.parent}: {no_space}", flush=True)
+        else:
+            try:
+                with copied(source, cipher.offset, bool(logged), target.with_name(".copy.part"), progress) as copy:
+                    return copy_tables(copy, cipher.pragmas(key), names, target, progress, source), logged
+            except DatabaseErrors as error:
+                target.unlink(missing_ok=True)
+                print(f"decrypt: {source}: cannot be read to its end ({error}); reading it page by page", flush=True)
+        with writing(target):
+            return salvage(pages, source, names, target, progress, refuse), logged
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ NO_LOG = np.empty(0, np.int64), np.empty(0, np.int64), 0
 
 
 class Pages:
-    """Reads pages by their numbers, which count from 1. `count` is the number of pages that the database says it has;
-    `missing` is how many of them are in no file."""
+    """Reads pages by their numbers, which count from 1; to be closed. `count` is the number of pages that the database
+    says it has; `missing` is how many of them are in no file."""
+
+    wal: FileIO | None = None
 
     def __init__(self, path: Path, cipher: Cipher, key: str | None):
-        self.file = os.open(path, os.O_RDONLY)
+        self.file = FileIO(path)
         self.offset = cipher.offset
-        start = os.pread(self.file, 100, self.offset)
+        start = os.pread(self.file.fileno(), 100, self.offset)
         self.encrypted = cipher.hmac is not None
         self.size = PAGE_SIZE if self.encrypted else int.from_bytes(start[16:18], "big")
         if self.size == 1:
@@ -46,12 +49,12 @@ class Pages:
             self.end = self.size - RESERVED[cipher.hmac]  # of the ciphertext; the IV follows
             self.inner, self.outer = keyed_hashes(cipher.hmac.lower(), mac_key(secret, start[:SALT_SIZE]))
             self.aes = Aes(algorithms.AES(secret), modes.ECB()).decryptor()  # `decrypt` undoes the chaining
-        self.in_file = (os.fstat(self.file).st_size - self.offset) // self.size
+        self.in_file = (os.fstat(self.file.fileno()).st_size - self.offset) // self.size
         self.logged, self.log_offsets, committed = NO_LOG
         wal = path.with_name(path.name + "-wal")
-        if wal.exists():
-            self.wal = os.open(wal, os.O_RDONLY)
-            self.logged, self.log_offsets, committed = committed_pages(self.wal, self.size)
+        if wal.is_file():  # a pipe would be waited for
+            self.wal = FileIO(wal)
+            self.logged, self.log_offsets, committed = committed_pages(self.wal.fileno(), self.size)
             if self.encrypted and len(self.logged) and not self.read(self.logged[:LOGGED_TO_TRY])[1].any():
                 # it is the log of another database
                 self.logged, self.log_offsets, committed = NO_LOG
@@ -60,6 +63,11 @@ class Pages:
         stated = int.from_bytes(self.header[28:32], "big") if self.header[24:28] == self.header[92:96] else 0
         self.count = committed or stated or self.in_file
         self.missing = max(0, self.count - self.in_file - int((self.logged > self.in_file).sum()))
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wal:
+            self.wal.close()
 
     @property
     def usable(self) -> int:
@@ -87,17 +95,17 @@ class Pages:
         """Read the pages into `raw`, adjacent ones in one call; return whether each is in a file."""
         present = (numbers >= 1) & (numbers <= self.in_file)
         from_file, rows = present.copy(), np.arange(len(numbers))
-        if len(self.logged):
+        if self.wal and len(self.logged):
             index = np.minimum(np.searchsorted(self.logged, numbers), len(self.logged) - 1)
             newer = self.logged[index] == numbers
             for row in rows[newer]:
-                os.preadv(self.wal, [raw[row].data], int(self.log_offsets[index[row]]))
+                os.preadv(self.wal.fileno(), [raw[row].data], int(self.log_offsets[index[row]]))
             present, from_file = present | newer, present & ~newer
         rows = rows[from_file]
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(numbers[rows]) != 1)) + 1
         for run in np.split(rows, breaks) if len(rows) else ():
             offset = self.offset + (int(numbers[run[0]]) - 1) * self.size
-            os.preadv(self.file, [raw[run[0] : run[-1] + 1].data], offset)
+            os.preadv(self.file.fileno(), [raw[run[0] : run[-1] + 1].data], offset)
         return present
 
     def authentic(self, raw: np.ndarray, numbers: np.ndarray) -> np.ndarray:
