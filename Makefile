@@ -46,6 +46,9 @@ endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
 $(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
 endif
+ifneq (,$(filter raw tiny bench README.md answers.db%,$(CONFIG)))
+$(error CONFIG=$(CONFIG): data/$(CONFIG) is for something else; take another name)
+endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
@@ -59,6 +62,9 @@ $(error $(TARGET_FILE) has a byte order mark or Windows line ends; write it anew
 endif
 ifeq (,$(call matches,$(TARGET),$(NAMES)))
 $(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `make members` lists them)
+endif
+ifneq (,$(filter source decrypted parsed combined members,$(TARGET)))
+$(error TARGET=$(TARGET): $(results)/$(TARGET) is for something else; `make members` lists the user ids)
 endif
 endif
 
@@ -151,12 +157,17 @@ ollama = --ollama-url $(ollama.$(RUN_IN))
 llm = --llm $(call config,llm.yaml) $(ollama)
 model = --export $(call config,export.yaml) $(ollama)
 answers := data/answers.db
+# Who wants a training on a card is told before the hours of pair and gen that there is none.
+wants_card := $(if $(filter host,$(RUN_IN)),$(if $(filter all train export,$(MAKECMDGOALS)),$(filter-out none,$(GPU))))
+find_card = $(if $(wants_card),@$(RUN) python scripts/tools/card.py --gpu $(GPU))
 # The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml)
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+	$(find_card)
 	$(RUN_WITH_LLM) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 # gen and train take hours, so their scripts are no prerequisites: a fixed line is no reason to run them again.
-$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml)
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+	$(find_card)
 	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
 # On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.

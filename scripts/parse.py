@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "source").parse_args(argv)
     settings = read_settings(args.config, Settings)
     filtered = filter_reason(settings)
-    need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV")
+    if not need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV").stat().st_size:
+        raise UserError(f"{args.source}: is empty; export or copy it again")
     from huiyin.sources.csv_file import write_csv  # loads polars, after the checks of the arguments
 
     with Stage("parse", args.out, packages=["polars", "protobuf", "ijson"]) as stage:

@@ -339,6 +339,27 @@ def test_odd_target(project, target):
     assert not (project / "gone").exists()
 
 
+@pytest.mark.parametrize("name", ["raw", "tiny", "bench", "answers.db", "answers.db-wal", "README.md"])
+def test_a_config_with_the_name_of_something_else_in_data(project, name):
+    line = f"CONFIG={name}: data/{name} is for something else; take another name"
+    assert complaint(make(project, "parse", "RUN_IN=host", f"CONFIG={name}")) == line
+
+
+@pytest.mark.parametrize("name", ["source", "decrypted", "parsed", "combined", "members"])
+def test_a_target_with_the_name_of_something_else_in_the_results(project, name):
+    line = f"TARGET={name}: data/default/{name} is for something else; `make members` lists the user ids"
+    assert complaint(make(project, "pair", "RUN_IN=host", f"TARGET={name}")) == line
+
+
+def test_no_card_is_said_before_hours_of_work(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data", project / "data", dirs_exist_ok=True)
+    (project / "config/demo/pair.yaml").touch()
+    done = make(project, "all", "CONFIG=demo", "RUN_IN=host", "GPU=99")
+    assert complaint(done).startswith("card.py: GPU=99, but ")
+    assert stages_run(done.stdout) == []
+
+
 def test_no_database(project):
     assert complaint(make(project, "parse", "RUN_IN=host")) == (
         "data/raw/nt_msg.db: no such file; put your nt_msg.db there (see 'Your own data' in README.md) "
