@@ -6,10 +6,13 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pynvml
 import pytest
+import requests
 
 from huiyin.common.errors import UserError
+from huiyin.training.base import find_base
 from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
@@ -271,3 +274,35 @@ def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     assert "chosen     bf16, micro-batch 2 x 8 = 16 rows per step, checkpointing used\n" in output
     assert "cutoff     1,024 tokens, 1 longer rows are split, 1 replies that do not fit are left out\n" in output
     assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in output
+
+
+# ---- A hub that cannot be reached
+
+UNREACHABLE = {  # {what the variables say: what to do}
+    ("HF_ENDPOINT", "hf-mirror.com"): "HF_ENDPOINT is hf-mirror.com, which is no address",
+    ("HF_ENDPOINT", "https//hf-mirror.com"): "HF_ENDPOINT is https//hf-mirror.com, which is no address",
+    ("HTTPS_PROXY", "socks5://me:secret@127.0.0.1:7891"): "the proxy 127.0.0.1:7891 speaks SOCKS, for which PySocks is",
+    ("ALL_PROXY", "socks5h://127.0.0.1:7891"): "the proxy socks5h://127.0.0.1:7891 speaks SOCKS, for which PySocks is",
+    ("HTTPS_PROXY", "ftp://127.0.0.1:21"): "the proxy ftp://127.0.0.1:21 is no address",
+    ("HTTPS_PROXY", "127.0.0.1:7890"): "go online, set HF_ENDPOINT to a mirror",
+    ("HTTPS_PROXY", "http://me:secret@127.0.0.1:7890"): "go online, set HF_ENDPOINT to a mirror",
+}
+
+
+@pytest.mark.parametrize("variable", UNREACHABLE)
+def test_a_variable_that_keeps_the_hub_out_of_reach_is_named(monkeypatch, tmp_path, variable):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(*variable)
+    endpoint = variable[1] if variable[0] == "HF_ENDPOINT" else "https://huggingface.co"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)  # which it has read already
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    line = refusal(find_base, "someone/model", tmp_path, whole=False)
+    start = f"the base model someone/model is not in {tmp_path}/huggingface and the hub cannot be reached; "
+    assert line.startswith(start + UNREACHABLE[variable])
+    assert "secret" not in line
+
+
+def unreachable(*_, **__):
+    raise requests.ConnectionError

@@ -3,11 +3,14 @@
 huggingface_hub is imported in functions: `--help` would wait half a second for it.
 """
 
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
+from huiyin.common.settings import ADDRESS
 from huiyin.training.memory import format_size
 
 ALL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -40,11 +43,32 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
             raise UserError(f"the hub has no public model {name}; fix model_name_or_path in train.yaml") from None
+        advice = wrong_environment() or (
+            "go online, set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
+        )
         raise UserError(
-            f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; go online, "
-            "set HF_ENDPOINT to a mirror, or name a folder as model_name_or_path in train.yaml"
+            f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; {advice}"
         ) from None
     return check_files(folder)
+
+
+def wrong_environment() -> str:
+    """Return what in HF_ENDPOINT or in the variables that name a proxy cannot work, and what to do; "" for nothing."""
+    from huggingface_hub import constants
+
+    hub = constants.ENDPOINT
+    if not re.fullmatch(ADDRESS, hub):
+        return f"HF_ENDPOINT is {hub.rpartition('@')[2]}, which is no address; write it like https://hf-mirror.com"
+    proxy = requests.utils.select_proxy(hub, requests.utils.get_environ_proxies(hub)) or ""
+    shown = proxy.rpartition("@")[2]  # without user and password
+    if proxy.lower().startswith("socks") and find_spec("socks") is None:
+        return (
+            f"the proxy {shown} speaks SOCKS, for which PySocks is missing; set HTTPS_PROXY to its address for HTTP, "
+            "or run .venv/bin/pip install PySocks"
+        )
+    if proxy and not re.fullmatch(f"({ADDRESS}|socks.+)", proxy if "://" in proxy else f"http://{proxy}"):
+        return f"the proxy {shown} is no address; write HTTPS_PROXY like http://127.0.0.1:7890"
+    return ""
 
 
 def check_files(folder: Path) -> Path:
