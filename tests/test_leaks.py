@@ -171,7 +171,8 @@ def test_what_the_model_says_is_in_no_error_line(folder):
     folder.ollama.before_chat = lambda k, body: json.dumps({"merged": [{"first": SECRET, "last": "3", "text": "x"}]})
     assert complaint(folder.pair()) == (
         "pair.py: the language model failed 1 times in a row, the last time: the answer is not in the form that was "
-        "asked for; what is answered is kept, start again to go on"
+        "asked for; this model does not keep to the form it is given, take another model in llm.yaml; what is answered "
+        "is kept, start again to go on"
     )
 
 
