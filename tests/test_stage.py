@@ -107,6 +107,8 @@ def test_a_receipt_has_no_password_whatever_part_it_would_stand_in(tmp_path):
     with Stage("test", tmp_path) as stage:
         stage.receipt["export"] = {"ollama": ["http://me:secret@10.0.0.2:11434"]}
     assert read_receipt(tmp_path)["export"] == {"ollama": ["http://10.0.0.2:11434"]}
+
+
 @pytest.mark.parametrize("begun_anew", [False, True])
 @pytest.mark.parametrize("moment", ["before an output", "after the outputs", "in an error"])
 def test_a_folder_that_is_deleted_while_a_stage_works_is_one_line(tmp_path, begun_anew, moment):
