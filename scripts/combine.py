@@ -6,6 +6,8 @@
 Writes turns.parquet and, per group, turns.<group_id>.json.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import hashlib
 import json
 import re

@@ -9,6 +9,8 @@ SQLCipher reads an encrypted copy of it. Only the wanted tables are decrypted, s
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import os
 import sqlite3
 from collections.abc import Sequence

@@ -9,6 +9,8 @@ created, and its digest is written to <out>.ollama.
 Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model: asked.json.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import argparse
 import json
 import shutil

@@ -9,6 +9,8 @@ Writes alpaca.json, alpaca_eval.json, dataset_info.json (as LLaMA-Factory reads 
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import argparse
 import json
 from collections.abc import Iterable

@@ -9,6 +9,8 @@ Writes pairs.jsonl (turns with the turn they reply to) and unpaired.jsonl (turns
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

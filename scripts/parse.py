@@ -8,6 +8,8 @@ columns: group id, time, nickname, user id, fragments.
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

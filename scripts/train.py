@@ -10,6 +10,8 @@ its last checkpoint; a finished one is not repeated.
 Writes adapter/, training_loss.png, trainer_log.jsonl, llamafactory.log, and train.yaml (what was passed on).
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import argparse
 import json
 import math

@@ -5,7 +5,6 @@ import importlib
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import traceback
@@ -35,7 +34,7 @@ def run_script(name, *arguments, env=None):
     output, errors, status = io.StringIO(), io.StringIO(), 0
     main = importlib.import_module(f"scripts.{name.replace('/', '.')}").main
     argv = [str(program), *map(str, arguments)]
-    umask, terminated = os.umask(0o077), signal.getsignal(signal.SIGTERM)
+    umask = os.umask(0o077)
     with (
         mock.patch.dict(os.environ, {**CLEAN, **(env or {})}, clear=True),
         mock.patch.object(sys, "argv", argv),
@@ -52,7 +51,6 @@ def run_script(name, *arguments, env=None):
             status = 1
         finally:
             os.umask(umask)
-            signal.signal(signal.SIGTERM, terminated)
     return subprocess.CompletedProcess(argv, status, output.getvalue(), errors.getvalue())
 
 

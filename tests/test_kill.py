@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -89,3 +90,41 @@ def test_after_a_kill_at_any_answer_the_results_are_the_same(demo, tmp_path, oll
         assert project.results() == expected
         # the question that was not answered before the kill comes twice, no other does
         assert project.questions() == [*asked[: answers + 1], *asked[answers:]]
+
+
+@pytest.mark.parametrize(("stage", "number"), [("pair", signal.SIGINT), ("gen", signal.SIGTERM)])
+def test_a_signal_ends_a_stage_whose_server_does_not_answer(folder, stage, number):
+    """The first answer is in the answer cache, the others never come."""
+    silent, waits = threading.Event(), threading.Event()
+    folder.llm("read_timeout_seconds: 3600\n")
+    if stage == "gen":
+        folder.settings("pair", "method: empty\n")
+        folder.settings("gen", "batch_size: 1\n")
+        succeeded(folder.pair())
+
+    def fall_silent(k, body):
+        if k > 1:
+            waits.set()
+            silent.wait()
+
+    folder.ollama.before_chat = fall_silent
+    program = [sys.executable, f"scripts/{stage}.py", *map(str, arguments(stage, folder.path))]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with subprocess.Popen(program, cwd=ROOT, env=CLEAN, **pipes) as running:
+        assert waits.wait(60)
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+    silent.set()
+    what = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert errors == f"{stage}.py: {what}; finished work is kept, start again to continue\n"
+    assert running.returncode == 128 + number
+    folder.ollama.before_chat = lambda k, body: None
+    again = succeeded(getattr(folder, stage)())
+    assert "questions to ask and 1 answered from the answer cache" in again.stdout
+
+
+@pytest.mark.parametrize("where", ["{}", "import weakref; x = weakref.ref(set(), lambda _: {})"])
+def test_ctrl_c_while_packages_load_is_one_line(where):
+    code = f"import huiyin.common.starting, signal; {where.format('signal.raise_signal(signal.SIGINT)')}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=CLEAN, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (130, "-c: interrupted; finished work is kept, start again to continue\n")

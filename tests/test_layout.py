@@ -56,6 +56,14 @@ def forbidden(root):
                 yield f"{name} imports {module} as it loads"
 
 
+def test_a_script_is_ready_for_ctrl_c_before_it_loads_packages():
+    programs = [path for path in files() if "run(main)" in path.read_text(encoding="utf-8")]
+    assert len(programs) == 17
+    for path in programs:
+        loaded = [module for module, _, top in imports(path) if top and module != "__future__"]
+        assert loaded[0] == "huiyin.common.starting", path
+
+
 def test_no_import_goes_against_the_arrows():
     assert list(forbidden(ROOT)) == []
 

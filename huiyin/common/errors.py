@@ -4,10 +4,16 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from huiyin.common import starting
+
+GRACE_SECONDS = 1.0  # from a signal to the end; what has not ended by itself then is left as a kill would leave it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: FAT32 takes no file beyond 4 GB
 
 
@@ -15,16 +21,23 @@ class UserError(Exception):
     """What is wrong, where, and what to do: one line for the reader, exit status 1, no traceback."""
 
 
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; an error that the user can fix becomes one line on stderr, any other stays a traceback."""
+    """Call `main`; an error that the user can fix becomes one line on stderr, any other stays a traceback. SIGINT and
+    SIGTERM end the process, with one line."""
     os.umask(0o077)  # files made from a history are for their owner only
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs when Make is stopped
     try:
-        main()
+        with signals_end_it():
+            main()
     except UserError as error:
         fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        fail("interrupted; finished work is kept, start again to continue", 130)
+        starting.stop(signal.SIGINT)
+    except Terminated:
+        starting.stop(signal.SIGTERM)
     except BrokenPipeError:  # `make members | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -35,6 +48,43 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
         raise
+
+
+@contextmanager
+def signals_end_it() -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM raise KeyboardInterrupt and Terminated in the main thread, so that `finally`
+    runs; if the process has not ended in GRACE_SECONDS, be it for a server, a thread or a library, it is ended."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    def wake(*_: object) -> None:
+        """Do nothing: the main thread, woken from its wait, calls the handlers of the other signals."""
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGURG, wake)  # one that no process dies of
+    arrived, write = os.pipe()
+    os.set_blocking(write, False)
+    written_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=end_after_signal, args=(arrived, threading.get_ident()), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(written_before)
+        os.close(write)
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_after_signal(arrived: int, main_thread: int) -> None:
+    """Wait for the number of a signal from `arrived`, a descriptor; then the process has GRACE_SECONDS."""
+    while (number := os.read(arrived, 1)) and number[0] not in starting.STOPPED:
+        pass
+    if number:
+        # after the handler of polars, with SA_RESTART, a wait for a lock goes on as if no signal had come
+        signal.pthread_kill(main_thread, signal.SIGURG)
+        time.sleep(GRACE_SECONDS)
+        starting.stop(number[0])
+    os.close(arrived)  # `main` has ended
 
 
 def fail(line: str, status: int = 1) -> NoReturn:

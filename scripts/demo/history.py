@@ -8,6 +8,8 @@ encryption differ). Messages are generated one at a time, so millions of them ne
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import heapq
 import json
 import random

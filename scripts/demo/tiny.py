@@ -7,6 +7,8 @@ It follows JSON schemas, ends its answers by itself and writes whole characters 
 
 from __future__ import annotations
 
+import huiyin.common.starting  # noqa: F401
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

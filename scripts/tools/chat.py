@@ -5,6 +5,8 @@
 /reset clears the conversation; Ctrl-D or Ctrl-C ends it. Nothing of it is stored.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import contextlib
 import itertools
 import readline  # noqa: F401  gives input() line editing and a history

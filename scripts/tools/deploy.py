@@ -4,6 +4,8 @@
         --name huiyin-10001 --export config/export.yaml
 """
 
+import huiyin.common.starting  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -6,6 +6,8 @@
 Writes members.parquet, a row per group and member, and prints the busiest of each group.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import unicodedata
 from bisect import bisect
 from itertools import accumulate

@@ -6,6 +6,8 @@ A command needs it for the finished model, if it says --export, else for the lan
 that of llm.yaml: with another one the container would be made anew, and what is asked at the time would fail.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 from pathlib import Path
 
 from huiyin.common.errors import run

@@ -3,6 +3,8 @@
 python scripts/tools/pull.py --llm config/llm.yaml --ollama-url http://ollama:11434
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import shutil
 
 from huiyin.common.errors import UserError, run

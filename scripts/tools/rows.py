@@ -3,6 +3,8 @@
 python scripts/tools/rows.py data/default/10001/generated
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import random
 from collections.abc import Sequence
 

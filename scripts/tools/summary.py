@@ -3,6 +3,8 @@
 python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
 """
 
+import huiyin.common.starting  # noqa: F401
+
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

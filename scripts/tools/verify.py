@@ -7,6 +7,8 @@ Prints where the chain breaks: a file that differs from its receipt, or an input
 The exit status is 1 then. The folders are given in the order of the stages; those of missing stages are ignored.
 """
 
+import huiyin.common.starting  # noqa: F401
+
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
