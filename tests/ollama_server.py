@@ -54,6 +54,14 @@ class Raw(NamedTuple):
     length: int  # as the Content-Length has it; if it is too large, the connection seems to drop
 
 
+class Endless(NamedTuple):
+    """A response that never ends: `start`, and then `piece` again and again, each after so many seconds."""
+
+    start: bytes
+    piece: bytes
+    seconds: float = 0
+
+
 def whole(text, **fields):
     """Return the bytes of a whole answer of /api/chat with the content `text`; `fields` replace fields of it."""
     end = {"done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1}
@@ -111,9 +119,9 @@ class OllamaServer:
     `requests`: each Request, in order. `blobs`: {digest: bytes}. `created`: {model: body of /api/create, with
     "config", the content of config.json}. `loaded`: {model: num_ctx}. `loads`: each (model, num_ctx) that Ollama would
     have loaded. `before_chat(k, body)` is called before the k-th chat (from 1) is answered; it may count, wait, kill
-    the client or raise a Refusal. If it returns a text, that is the answer in place of the model's; a Raw is sent as it
-    is. `before_create(body)` is called while a model is converted; it may raise a Refusal. `remembered`: None, or a
-    dict in which answers are kept, for tests that ask the same questions, seeds and all, again and again.
+    the client or raise a Refusal. If it returns a text, that is the answer in place of the model's; a Raw or Endless is
+    sent as it is. `before_create(body)` is called while a model is converted; it may raise a Refusal. `remembered`:
+    None, or a dict in which answers are kept, for tests that ask the same questions, seeds and all, again and again.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0):
@@ -168,7 +176,8 @@ class OllamaServer:
             k = next(self.chats)
         scripted = self.before_chat(k, body)
         self.load(name, num_ctx)
-        return scripted if isinstance(scripted, Raw) else self.answer(name, messages, body, options, num_ctx, scripted)
+        as_it_is = isinstance(scripted, Raw | Endless)
+        return scripted if as_it_is else self.answer(name, messages, body, options, num_ctx, scripted)
 
     def generate(self, body):
         if body.get("prompt") or body.get("keep_alive") != 0:
@@ -333,7 +342,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, problem)
         else:
             answer = self.ANSWERS[self.command, self.path](ollama, body)
-            if isinstance(answer, Raw | dict):
+            if isinstance(answer, Endless):
+                self.send_endless(answer)
+            elif isinstance(answer, Raw | dict):
                 self.send(200, answer)
             elif body.get("stream", True):
                 self.send_stream(answer)
@@ -360,6 +371,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(raw.content)
+
+    def send_endless(self, answer):
+        """Send until the client has enough, and closes the connection."""
+        self.wfile.write(answer.start)
+        while True:
+            self.wfile.write(answer.piece)
+            threading.Event().wait(answer.seconds)
 
     def send_stream(self, events):
         """Send one JSON object per line; the status is sent before the first, so an error is a line, too."""

@@ -1,5 +1,6 @@
 """A model that may fail at any moment: the results are those of a run without failures, or there is a clear error."""
 
+import gzip
 import itertools
 import json
 import os
@@ -21,7 +22,9 @@ from huiyin.llm.client import Client, Settings
 from huiyin.questions.pairing import which_turn
 from huiyin.questions.prompts import read_prompt
 from llm_folder import chats, complaint, prompt_of, reply_in, succeeded
-from ollama_server import OllamaServer
+from ollama_server import Endless, OllamaServer
+
+GZIP = b"Content-Encoding: gzip\r\n\r\n"
 
 
 def valid_answer(body):
@@ -111,6 +114,24 @@ def test_a_question_beyond_the_time_out_is_asked_again(folder, undisturbed):
     folder.ollama.before_chat = hang_once
     assert pair_and_gen(folder) == results
     assert tries.total() == asked.total() + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "bound"),
+    [
+        (Endless(b"HTTP/1.1 200 OK\r\nServer: ", b"a", 0.02), "1 s"),
+        (Endless(b"HTTP/1.1 200 OK\r\n\r\n", b"a", 0.02), "1 s"),
+        (Endless(b"HTTP/1.1 200 OK\r\n\r\n", b"a" * 65536), "8 MiB"),
+        (Endless(b"HTTP/1.1 200 OK\r\n" + GZIP, gzip.compress(b"a" * 9_000_000)), "8 MiB"),
+    ],
+)
+def test_an_answer_without_end_is_given_up(folder, answer, bound):
+    folder.llm(f"read_timeout_seconds: {1 if 's' in bound else 60}\nmax_failures_in_a_row: 1\n")
+    folder.ollama.before_chat = lambda k, body: answer
+    assert complaint(folder.pair()) == (
+        f"pair.py: the language model failed 1 times in a row, the last time: {folder.ollama.url}/api/chat: no whole "
+        f"answer within {bound}; what is answered is kept, start again to go on"
+    )
 
 
 def test_a_question_beyond_the_context_stops_at_once(folder):

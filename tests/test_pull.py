@@ -1,5 +1,6 @@
 """Fetching the language model into Ollama: its size is printed first, and each failure is one line."""
 
+import itertools
 import re
 import threading
 
@@ -81,4 +82,23 @@ def test_a_server_that_falls_silent_during_the_fetch_is_one_clear_line(pull, ans
     answer("POST", "/api/pull", fall_silent)
     done = pull()
     released.set()
-    assert complaint(done) == f"pull.py: Ollama at {ollama.url} sent nothing for 0.1 s; look into its log; {ADVICE}"
+    assert complaint(done) == (
+        f"pull.py: {ollama.url}/api/pull: no whole answer within 0.1 s; look into the log of Ollama; {ADVICE}"
+    )
+
+
+def test_a_fetch_without_progress_is_given_up(pull, answer, ollama, monkeypatch):
+    layer = {"status": "pulling", "digest": "sha256:1", "total": 1000, "completed": 10}
+    monkeypatch.setattr("huiyin.llm.ollama.PULL_SECONDS", 0.1)
+    answer("POST", "/api/pull", lambda: itertools.repeat(layer))
+    assert complaint(pull()) == (
+        f"pull.py: {ollama.url}/api/pull: no whole answer within 0.1 s; look into the log of Ollama; {ADVICE}"
+    )
+
+
+def test_a_fetch_goes_on_as_long_as_there_is_progress(pull, answer, monkeypatch):
+    """Its answer has no end in sight before it has more bytes than other answers may have."""
+    layers = ({"status": "a" * 100_000, "digest": "sha256:1", "total": 100, "completed": k} for k in range(100))
+    answer("POST", "/api/pull", lambda: itertools.chain(layers, [{"status": "success"}]))
+    done = pull()
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import time
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,7 @@ from huiyin.common.settings import without_credentials
 CONNECT_SECONDS = 5
 URL_SETTING = "url in llm.yaml"
 TOP_LOGPROBS = 12  # the most probable tokens at each position, for the confidence: 10 candidates, none, and one more
+ANSWER_BYTES = 8 << 20  # of an answer; the longest, a batch of gen with escaped characters, has a tenth of it
 SHOWN = 200  # characters of what a server says: it may repeat what it was sent
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
 BUSY = {408, 429}  # the statuses below 500 after which a later try may succeed
@@ -70,8 +73,38 @@ class NoServer(Unavailable, UserError):
     """No server answers at that address: an error of the user, unless another server can do the work."""
 
 
+class OutOfBounds(Unavailable, UserError):
+    """An answer went on beyond its bounds."""
+
+
 class TooLong(Exception):
     """Question and answer together do not fit into the context of the model."""
+
+
+class Call:
+    """A request to `url`, whose answer may take `seconds` and ANSWER_BYTES altogether, or as much again after each
+    `renew`. http_request sets CALL, which the connection of that thread reads (bounded.py)."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self.url, self.seconds = url, seconds
+        self.renew()
+
+    def renew(self) -> None:
+        self.ends, self.bytes = time.monotonic() + self.seconds, 0
+
+    def seconds_left(self) -> float:
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def received(self, count: int) -> None:
+        self.bytes += count
+        if self.bytes > ANSWER_BYTES:
+            raise OutOfBounds(f"{self.url}: no whole answer within {ANSWER_BYTES >> 20} MiB")
+
+
+CALL: ContextVar[Call] = ContextVar("call")
 
 
 def session_for(url: str, allow_remote: bool, connections: int, setting: str = URL_SETTING) -> requests.Session:
@@ -100,16 +133,20 @@ def session_for(url: str, allow_remote: bool, connections: int, setting: str = U
     if parts.username is not None:
         user, password = (unquote(part or "").encode() for part in (parts.username, parts.password))
         session.auth = requests.auth.HTTPBasicAuth(user, password)
+    session.headers["Accept-Encoding"] = "identity"
     session.trust_env = not local  # a proxy must never see calls to our own servers
-    session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=connections))
+    from huiyin.llm.bounded import Adapter  # here: it loads requests
+
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter(pool_maxsize=connections))
     return session
 
 
-def http_request(
-    session: requests.Session, method: str, url: str, read_seconds: float, **options: Any
-) -> requests.Response:
-    """Return the response to a request; `UserError` for a redirect, which may lead outside our own network."""
-    timeout = (CONNECT_SECONDS, read_seconds)
+def http_request(session: requests.Session, method: str, call: Call, **options: Any) -> requests.Response:
+    """Return the response to a request; OutOfBounds if it takes too much, `UserError` for a redirect, which may lead
+    outside our own network."""
+    CALL.set(call)
+    timeout, url = (CONNECT_SECONDS, call.seconds), call.url
     response = session.request(method, url, timeout=timeout, allow_redirects=False, **options)
     if 300 <= response.status_code < 400:
         target = shown(without_credentials(response.headers.get("Location", "nowhere")))
@@ -117,13 +154,11 @@ def http_request(
     return response
 
 
-def send(
-    session: requests.Session, method: str, url: str, read_seconds: float, body: dict[str, Any] | None = None
-) -> Any:
-    """Send `body` as JSON and return the decoded answer. Raises Unavailable (no connection, a broken one, time-out,
-    busy, 5xx), TooLong, Unusable (no JSON) or UserError (a redirect, or another 4xx: the request itself is wrong)."""
+def send(session: requests.Session, method: str, url: str, seconds: float, body: dict[str, Any] | None = None) -> Any:
+    """Send `body` as JSON and return the decoded answer. Raises Unavailable (no connection, a broken one, not in
+    `seconds`, busy, 5xx), TooLong, Unusable (no JSON) or UserError (a redirect, another 4xx: the request is wrong)."""
     try:
-        response = http_request(session, method, url, read_seconds, json=body)
+        response = http_request(session, method, Call(url, seconds), json=body)
     except requests.RequestException as error:
         raise Unavailable(f"{url}: {type(error).__name__}") from None
     if response.status_code >= 500 or response.status_code in BUSY:

@@ -19,8 +19,10 @@ from huiyin.llm.backend import (
     TOP_LOGPROBS,
     URL_SETTING,
     Answer,
+    Call,
     ChatRequest,
     NoServer,
+    OutOfBounds,
     Unavailable,
     Unusable,
     check_not_thinking,
@@ -34,7 +36,7 @@ from huiyin.llm.backend import (
 READ_SECONDS = 120
 UNLOAD_SECONDS = 120
 LOAD_SECONDS = 600  # Ollama itself gives up after 5 minutes without progress
-# Between two lines of a stream, which is silent while Ollama converts a large model, or computes its digest:
+# Without progress: the stream is silent while Ollama converts a large model, or computes its digest
 CREATE_SECONDS, PULL_SECONDS = 3600, 1800
 STORES = ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]  # of `ollama serve`, and of its installer
 
@@ -72,7 +74,7 @@ class Ollama:
     def digest(self) -> str | None:
         """Return the digest of the model, None if the server does not have it; NoServer if there is none."""
         try:
-            response = http_request(self.session, "GET", f"{self.url}/api/tags", self.read_seconds)
+            response = http_request(self.session, "GET", Call(f"{self.url}/api/tags", self.read_seconds))
             response.raise_for_status()
             digests = {model["name"]: model["digest"] for model in response.json()["models"]}
             return digests.get(tagged(self.model))
@@ -83,7 +85,7 @@ class Ollama:
         """Let the server fetch the model; yield (digest of a file, bytes fetched, bytes in all) as it goes on."""
         status, kept = None, "start again, what is fetched is kept"
         try:
-            for event in self.stream("/api/pull", {"model": self.model}, PULL_SECONDS):
+            for event in self.stream("/api/pull", {"model": self.model}, PULL_SECONDS, progress=True):
                 status = event.get("status")
                 if "total" in event:
                     yield event["digest"], event.get("completed", 0), event["total"]
@@ -174,7 +176,7 @@ class Ollama:
         body = {"model": self.model, "files": digests, "quantize": quantize, "template": template, "system": system}
         status = None
         with Progress("create", None, "B", bytes=True) as progress:
-            for event in self.stream("/api/create", {**body, "parameters": parameters}, CREATE_SECONDS):
+            for event in self.stream("/api/create", {**body, "parameters": parameters}, CREATE_SECONDS, progress=True):
                 if event.get("status") != status:
                     status = event.get("status")
                     print(f"create: {shown(status)}", flush=True)
@@ -189,12 +191,12 @@ class Ollama:
         """Send the file at `path` unless the server already has one of its `digest`."""
         url, size = f"{self.url}/api/blobs/{digest}", path.stat().st_size
         try:
-            if http_request(self.session, "HEAD", url, CREATE_SECONDS).status_code == 200:
+            if http_request(self.session, "HEAD", Call(url, CREATE_SECONDS)).status_code == 200:
                 progress.add(size)
                 return
             with open(path, "rb") as file:
                 data = CountedFile(file, size, progress)
-                response = http_request(self.session, "POST", url, CREATE_SECONDS, data=data)
+                response = http_request(self.session, "POST", Call(url, CREATE_SECONDS), data=data)
         except requests.RequestException as error:
             raise UserError(
                 f"Ollama at {self.url} broke off while it was sent {path} ({type(error).__name__}); "
@@ -204,23 +206,28 @@ class Ollama:
             reason = f"status {response.status_code}, {error_text(response)}"
             raise UserError(f"Ollama at {self.url} does not take {path}: {reason}")
 
-    def stream(self, path: str, body: dict[str, Any], read_seconds: float) -> Iterator[dict[str, Any]]:
-        """Yield the events of a request that streams; BrokenStream if it breaks off or an event reports an error."""
-        response, url = None, f"{self.url}{path}"
+    def stream(self, path: str, body: dict[str, Any], seconds: float, progress: bool = False) -> Iterator[Any]:
+        """Yield the events of a request that streams; BrokenStream if it breaks off or an event reports an error.
+
+        seconds: what all of it may take; with `progress`, what may pass until an event differs from the one before.
+        """
+        response, call, last = None, Call(f"{self.url}{path}", seconds), None
         try:
-            with http_request(self.session, "POST", url, read_seconds, json=body, stream=True) as response:
+            with http_request(self.session, "POST", call, json=body, stream=True) as response:
                 for line in filter(None, response.iter_lines()):
                     event = json.loads(line)
                     if "error" in event:  # the status may be 200
                         raise BrokenStream(f"Ollama at {self.url}: {self.model}: {shown(event['error'])}")
+                    if progress and event != last:
+                        call.renew()
+                    last = event
                     yield event
+        except OutOfBounds as error:
+            raise BrokenStream(f"{error}; look into the log of Ollama") from None
         except (requests.RequestException, ValueError) as error:
             if response is None and isinstance(error, requests.ConnectionError):
                 raise self.no_server() from None
-            # requests raises ConnectionError for a time-out within a stream
-            silent = isinstance(error, requests.ConnectionError | requests.ReadTimeout)
-            broken = f"broke off in the middle ({type(error).__name__})"
-            what = f"sent nothing for {read_seconds:g} s" if silent else broken
+            what = f"broke off in the middle ({type(error).__name__})"
             raise BrokenStream(f"Ollama at {self.url} {what}; look into its log") from None
 
     def no_server(self) -> NoServer:
