@@ -1,14 +1,19 @@
 """train is interrupted, or fails as a card does, and continues from its checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from helpers import CLEAN, ROOT
+from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
+from huiyin.training.llamafactory import run_program
+from huiyin.training.watch import BrokenLoss
 from scripts import train
 from training_folder import SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
 
@@ -62,6 +67,74 @@ def test_two_processes_train_together(training, monkeypatch):
     assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
     log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
     assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
+
+
+LAUNCHER = """
+import os, subprocess, sys
+{first}
+torchrun = "import subprocess, sys; subprocess.Popen([sys.executable, sys.argv[1]], start_new_session=True).wait()"
+os.environ["TORCHELASTIC_RUN_ID"] = "none"
+launch = lambda: subprocess.run([sys.executable, "-c", torchrun, __file__])
+"""
+WORKER = """
+import os, threading
+def run_exp():
+    with open(os.environ["ALIVE"], "wb", buffering=0) as alive:
+        alive.write(b"1")
+        threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Call run_program with a LLaMA-Factory that starts a worker as torchrun does, which waits for ever; return what
+    $ALIVE gets."""
+
+    def call(watch=lambda: None, first=""):
+        launcher = LAUNCHER.format(first=first)
+        code = {"__init__": "", "launcher": launcher, "train/__init__": "", "train/tuner": WORKER}
+        (tmp_path / "llamafactory/train").mkdir(parents=True)
+        for name, text in code.items():
+            (tmp_path / f"llamafactory/{name}.py").write_text(text)
+        variables = {**CLEAN, "PYTHONPATH": f"{tmp_path}:{ROOT}", "ALIVE": str(tmp_path / "alive")}
+        run_program("train", {}, tmp_path / "run", variables, watch)
+
+    os.mkfifo(tmp_path / "alive")
+    monkeypatch.setattr(llamafactory, "POLL_SECONDS", 0.01)
+    return call
+
+
+def test_no_worker_outlives_the_training(tmp_path, launch):
+    started, ended = threading.Event(), threading.Event()
+
+    def listen():
+        with open(tmp_path / "alive", "rb") as alive:
+            alive.read(1)
+            started.set()
+            alive.read()
+        ended.set()
+
+    def watch():
+        if started.is_set():
+            raise BrokenLoss
+
+    threading.Thread(target=listen, daemon=True).start()
+    with pytest.raises(BrokenLoss):
+        launch(watch)
+    assert ended.wait(60)
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["os.kill(os.getpid(), 9)", "sys.exit('traceback : Signal 9 (SIGKILL) received by PID 12\\nCalledProcessError')"],
+)
+def test_a_training_that_is_killed_is_one_clear_line(tmp_path, launch, first):
+    with pytest.raises(UserError) as error:
+        launch(first=first)
+    assert str(error.value) == (
+        "llamafactory-cli train was killed (signal 9), probably out of memory; close other programs and start again; "
+        f"its output is in {tmp_path}/run/llamafactory.log"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,13 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def ended_by(returncode: int) -> str:
+    """Return which signal ended a child with this `returncode`, and what to do; "" if none did."""
+    if returncode == -signal.SIGKILL:
+        return "was killed (signal 9), probably out of memory; close other programs and start again"
+    return f"was ended by signal {-returncode}; start again" if returncode < 0 else ""
+
+
 def program(name: str) -> list[str | Path]:
     return [sys.executable, Path(__file__).with_name(name)]
 
@@ -43,6 +50,8 @@ def save_tokenizer(base: Path, template: str, folder: Path, work: Path, variable
             preexec_fn=end_with_parent,
             check=False,
         )
+    if killed := ended_by(done.returncode):
+        raise UserError(f"the process that saves the tokenizer {killed}")
     if done.returncode:
         raise UserError(f"{base}: its tokenizer cannot be saved for the template {template}; the messages are in {log}")
     return modelfile
@@ -86,6 +95,8 @@ def ask(
         except BaseException:  # such as a SIGTERM: the end of this block would wait until the child has answered all
             child.kill()
             raise
+    if killed := ended_by(child.returncode):
+        raise UserError(f"the process that asks the trained model {killed}")
     if child.returncode:
         raise UserError(f"the trained model cannot be asked; its messages are in {log}")
     return json.loads(answers.read_text(encoding="utf-8"))

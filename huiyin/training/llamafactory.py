@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,12 +10,13 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from huiyin.common.errors import UserError
-from huiyin.serving.process import end_with_parent
+from huiyin.serving.process import end_with_parent, ended_by
 from huiyin.training.settings import Values
 
 POLL_SECONDS = 0.5
 OUT_OF_MEMORY = ["OutOfMemoryError", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # as torch words it
-PROGRAM = [Path(sys.executable).parent / "llamafactory-cli"]
+PROGRAM: list[str | Path] = [sys.executable, Path(__file__).with_name("launch.py")]
+WORKER_KILLED = re.compile(r"Signal (\d+) \(SIG\w+\) received by PID")  # as torchrun words it
 
 
 class OutOfMemory(UserError):
@@ -56,19 +58,22 @@ def run_program(
     settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is a subset of YAML without its pitfalls
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
-        program: list[str | Path] = [*PROGRAM, command, settings]
+        program = [*PROGRAM, command, settings]
         child = Popen(program, env=variables, stdin=DEVNULL, stdout=DEVNULL, stderr=errors, preexec_fn=end_with_parent)
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS)
                 watch()
         finally:
-            child.terminate()
+            child.kill()  # the checkpoints are whole at every moment, or known not to be
             child.wait()
     watch()
     if child.returncode != 0:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         if any(name in line for line in lines for name in OUT_OF_MEMORY):
             raise OutOfMemory(f"llamafactory-cli {command} ran out of the card's memory; its output is in {log}")
+        workers = [-int(number) for line in lines for number in WORKER_KILLED.findall(line)]
+        if killed := next(filter(None, map(ended_by, [child.returncode, *workers])), ""):
+            raise UserError(f"llamafactory-cli {command} {killed}; its output is in {log}")
         reason = lines[-1] if lines else f"exit status {child.returncode}"
         raise UserError(f"llamafactory-cli {command} failed: {reason}; its output is in {log}")
