@@ -12,7 +12,7 @@ import pytest
 from helpers import CLEAN, ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
-from huiyin.training.llamafactory import run_program
+from huiyin.training.llamafactory import environment, run_program
 from huiyin.training.watch import BrokenLoss
 from scripts import train
 from training_folder import SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
@@ -96,8 +96,8 @@ def launch(tmp_path, monkeypatch):
         (tmp_path / "llamafactory/train").mkdir(parents=True)
         for name, text in code.items():
             (tmp_path / f"llamafactory/{name}.py").write_text(text)
-        variables = {**CLEAN, "PYTHONPATH": f"{tmp_path}:{ROOT}", "ALIVE": str(tmp_path / "alive")}
-        run_program("train", {}, tmp_path / "run", variables, watch)
+        variables = environment("none", tmp_path, tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        run_program("train", {}, tmp_path / "run", {**variables, "ALIVE": str(tmp_path / "alive")}, watch)
 
     os.mkfifo(tmp_path / "alive")
     monkeypatch.setattr(llamafactory, "POLL_SECONDS", 0.01)

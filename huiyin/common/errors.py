@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huiyin.common import starting
 
@@ -21,10 +21,6 @@ class UserError(Exception):
     """What is wrong, where, and what to do: one line for the reader, exit status 1, no traceback."""
 
 
-class Terminated(BaseException):
-    """SIGTERM has come."""
-
-
 def run(main: Callable[[], None]) -> None:
     """Call `main`; an error that the user can fix becomes one line on stderr, any other stays a traceback. SIGINT and
     SIGTERM end the process, with one line."""
@@ -34,10 +30,6 @@ def run(main: Callable[[], None]) -> None:
             main()
     except UserError as error:
         fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        starting.stop(signal.SIGINT)
-    except Terminated:
-        starting.stop(signal.SIGTERM)
     except BrokenPipeError:  # `make members | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -52,27 +44,39 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def signals_end_it() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM raise KeyboardInterrupt and Terminated in the main thread, so that `finally`
-    runs; if the process has not ended in GRACE_SECONDS, be it for a server, a thread or a library, it is ended."""
+    """Within the block, SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, so that `finally` runs. What
+    leaves the block then, or a GRACE_SECONDS that a server, a thread or a library takes, ends the process."""
+    received: list[int] = []
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    def interrupt(number: int, _: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
-    def wake(*_: object) -> None:
+    def wake(*_: Any) -> None:
         """Do nothing: the main thread, woken from its wait, calls the handlers of the other signals."""
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGURG, wake)  # one that no process dies of
+    # SIGURG is one that no process dies of
+    handlers: dict[int, Callable[[int, Any], None]] = {
+        signal.SIGINT: interrupt,
+        signal.SIGTERM: interrupt,
+        signal.SIGURG: wake,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     arrived, write = os.pipe()
     os.set_blocking(write, False)
     written_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=end_after_signal, args=(arrived, threading.get_ident()), daemon=True).start()
     try:
         yield
+    except BaseException:
+        if received:  # be it another error: one that a half-loaded package makes of it
+            starting.stop(received[0])
+        raise
     finally:
         signal.set_wakeup_fd(written_before)
         os.close(write)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_after_signal(arrived: int, main_thread: int) -> None:

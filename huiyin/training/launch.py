@@ -8,14 +8,12 @@ others would go on beside our next run, on full cards. So Linux kills each when 
 
 import os
 import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose names are not for others
-    from huiyin.serving.process import end_with_parent
+from huiyin.serving.process import end_with_parent
 
+if __name__ == "__main__":
     end_with_parent()
     from llamafactory import launcher
 

@@ -35,6 +35,7 @@ def environment(gpu: str, cache: Path, run_folder: Path) -> dict[str, str]:
         "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",
         "MPLCONFIGDIR": str(cache.absolute() / "matplotlib"),
         **{"HF_HUB_DISABLE_TELEMETRY": "1", "RECORD_VRAM": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"},
+        "PYTHONSAFEPATH": "1",  # beside the programs there are modules with names of packages
         "MKL_CBWR": "AUTO,STRICT",  # bit-identical results in every run on the processor
     }
 
