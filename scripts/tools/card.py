@@ -3,6 +3,8 @@
 python scripts/tools/card.py --gpu 0
 """
 
+import huiyin.common.starting  # noqa: F401
+
 from collections.abc import Sequence
 
 from huiyin.common.errors import run
