@@ -176,9 +176,7 @@ def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> di
 
 
 def compare(trained: Mapping[str, Any], merged: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-    """Return the check, for the receipt, of two answers of `ask` on `rows`; print replies of both on a terminal."""
-    for row, *replies in zip(rows[-SHOWN:], trained["replies"][:-1], merged["replies"][:-1], strict=False):
-        print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
+    """Return the check, for the receipt, of two answers of `ask` on `rows`."""
     for name, loss in trained["loss"].items():
         print(f"export: mean loss, {name}: {loss:.4f} trained, {merged['loss'][name]:.4f} merged", flush=True)
     losses = {"trained_loss": trained["loss"], "merged_loss": merged["loss"]}
@@ -196,10 +194,7 @@ def merge(
     from huiyin.serving.merge import merge_weights, size_of
 
     parameters, stored = size_of(base)
-    asked = [
-        *(rows[-SHOWN:] if sys.stdout.isatty() else []),
-        question,
-    ]  # not into a log: these are messages of the group
+    shown = rows[-SHOWN:] if sys.stdout.isatty() else []  # not into a log: these are messages of the group
     before: list[Any] = []
     for kind, size in TYPES.items():
         available = psutil.virtual_memory().available + psutil.swap_memory().free
@@ -208,9 +203,11 @@ def merge(
             print(f"export: a weight is too large for {kind}", flush=True)
             continue
         models: Models = [(base, adapter), (merged, None)]
-        *before, after = before + answers(models[len(before) :], asked, samples=rows, lean=lean)
+        *before, after = before + answers(models[len(before) :], [*shown, question], samples=rows, lean=lean)
         found = compare(before[0], after, rows)
         if all(difference <= TOLERANCE for difference in found["difference"].values()):  # not if it is NaN
+            for row, *replies in zip(shown, before[0]["replies"], after["replies"], strict=False):
+                print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
             return {"check": found, "merged_as": kind}, after["replies"][-1]
         print(f"export: as {kind} it is not the trained model", flush=True)
     losses = (f"{name} {loss:.4f} and {found['merged_loss'][name]:.4f}" for name, loss in found["trained_loss"].items())

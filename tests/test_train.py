@@ -103,7 +103,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(training, changes, li
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "no such file; `make gen` makes it"),
+        (None, "no such file; delete generated/receipt.json, then `make gen` makes it"),
         ("[]\n", "no rows to learn from; the receipt beside it tells why turns were dropped"),
     ],
 )
