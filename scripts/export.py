@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, format_size
+from huiyin.training.rows import read_rows
 from huiyin.training.template import Encoding
 
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
@@ -72,10 +73,10 @@ def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
     return Trained(used, receipt, system, Path(used["model_name_or_path"]))
 
 
-def read_rows(generated: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     """Return (the rows of the dataset, those held out of the training; a very small dataset has none: all of them)."""
     names = "alpaca.json", "alpaca_eval.json"
-    rows, held_out = (json.loads((generated / name).read_text(encoding="utf-8")) for name in names)
+    rows, held_out = ([asdict(row) for row in read_rows(generated / name)] for name in names)
     return rows + held_out, held_out or rows
 
 
@@ -224,7 +225,7 @@ def make_model(
     from huiyin.serving.merge import size_of  # here: numpy would delay --help
 
     check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None)
-    rows, held_out = read_rows(args.generated)
+    rows, held_out = read_held_out(args.generated)
     cutoff_len = trained.used.get("cutoff_len", 2048)
     encoding = Encoding(trained.used["template"], trained.base)
     num_ctx = choose_context(settings, cutoff_len, encoding, trained.system, rows)
