@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "questions": {"common", "linking", "llm"},
     "serving": {"common", "llm"},
     "training": {"common", "llm", "serving"},
+    "voice": {"common", "linking", "questions", "serving", "training"},
 }
 CHILD_PROCESSES = {
     "huiyin/serving/ask.py",

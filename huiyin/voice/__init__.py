@@ -1,0 +1,1 @@
+"""Does it sound like the member? Losses, authorship, habits, copies: each measured on replies nobody trained on."""
