@@ -24,6 +24,11 @@ RUN_IN ?= docker# docker or host
 GPU ?= 0# index of the card, or none
 PYTHON ?= python3# the Python which makes .venv
 
+# A path may have any character: of one that was given, the value and not its expansion is meant.
+path = $(if $(filter command environment,$(firstword $(origin $1))),$(value $1),$($1))
+source := $(call path,SOURCE)
+key := $(call path,KEY)
+
 config = $(or $(wildcard config/$(CONFIG)/$1),config/$1)
 # The settings files $2 of stage $1. If its receipt lists another file than the one chosen now (an override in
 # config/CONFIG/ came or went), rebuild whatever the dates.
@@ -40,8 +45,8 @@ NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 ifneq ($(words $(CURDIR)),1)
 $(error the path of this repository has blanks: $(CURDIR); move it to one without)
 endif
-ifneq (,$(shell printf %s $(call shell-quote,$(SOURCE)$(KEY)) | LC_ALL=C grep -P '[^\w./,@+=\x80-\xff-]'))
-$(error SOURCE or KEY has blanks or odd characters: $(SOURCE) $(KEY); rename the file or link to it from data/raw/ (C:\x is /mnt/c/x in WSL))
+ifneq (,$(call matches,$(source)$(key),[[:cntrl:]])$(call matches,$(source),^-)$(call matches,$(key),^-))
+$(error SOURCE or KEY has control characters, or begins with -: $(source) $(key); rename the file, or write ./ before it)
 endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
 $(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
@@ -110,7 +115,7 @@ result.gen = $(target_results)/generated
 result.train = $(target_results)/trained
 result.export = $(target_results)/exported
 
-decrypt: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,nothing-to-decrypt)## decrypt a QQNT database; group messages only
+decrypt: $(if $(database),$(result.decrypt)/receipt.json,nothing-to-decrypt)## decrypt a QQNT database; group messages only
 parse: $(result.parse)/receipt.json## decode message bodies into messages
 combine: $(result.combine)/receipt.json## merge bursts of messages into turns
 pair: $(result.pair)/receipt.json## find the turn that each turn of TARGET replies to
@@ -119,16 +124,17 @@ train: $(result.train)/receipt.json## train a LoRA adapter with LLaMA-Factory
 export: $(result.export)/receipt.json## merge the adapter; create the model for Ollama
 all: export## all stages up to export
 
-# What the results come from: rewritten only when SOURCE changes, so that another one redoes everything whatever its date.
-$(results)/source: $(if $(filter-out $(file <$(results)/source),$(SOURCE)),FORCE)
-	@umask 077; mkdir -p $(@D); chmod 700 data; echo $(call shell-quote,$(SOURCE)) > $@
-
-ifeq ($(SOURCE),data/demo/sample/nt_msg.db)
-$(SOURCE): | data/demo/sample/receipt.json
-else
-$(SOURCE):
-	$(error $@: no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)
-endif
+# What the results come from: path, size and date (ns) of each file that is read, a line each. It is written only when
+# one of them is another than it was, so that their own dates do not count: Make never sees them.
+# A symbolic link stands for the file that it leads to, and what lies beside that.
+database := $(call matches,$(source),\.db$$)
+note = real=$$(realpath -- $(call shell-quote,$(source)) 2> /dev/null); \
+	for file in $(call shell-quote,$(source)) $(if $(database),"$$real"-wal "$${real%/*}"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))); do \
+		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
+	done || true
+$(results)/source: $(if $(filter data/demo/sample/nt_msg.db,$(source)),data/demo/sample/receipt.json) $(shell { $(note); } | cmp -s - $(results)/source || echo FORCE)
+	$(if $(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
+	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 	$(RUN) python $< --out $(@D)
@@ -138,17 +144,16 @@ tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receip
 data/tiny/receipt.json: scripts/demo/tiny.py | $(train)
 	$(RUN) python $< --out $(@D)
 
-# A symbolic link stands for the file that it leads to, and what lies beside that: in a folder whose name may have blanks.
-beside := $(shell f=$(call shell-quote,$(or $(realpath $(SOURCE)),$(SOURCE))); \
-	for f in "$$f"-wal "$${f%/*}"/{group,profile}_info.db; do [ ! -e "$$f" ] || echo "$${f// /\\ }"; done) $(wildcard $(KEY))
-$(result.decrypt)/receipt.json: $(SOURCE) $(results)/source $(beside) $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py $(wildcard huiyin/qqnt/*.py) | $(base)
-	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(SOURCE) --key $(KEY) --config $(call config,decrypt.yaml) --out $(@D)
+# A script is a prerequisite of its stage, since its RESULTS may be another; what else is new in it, or a date, costs the
+# seconds in which the stage finds that nothing has changed.
+$(result.decrypt)/receipt.json: $(results)/source $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py | $(base)
+	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(call shell-quote,$(source)) --key $(call shell-quote,$(key)) --noted $< --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:
-	@echo "decrypt: $(SOURCE) is no database, there is nothing to decrypt"
+	@echo decrypt: $(call shell-quote,$(source)) is no database, there is nothing to decrypt
 
-messages := $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/nt_msg.db,$(SOURCE))
-$(result.parse)/receipt.json: $(if $(filter %.db,$(SOURCE)),$(result.decrypt)/receipt.json,$(SOURCE)) $(results)/source $(call settings,parse,parse.yaml) scripts/parse.py $(wildcard huiyin/qqnt/*.py huiyin/sources/*.py) | $(base)
-	$(RUN) python scripts/parse.py $(messages) --config $(call config,parse.yaml) --out $(@D)
+messages = $(if $(database),$(result.decrypt)/nt_msg.db,$(call shell-quote,$(source)))
+$(result.parse)/receipt.json: $(results)/source $(if $(database),$(result.decrypt)/receipt.json) $(call settings,parse,parse.yaml) scripts/parse.py | $(base)
+	$(RUN) python scripts/parse.py $(messages) --noted $< --config $(call config,parse.yaml) --out $(@D)
 
 $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
 	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
@@ -160,19 +165,17 @@ answers := data/answers.db
 # Who wants a training on a card is told before the hours of pair and gen that there is none.
 wants_card := $(if $(filter host,$(RUN_IN)),$(if $(filter all train export,$(MAKECMDGOALS)),$(filter-out none,$(GPU))))
 find_card = $(if $(wants_card),@$(RUN) python scripts/tools/card.py --gpu $(GPU))
-# The model's address, speed and the like are no reason to pair again, but another model is: llm.yaml is a prerequisite.
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py $(wildcard huiyin/linking/*.*) | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
 	$(find_card)
 	$(RUN_WITH_LLM) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
-# gen and train take hours, so their scripts are no prerequisites: a fixed line is no reason to run them again.
-$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) scripts/gen.py | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
 	$(find_card)
 	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
 # On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
-$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) | $(train) $(call tiny,train.yaml)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) scripts/train.py | $(train) $(call tiny,train.yaml)
 	$(RUN) $(training)
 preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
@@ -192,7 +195,7 @@ chat: | $(train)## talk to the member in the terminal
 deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
-	@HUIYIN_MOUNT=$(SOURCE) $(RUN_WITH_MODEL) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
+	@HUIYIN_MOUNT=$(call shell-quote,$(source)) $(RUN_WITH_MODEL) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
 
 # A model this small is not faster with more threads, and what torch.compile needs takes longer to load than it saves.
 DEMO := CONFIG=demo RUN_IN=host GPU=none
@@ -202,7 +205,7 @@ summary: | $(base)## what each stage read, wrote and dropped; the model's reply
 	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done
-	@for stage in $(filter-out $(if $(filter %.db,$(SOURCE)),,decrypt),$(STAGES)); do \
+	@for stage in $(filter-out $(if $(database),,decrypt),$(STAGES)); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 
@@ -217,7 +220,7 @@ include developers.mk
 
 help:## list targets and variables
 	@echo "Variables (make VARIABLE=value ...):"
-	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$($(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
+	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$(call path,$(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
 	@echo "Targets:"
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"

@@ -129,7 +129,10 @@ run() {
             case $link in /*) word=$link ;; *) word=$(realpath "$(dirname "$word")")/$link ;; esac
         done
     done
-    for path in "${!outside[@]}"; do mounts+=(--volume "$path:$path:ro"); done
+    for path in "${!outside[@]}"; do
+        [[ $path != *:* ]] || fail "$path: Docker cannot mount a folder with a : in its name; rename it, or link to the file from another one"
+        mounts+=(--volume "$path:$path:ro")
+    done
     options+=("${mounts[@]}")
     [ -z "${QQ_DB_KEY:-}" ] || options+=(-e QQ_DB_KEY)  # its name only: arguments can be read by everybody
     [[ -t 0 && -t 1 ]] || options+=(-T)

@@ -23,6 +23,7 @@ from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
+RESULTS = 1  # to be raised when the same input gives another result
 MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
 NAMES_OF_EVERYBODY = dict.fromkeys(["全体成员", "所有人"], EVERYBODY)  # QQ's, and what other programs write
@@ -329,9 +330,10 @@ def write_json(turns, path):
 def main(argv=None):
     args = arguments(__doc__, "messages").parse_args(argv)
     settings = read_settings(args.config, Settings)
-    with Stage("combine", args.out, packages=["polars"]) as stage:
+    with Stage("combine", args.out, RESULTS, packages=["polars"]) as stage:
         stage.use(args.config, settings)
         path = stage.input(need(args.messages, MADE_BY))
+        stage.stop_if_done()
         turns = combine(path, settings, stage.ledger)
         write_turns(turns, stage.output("turns.parquet"))
         for (group,), of_group in turns.group_by("group_id", maintain_order=True):

@@ -20,15 +20,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import Stage, arguments, need, sha256, unchanged
+from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
 from huiyin.common.tables import GROUP_MESSAGES
 
 if TYPE_CHECKING:
     from huiyin.qqnt.tables import Table
 
+RESULTS = 1  # to be raised when the same input gives another result
 TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
 
@@ -42,15 +44,18 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "source")
     parser.add_argument("--key", type=Path, metavar="FILE", help="file with the key of the database")
+    noted_argument(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
     source = real(args.source)
 
-    with Stage("decrypt", args.out, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
+    with Stage("decrypt", args.out, RESULTS, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
         stage.use(args.config, settings)
-        plain = stage.output("nt_msg.db")
+        stage.after(args.noted)
         key = opening_key(args.key, source)
+        stage.stop_if_done(*inputs(source, settings))
+        plain = stage.output("nt_msg.db")
         tables = extract(stage, source, key, TABLES, plain, settings, args.config)
         if GROUP_MESSAGES not in tables:
             raise UserError(f"{source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
@@ -62,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     need(companion, "copy that of QQ there")
                     rows |= add_companion(stage, companion, key, names, plain, settings, args.config)
             except UserError as error:  # they only add names; the messages are useful without them
+                for file in files_of(companion):
+                    stage.input(file)
                 left_out[name] = str(error)
                 print(f"decrypt: {name} left out: {error}", flush=True)
         stage.receipt |= {"tables": rows, "companions_left_out": left_out}
@@ -73,6 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.ledger.read = stage.ledger.written + lost
         if not stage.ledger.written:
             raise UserError(f"{source}: no group messages in it; is it the account, and the device, that has them?")
+
+
+def inputs(source: Path, settings: Settings) -> list[Path]:
+    """Return the files that are there of those which are read, in the order in which they are."""
+    return [
+        *files_of(source),
+        *(file for name in COMPANIONS if settings.companions for file in files_of(source.with_name(name))),
+    ]
+
+
+def files_of(database: Path) -> list[Path]:
+    """Return the database and its log, those that are there."""
+    return [file for file in (database, database.with_name(f"{database.name}-wal")) if file.is_file()]
 
 
 def real(path: Path) -> Path:

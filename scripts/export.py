@@ -25,7 +25,7 @@ import yaml
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_mapping, read_settings
-from huiyin.common.stage import Stage, arguments, digest_tree, need, need_receipt
+from huiyin.common.stage import Stage, arguments, need, need_receipt
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
@@ -38,6 +38,7 @@ from huiyin.training.memory import GIB, format_size
 from huiyin.training.rows import read_rows
 from huiyin.training.template import Encoding
 
+RESULTS = 1  # to be raised when the same input gives another result
 SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
 SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
 TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
@@ -63,7 +64,7 @@ class Trained:
 
 
 def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
-    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml", "receipt.json"):
+    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml"):
         stage.input(need(args.trained / name, "`make train` makes it"))
     for name in ("alpaca.json", "alpaca_eval.json"):
         stage.input(need(args.generated / name, "`make gen` makes it"))
@@ -80,9 +81,8 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     return rows + held_out, held_out or rows
 
 
-def check_base(base: Path, digests: Mapping[str, str]) -> None:
-    """Raise `UserError` unless the base model is unchanged since the training."""
-    now = digest_tree(base) if base.is_dir() else {}
+def check_base(base: Path, digests: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise `UserError` unless the base model, with the digests `now`, is that of the training."""
     changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
     if changed:
         raise UserError(
@@ -283,11 +283,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = read_settings(args.config, Settings)
     digest_file = args.out.with_name(f"{args.out.name}.ollama")
 
-    with Stage("export", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
+    with Stage("export", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
         trained = read_trained(args, stage)
-        check_base(trained.base, trained.receipt["base_model"]["sha256"])
+        base = stage.digests.of_tree(trained.base) if trained.base.is_dir() else {}
+        check_base(trained.base, trained.receipt["base_model"]["sha256"], base)
+        stage.depends_on(args.name, base)
         ollama = find_ollama(settings, args.ollama_url, args.name)
+        if (ollama.digest() if ollama else None) == stage.earlier.get("ollama", {}).get("digest"):
+            stage.stop_if_done()
         if ollama:
             check_servable(trained.used["template"], trained.base / "config.json")
             check_name(ollama, digest_file)
@@ -310,9 +314,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked = {"who": who, "question": settings.question, "reply": reply}
         stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
-    if not ollama:
-        command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
-        print(f"export: no Ollama model was created; where Ollama runs, this creates it: {command}")
+        if not ollama:
+            command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
+            print(f"export: no Ollama model was created; where Ollama runs, this creates it: {command}", flush=True)
 
 
 if __name__ == "__main__":

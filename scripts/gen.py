@@ -33,6 +33,7 @@ from huiyin.questions.prompts import Prompt, name_in_quotes, name_of, read_promp
 if TYPE_CHECKING:
     from huiyin.questions.redaction import Redaction
 
+RESULTS = 1  # to be raised when the same input gives another result
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
 ROUNDS = 3
@@ -157,11 +158,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], list[Record], pl.DataFrame, Record]:
     """Return pairs, unpaired turns, all turns, and the member's newest turn."""
-    pairs = read_records(stage.input(need(args.paired / "pairs.jsonl", MADE_BY)), PAIR, MADE_BY)
-    unpaired = read_records(stage.input(need(args.paired / "unpaired.jsonl", MADE_BY)), UNPAIRED, MADE_BY)
+    files = [stage.input(need(args.paired / name, MADE_BY)) for name in ("pairs.jsonl", "unpaired.jsonl")]
+    path = stage.input(need(args.turns, TURNS_BY))
+    stage.stop_if_done()
+    pairs, unpaired = (read_records(file, kind, MADE_BY) for file, kind in zip(files, (PAIR, UNPAIRED), strict=True))
     if not pairs and not unpaired:
         raise UserError(f"{args.paired}: no turns to make a dataset of")
-    turns = scan_table(stage.input(need(args.turns, TURNS_BY)), TURNS, TURNS_BY).collect()
+    turns = scan_table(path, TURNS, TURNS_BY).collect()
     newest = max([*pairs, *unpaired], key=time_of)["turn_id"]
     return pairs, unpaired, turns, turns.row(by_predicate=pl.col("turn_id") == newest, named=True)
 
@@ -205,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
     persona = read_prompt(args.persona, ["name"])
 
     with (
-        Stage("gen", args.out, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
+        Stage("gen", args.out, RESULTS, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
         Client(llm, args.ollama_url, args.answers) as client,
     ):
         stage.use(args.config, settings)

@@ -31,6 +31,7 @@ from huiyin.llm.client import Client, llm_arguments, read_llm_settings
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
 from huiyin.questions.prompts import Prompt, read_prompt
 
+RESULTS = 1  # to be raised when the same input gives another result
 MADE_BY = "`make combine` makes it"
 
 
@@ -248,12 +249,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     merge_prompt = read_prompt(args.merge_prompt, ["context"])
 
     with (
-        Stage("pair", args.out, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
+        Stage("pair", args.out, RESULTS, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
         Client(llm, args.ollama_url, args.answers) as client,
     ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         stage.input(args.prompt), stage.input(args.merge_prompt)
-        turns = scan_table(stage.input(need(args.turns, MADE_BY)), TURNS, MADE_BY).collect()
+        path = stage.input(need(args.turns, MADE_BY))
+        stage.depends_on(args.target)
+        stage.stop_if_done()
+        turns = scan_table(path, TURNS, MADE_BY).collect()
         kept = turns_kept(turns, args.target, settings, stage.ledger)
         if not stage.ledger.read:
             raise UserError(

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huiyin.common.characters import skip_bom
+from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import Stage, arguments, need, sha256, unchanged
+from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
 from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
 
+RESULTS = 1  # to be raised when the same input gives another result
 EPOCH = date(1970, 1, 1)
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
@@ -42,15 +44,19 @@ class Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, "source").parse_args(argv)
+    parser = arguments(__doc__, "source")
+    noted_argument(parser)
+    args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     filtered = filter_reason(settings)
     if not need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV").stat().st_size:
         raise UserError(f"{args.source}: is empty; export or copy it again")
     from huiyin.sources.csv_file import write_csv  # loads polars, after the checks of the arguments
 
-    with Stage("parse", args.out, packages=["polars", "protobuf", "ijson"]) as stage:
+    with Stage("parse", args.out, RESULTS, packages=["polars", "protobuf", "ijson"]) as stage:
         stage.use(args.config, settings)
+        stage.after(args.noted)
+        stage.stop_if_done(args.source)
         with unchanged(args.source):
             rows, report, bad_lines = read_source(stage, args.source, settings)
         check_groups(settings.groups, rows, args.config)

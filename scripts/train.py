@@ -22,11 +22,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from huiyin.common.digests import digest, sha256
 from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import Stage, arguments, digest_tree, need, sha256
-from huiyin.llm.answer_cache import digest
+from huiyin.common.stage import Stage, arguments, need
 from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
@@ -36,11 +36,12 @@ from huiyin.training.card import check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
-from huiyin.training.rows import Fitted, Measured, fit, read_dataset
+from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.template import Encoding
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
+RESULTS = 1  # to be raised when the same input gives another result
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
 RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its rows, which fit
@@ -89,6 +90,26 @@ def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[
         **{"driver_cuda": dotted(card.cuda), "torch_cuda": built_with},
     }
     return device, plan_for_card(card, work, settings, installed())
+
+
+def find_plan(
+    args: argparse.Namespace, given: Values, settings: Settings, dataset: Dataset
+) -> tuple[dict[str, Any], Work, Plan, Fitted]:
+    """Print and return (the device, for the receipt; the work; the `Plan`; the rows, cut as it says)."""
+    base = find_base(given["model_name_or_path"], args.cache, whole=False)
+    if read_settings(args.export, Export).ollama != "none":
+        check_servable(given["template"], base / "config.json")
+    measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
+    work = work_of(given, measured.rows, base)
+    device, plan = preflight(args.gpu, given, work, settings)
+    show(device, work, plan)
+    return device, work, plan, fit(measured, plan.cutoff_len)
+
+
+def whole_base(stage: Stage, given: Values, cache: Path) -> None:
+    """Fetch the base model, unless it is there, and note that the result depends on its files."""
+    base = find_base(given["model_name_or_path"], cache, whole=True)
+    stage.depends_on(stage.digests.of_tree(base))
 
 
 def gib(size: int) -> float:
@@ -150,7 +171,7 @@ def fingerprint(values: Values, files: Sequence[Path]) -> str:
     """Return a digest of the settings and data of a run; the micro-batch and the accumulation do not count."""
     sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     rest = {name: value for name, value in values.items() if name not in sizes}
-    return digest(rest, [sha256(file) for file in files])
+    return digest(RESULTS, rest, [sha256(file) for file in files])
 
 
 def prepare(run_folder: Path, mark: str, micro_batch: int) -> None:
@@ -280,29 +301,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     given, settings = read_train_settings(args.config), read_settings(args.preflight, Settings)
-    ollama = read_settings(args.export, Export).ollama
     dataset = read_dataset(args.generated)
-
-    if args.gpu != "none" and not args.dry_run:
-        # before preflight, which counts the free memory of the card
-        unload_model(read_llm_settings(args), args.ollama_url)
-    base = find_base(given["model_name_or_path"], args.cache, whole=False)
-    if ollama != "none":
-        check_servable(given["template"], base / "config.json")
-    measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
-    work = work_of(given, measured.rows, base)
-    device, plan = preflight(args.gpu, given, work, settings)
-    show(device, work, plan)
-    fitted = fit(measured, plan.cutoff_len)
     if args.dry_run:
+        find_plan(args, given, settings, dataset)
         return
 
-    with Stage("train", args.out, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
+    with Stage("train", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, given)
         stage.use(args.preflight, settings)
         for file in dataset.files:
             stage.input(file)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=True), args.out / RUN
+        # another base model is fetched only when it is known to fit
+        known = stage.earlier.get("base_model", {}).get("name") == given["model_name_or_path"]
+        if known:
+            whole_base(stage, given, args.cache)
+            stage.stop_if_done()
+        if args.gpu != "none":
+            # before preflight, which counts the free memory of the card
+            unload_model(read_llm_settings(args), args.ollama_url)
+        device, work, plan, fitted = find_plan(args, given, settings, dataset)
+        if not known:
+            whole_base(stage, given, args.cache)
+        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=False), args.out / RUN
         check_disk(args.out, disk_bytes(given, work, dataset.files[0]), "training (checkpoints and prepared rows)")
         values = full_settings(args, given, fitted, dataset.system, plan, base)
         attempts, replies = train(args, values, plan, dataset.files, fitted)
@@ -311,15 +331,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.ledger.read, stage.ledger.written = fitted.read, fitted.written
         stage.ledger.dropped["too_long"] = fitted.too_long
         stage.receipt |= {
-            "base_model": {"name": given["model_name_or_path"], "sha256": digest_tree(base)},
-            "export": {"ollama": ollama},  # why the base was, or was not, to be one that Ollama can serve
+            "base_model": {"name": given["model_name_or_path"], "sha256": stage.digests.of_tree(base)},
+            "export": {
+                "ollama": read_settings(args.export, Export).ollama
+            },  # why the base was, or was not, to be one that Ollama can serve
             "found": device,
             "attempts": attempts,
             "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
             "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),
             "garbled_replies": sum(map(garbled, replies)),
         }
-    shutil.rmtree(run_folder)
+    shutil.rmtree(args.out / RUN, ignore_errors=True)
 
 
 if __name__ == "__main__":

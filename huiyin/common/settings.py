@@ -15,6 +15,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from huiyin.common.digests import digest
 from huiyin.common.errors import UserError
 
 AtLeast0 = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -87,6 +88,11 @@ def read_mapping(path: Path, loader: Any = yaml.BaseLoader) -> dict[str, Any]:
             raise UserError(f"{path}: {key.value}: stands in line {lines[key.value]} and in line {line}; keep one")
         lines[key.value] = line
     return content
+
+
+def meaning(path: Path) -> str:
+    """Return a digest of what the settings file at `path` says, whatever its comments and the order of its lines."""
+    return digest(read_mapping(path))
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:

@@ -2,11 +2,11 @@
 
 import argparse
 import fcntl
-import hashlib
 import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from huiyin.common.digests import Digests, File, digest, sha256
 from huiyin.common.errors import UserError
-from huiyin.common.settings import without_credentials
+from huiyin.common.settings import meaning, without_credentials
 
 Settings = TypeVar("Settings")
 
@@ -47,30 +48,43 @@ class Ledger:
         return f"read {self.read:,}, written {self.written:,}, {merged}{dropped}"
 
 
+class Unchanged(Exception):
+    """The results of the stage are there, made of the same."""
+
+
 class Stage:
     """One run of a stage into the folder `out`.
 
-        with Stage("parse", out, packages=["polars"]) as stage:
-            rows = read(stage.input(path))
-            write(stage.output("messages.parquet"), rows)
+        with Stage("parse", out, results=1, packages=["polars"]) as stage:
+            stage.use(path, settings)
+            path = stage.input(path)
+            stage.stop_if_done()
+            write(stage.output("messages.parquet"), read(path))
             stage.ledger.read += 1
             stage.receipt["kinds"] = {...}
 
     Outputs are written as `.<name>.part` and renamed together when the block ends without an exception; then
     comes `receipt.json`. After an exception the earlier result is as it was.
+
+    The identity of a result is what it was made of: the digests of the inputs, the values of the settings, what
+    `depends_on` was told, and the number `results`, which the script raises when of the same it would make something
+    else. What has an identity already is not made again: `stop_if_done` leaves the block.
     """
 
-    def __init__(self, name: str, out: Path, packages: Sequence[str] = ()):
-        self.name, self.out, self.packages = name, Path(out), packages
+    def __init__(self, name: str, out: Path, results: int = 1, packages: Sequence[str] = ()):
+        self.name, self.out, self.results, self.packages = name, Path(out), results, packages
         self.ledger = Ledger()
         self.receipt: dict[str, Any] = {}
         self.inputs: dict[str, str] = {}
         self.settings: dict[str, Any] = {}
         self.outputs: list[str] = []
+        self.others: list[Any] = []
         self.earlier = read_receipt(self.out)
+        self.digests = Digests(known_files(self.earlier))
 
     def __enter__(self) -> Self:
-        self.started, self.started_at = time.monotonic(), time.time()
+        self.started, self.newest = time.monotonic(), time.time_ns()
+        self.after(Path(sys.argv[0]))
         self.out.mkdir(parents=True, exist_ok=True)
         self.out.chmod(0o700)
         self.folder = os.open(self.out, os.O_RDONLY)
@@ -81,15 +95,76 @@ class Stage:
         self._remove_parts()
         return self
 
+    def after(self, path: Path) -> None:
+        """The receipt will not be older than the file at `path` is now: Make, which only compares dates, would take the
+        stage for one to do, for ever if that date is in the future."""
+        with suppress(OSError):
+            self.newest = max(self.newest, path.stat().st_mtime_ns)
+
     def input(self, path: Path, digest: str | None = None) -> Path:
         """Note the file at `path` as an input, with its sha256 (given, if the caller knows it already); return it."""
-        self.inputs[str(path)] = digest or sha256(path)
-        return Path(path)
+        path = Path(path)
+        for folder in (path.parent, path.parent.parent):  # that of the stage that made it
+            self.after(folder / "receipt.json")
+        self.after(path)
+        if digest:
+            self.digests.keep(path, digest)
+        self.inputs[str(path)] = digest or self.digests.of(path)
+        return path
 
     def use(self, path: Path, settings: Settings) -> Settings:
-        """Note the settings file at `path` and what was read from it; return the settings."""
-        self.settings[str(path)] = {"sha256": sha256(path), "values": msgspec.to_builtins(settings)}
+        """Note the settings file at `path` and what was read from it; return the settings. Those that its class names
+        in WITHOUT_EFFECT do not count for the identity."""
+        self.after(path)
+        values = msgspec.to_builtins(settings)
+        self.settings[str(path)] = {"sha256": sha256(path), "meaning": meaning(path), "values": values}
+        left_out = getattr(settings, "WITHOUT_EFFECT", ())
+        self.depends_on({name: value for name, value in values.items() if name not in left_out})
         return settings
+
+    def depends_on(self, *others: Any) -> None:
+        """Note what else the result is made of, beside inputs and settings: anything that JSON can hold."""
+        self.others += others
+
+    def stop_if_done(self, *later: Path) -> None:
+        """Leave the block of the stage if its results are there, whole, and were made of the same; say so. later: the
+        inputs that are noted only as they are read."""
+        named = self.earlier.get("identity", {})
+        if self.earlier and named.get("results") != self.results:
+            print(f"{self.name}: what is in {self.out} is of another version of Huiyin; it is made anew", flush=True)
+        elif self.earlier and self._may_be(later) and named["sha256"] == self._identity(later) and self._whole():
+            for path in later:
+                self.input(path)
+            raise Unchanged
+
+    def _may_be(self, later: Sequence[Path]) -> bool:
+        """Return False where a look at the sizes of `later` is enough to see that they are others; they may be huge."""
+        sizes = {file.size for file in self.digests.known.values()}
+        return all(path.is_file() and path.stat().st_size in sizes for path in later)
+
+    def _identity(self, later: Sequence[Path] = ()) -> str:
+        inputs = [*self.inputs.values(), *map(self.digests.of, later)]
+        return digest(self.name, self.results, inputs, without_credentials(self.others))
+
+    def _whole(self) -> bool:
+        """Are the outputs as the earlier receipt names them?"""
+        outputs = self.earlier["outputs"].items()
+        return all(
+            (self.out / name).exists() and self.digests.of_tree(self.out / name) == digests for name, digests in outputs
+        )
+
+    def _keep(self):
+        """Give the receipt of results that are still right a date that tells Make so. It is written anew only if what
+        they were made of has another name now."""
+        receipt = self.out / "receipt.json"
+        if (
+            self.inputs.keys() != self.earlier["inputs"].keys()
+            or self.settings.keys() != self.earlier["settings"].keys()
+        ):
+            names = {"inputs": self.inputs, "settings": self.settings, "files": msgspec.to_builtins(self.digests.files)}
+            self._receipt_part(self.earlier | names).replace(receipt)
+        os.utime(receipt, ns=(self.newest, self.newest))
+        say(f"{self.name}: nothing has changed")
 
     def output(self, name: str) -> Path:
         """Return the path to write the output file or folder `name` to."""
@@ -102,7 +177,9 @@ class Stage:
             if kind is None:
                 self.ledger.check()
                 self._commit()
-                print(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s", flush=True)
+                say(f"{self.name}: {self.ledger}, {self.receipt['seconds']:.1f} s")
+            elif kind is Unchanged:
+                self._keep()
             elif not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
                 self._check_folder()
                 if not isinstance(error, OSError):  # those have names of their own
@@ -111,6 +188,7 @@ class Stage:
             if self._has_folder():
                 self._remove_parts()
             os.close(self.folder)
+        return kind is Unchanged
 
     def _has_folder(self):
         """Is `out` still the folder that is locked? Another run may have made a new one after `make clean-...`."""
@@ -134,7 +212,8 @@ class Stage:
         from importlib.metadata import version  # takes as long as all else that --help loads
 
         self._check_folder()
-        outputs = {name: digest_tree(self.out / f".{name}.part") for name in self.outputs}
+        parts = {name: self.out / f".{name}.part" for name in self.outputs}
+        outputs = {name: self.digests.of_tree(part, str(self.out / name)) for name, part in parts.items()}
         whole = {
             "stage": self.name,
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -143,22 +222,30 @@ class Stage:
             "inputs": self.inputs,
             "settings": self.settings,
             "outputs": outputs,
+            "identity": {"results": self.results, "sha256": self._identity()},
+            "files": msgspec.to_builtins(self.digests.files),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in self.packages}},
             **self.receipt,
         }
-        self.receipt = without_credentials(whole)
-        receipt = self.out / ".receipt.json.part"
-        receipt.write_text(json.dumps(self.receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        # Make compares dates: what was edited while the stage ran is newer than its receipt, and the stage to do again
-        os.utime(receipt, (self.started_at, self.started_at))
+        self.receipt = whole
+        receipt = self._receipt_part(self.receipt)  # now, when a full disk does no harm
         remove(self.out / "receipt.json")  # never beside outputs that it does not name, whatever happens here
         for name in self.outputs:
             if (self.out / name).is_dir():  # a folder cannot be renamed over one that is not empty
                 remove(self.out / name)
-            (self.out / f".{name}.part").replace(self.out / name)
+            parts[name].replace(self.out / name)
         for name in set(self.earlier.get("outputs", {})) - set(self.outputs):
             remove(self.out / name)
         receipt.replace(self.out / "receipt.json")
+
+    def _receipt_part(self, content):
+        """Write a receipt under another name and return its path. Its date is that at which the stage began: what was
+        edited while it ran is newer for Make, and the stage to do again."""
+        part = self.out / ".receipt.json.part"
+        text = json.dumps(without_credentials(content), ensure_ascii=False, indent=1)
+        part.write_text(text + "\n", encoding="utf-8")
+        os.utime(part, ns=(self.newest, self.newest))
+        return part
 
     def _remove_parts(self):
         for part in self.out.glob(".*.part"):
@@ -175,6 +262,11 @@ def arguments(doc: str | None, *names: str, config: bool = True, out: bool = Tru
     if out:
         parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the results")
     return parser
+
+
+def noted_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option with which Make names its note of the history: it changes when the history does."""
+    parser.add_argument("--noted", type=Path, default=Path(), metavar="FILE", help="Make's note of what the source is")
 
 
 class Numbers(msgspec.Struct):
@@ -206,6 +298,13 @@ class Made(msgspec.Struct):
     digest: str
 
 
+class Identity(msgspec.Struct):
+    """What a result was made of."""
+
+    results: int
+    sha256: str
+
+
 class Receipt(msgspec.Struct):
     """What a receipt must have, and the types of some fields that it may have."""
 
@@ -215,6 +314,8 @@ class Receipt(msgspec.Struct):
     inputs: dict[str, str]
     settings: dict[str, Used]
     outputs: dict[str, str | dict[str, str]]
+    identity: Identity | None = None
+    files: dict[str, File] = {}
     base_model: Base | None = None
     ollama: Made | None = None
 
@@ -249,16 +350,16 @@ def need_receipt(folder: Path, made_by: str, *fields: str) -> dict[str, Any]:
     return receipt
 
 
-def sha256(path: Path | str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def known_files(receipt: dict[str, Any]) -> dict[str, File]:
+    return {path: msgspec.convert(file, File) for path, file in receipt.get("files", {}).items()}
 
 
-def digest_tree(path: Path) -> Any:
-    """sha256 of a file, or {relative name: sha256} of a folder."""
-    if path.is_dir():
-        return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    return sha256(path)
+def say(line: str) -> None:
+    """Print a line that comes when all is done: that nobody can read it is no failure."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again as it ends
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The answer cache: every accepted answer of the language model, so that an interrupted run asks no question twice."""
 
-import hashlib
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -65,8 +63,3 @@ class AnswerCache:
             else:
                 what = f"is damaged: {error}; `make forget-answers` deletes it, sqlite3's .recover may save some of it"
             raise UserError(f"{self.path}: {what}") from None
-
-
-def digest(*parts: object) -> str:
-    """Return the sha256 of `parts` as canonical JSON."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

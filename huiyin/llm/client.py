@@ -19,10 +19,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from huiyin.common.digests import digest
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.settings import ADDRESS, AtLeast1, Share, Temperature, Text, read_settings
-from huiyin.llm.answer_cache import AnswerCache, digest
+from huiyin.llm.answer_cache import AnswerCache
 from huiyin.llm.backend import ChatRequest, TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
 from huiyin.llm.ollama import Ollama
@@ -63,6 +64,8 @@ class Settings:
     max_failures_in_a_row: AtLeast1 = 20
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    # where and how fast the model is asked: its answers are the same
+    WITHOUT_EFFECT: ClassVar[set[str]] = {"url", "allow_remote", "parallel", "threads", "read_timeout_seconds"}
 
 
 @dataclass

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import xllamacpp
 
+from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError
-from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
     Answer,
     ChatRequest,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
 from huiyin.common.progress import Progress
 from huiyin.common.settings import without_credentials
-from huiyin.common.stage import sha256
 from huiyin.llm.backend import (
     TOP_LOGPROBS,
     URL_SETTING,
