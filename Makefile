@@ -30,16 +30,19 @@ source := $(call path,SOURCE)
 key := $(call path,KEY)
 
 config = $(or $(wildcard config/$(CONFIG)/$1),config/$1)
-# The settings files $2 of stage $1. If its receipt lists another file than the one chosen now (an override in
-# config/CONFIG/ came or went), rebuild whatever the dates.
-settings = $(foreach file,$(foreach name,$2,$(call config,$(name))),$(file) $(if $(findstring "$(file)",$(file <$(result.$1)/receipt.json)),,FORCE))
+# The settings files $2 of stage $1. Dates say nothing if its receipt lists another file than the one chosen now (an
+# override in config/CONFIG/ came or went), or is of the future, as after a clock was set back: the stage looks itself.
+settings = $(foreach file,$(foreach name,$2,$(call config,$(name))),$(file) $(if $(findstring "$(file)",$(file <$(result.$1)/receipt.json)),,FORCE)) \
+	$(if $(filter $(result.$1)/receipt.json,$(ahead)),FORCE)
 TARGET_FILE := $(call config,target.txt)
 results := data/$(CONFIG)
 target_results = $(results)/$(TARGET)
+ahead := $(shell find $(results) -maxdepth 3 -name receipt.json -newermt now 2> /dev/null)
 
 # ---- Checks that must come before any work
 shell-quote = '$(subst ','\'',$1)'
 matches = $(shell [[ $(call shell-quote,$1) =~ $2 ]] && echo yes)
+database := $(call matches,$(source),\.db$$)
 NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 
 ifneq ($(words $(CURDIR)),1)
@@ -127,9 +130,9 @@ all: export## all stages up to export
 # What the results come from: path, size and date (ns) of each file that is read, a line each. It is written only when
 # one of them is another than it was, so that their own dates do not count: Make never sees them.
 # A symbolic link stands for the file that it leads to, and what lies beside that.
-database := $(call matches,$(source),\.db$$)
+beside = "$$real"-wal "$${real%/*}"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))
 note = real=$$(realpath -- $(call shell-quote,$(source)) 2> /dev/null); \
-	for file in $(call shell-quote,$(source)) $(if $(database),"$$real"-wal "$${real%/*}"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))); do \
+	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true
 $(results)/source: $(if $(filter data/demo/sample/nt_msg.db,$(source)),data/demo/sample/receipt.json) $(shell { $(note); } | cmp -s - $(results)/source || echo FORCE)

@@ -213,8 +213,8 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
     ):
         stage.use(args.config, settings)
         stage.use(args.llm, llm)
-        stage.input(args.prompt)
-        stage.input(args.persona)
+        for file in (args.prompt, args.persona):
+            stage.after(stage.input(file))
         pairs, unpaired, turns, newest = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
         least = settings.min_confidence

@@ -253,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Client(llm, args.ollama_url, args.answers) as client,
     ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
-        stage.input(args.prompt), stage.input(args.merge_prompt)
+        for file in (args.prompt, args.merge_prompt):
+            stage.after(stage.input(file))
         path = stage.input(need(args.turns, MADE_BY))
         stage.depends_on(args.target)
         stage.stop_if_done()

@@ -134,6 +134,49 @@ def test_another_source_redoes_everything_whatever_its_date(demo):
     assert stages_run(planned.stdout) == STAGES
 
 
+def test_another_database_put_in_its_place_is_noticed_although_it_is_older(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/demo", project / "data/demo")
+    words = ["SOURCE=chat.db", f"KEY={project}/data/demo/sample/key.txt", "RUN_IN=host", "TARGET=10002"]
+    shutil.copy2(project / "data/demo/sample/nt_msg.db", project / "chat.db")
+    assert make(project, "parse", *words).returncode == 0
+    assert make(project, "--question", "parse", *words).returncode == 0
+    os.utime(project / "chat.db", (1, 1))
+    assert stages_run(make(project, "--dry-run", "all", *words).stdout) == STAGES
+
+
+def test_dates_and_comments_change_nothing(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data", project / "data", dirs_exist_ok=True)
+    receipts = [folder(project, stage) / "receipt.json" for stage in STAGES]
+    before = [file.read_bytes() for file in receipts]
+    for file in (project / "config").rglob("*.yaml"):
+        file.write_text(file.read_text(encoding="utf-8") + "# a comment\n", encoding="utf-8")
+    os.utime(project / "data/demo/sample/nt_msg.db", (1 << 32, 1 << 32))  # of the future
+    done = make(project, "all", *DEMO)
+    assert re.findall(r"^(\w+): (.*)$", done.stdout, re.MULTILINE) == [
+        (stage, "nothing has changed") for stage in STAGES
+    ], done.stderr
+    assert [file.read_bytes() for file in receipts] == before
+    assert make(project, "--question", "all", *DEMO).returncode == 0
+    assert make(project, "status", *DEMO).stdout.splitlines() == [f"{stage}: done" for stage in STAGES]
+    assert make(project, "verify", *DEMO).returncode == 0
+
+
+def test_a_receipt_of_the_future_does_not_hide_an_edit(demo, tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(demo[0] / "data/demo", project / "data/demo")
+    ahead = project / "config/parse.yaml"
+    os.utime(ahead, (1 << 32, 1 << 32))
+    line = "parse: config/parse.yaml is of the future, so that this is looked at each time; touch it"
+    for _ in range(2):
+        shown = make(project, "combine", *DEMO).stdout.splitlines()
+        assert {line, "parse: nothing has changed", "combine: nothing has changed"} <= set(shown)
+    os.utime(ahead)
+    make(project, "combine", *DEMO)
+    assert make(project, "--question", "combine", *DEMO).returncode == 0
+
+
 def test_another_target_costs_only_pair_and_later(demo):
     project, _ = demo
     assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == STAGES[3:]
@@ -255,18 +298,34 @@ def test_blanks_in_the_path(tmp_path):
     )
 
 
-@pytest.mark.parametrize("source", ["my chat.db", "chat(1).csv", "ch'at.csv", "C:/chat.db", "C:\\chat.db", "a;b.db"])
-def test_odd_source(project, source):
-    assert complaint(make(project, "parse", "RUN_IN=host", f"SOURCE={source}")) == (
-        f"SOURCE or KEY has blanks or odd characters: {source} data/raw/key.txt; rename the file or link to it from "
-        "data/raw/ (C:\\x is /mnt/c/x in WSL)"
-    )
+@pytest.mark.parametrize(
+    "source", ["my  chat.db", "chat (1).csv", "ch'at$x.csv", "C:\\chat.db", "a;b.db", "聊天 #1.csv"]
+)
+def test_a_source_may_have_any_name(project, source):
+    missing = complaint(make(project, "parse", "RUN_IN=host", f"SOURCE={source}"))
+    hint = " (C:\\x is /mnt/c/x in WSL)" if source.startswith("C:") else ""
+    assert missing.startswith(f"{source}: no such file; ") and missing.endswith(f"SOURCE={hint}")
+    (project / source).write_text("it is there")
+    planned = make(project, "--dry-run", "parse", "RUN_IN=host", f"SOURCE={source}")
+    stages = ["decrypt", "parse"] if source.endswith(".db") else ["parse"]
+    assert (planned.returncode, stages_run(planned.stdout)) == (0, stages)
 
 
-def test_a_source_with_a_chinese_name(demo, tmp_path):
+def test_a_source_with_blanks_goes_through(demo, tmp_path):
     project = copy_project(tmp_path)
-    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "聊天记录.csv")
-    assert make(project, "combine", "SOURCE=聊天记录.csv", "RUN_IN=host").returncode == 0
+    folder, name = tmp_path / "Tencent Files", "聊天 $x 'a' (3).csv"
+    folder.mkdir()
+    shutil.copy(demo[0] / "data/demo/parsed/messages.csv", folder / name)
+    words = ["combine", f"SOURCE={folder}/{name}", "RUN_IN=host"]
+    assert make(project, *words).returncode == 0
+    assert make(project, "--question", *words).returncode == 0
+    assert "parse: done" in make(project, "status", *words[1:]).stdout
+
+
+@pytest.mark.parametrize("source", ["a\nb.csv", "-a.csv"])
+def test_a_source_that_is_no_path(project, source):
+    done = make(project, "parse", "RUN_IN=host", f"SOURCE={source}")
+    assert done.returncode == 2 and "has control characters, or begins with -" in done.stderr
 
 
 def test_only_decrypt_sees_the_key(project):
@@ -307,21 +366,14 @@ def test_what_lies_beside_the_file_that_a_link_leads_to_is_looked_at(project, tm
         (files / name).touch()
     (project / "data/raw").mkdir()
     (project / "data/raw/nt_msg.db").symlink_to(files / "nt_msg.db")
-    receipt = project / "data/default/decrypted/receipt.json"
-    receipt.parent.mkdir(parents=True)
-    (project / "data/default/source").write_text("data/raw/nt_msg.db\n")
-    receipt.write_text('{"settings": {"config/decrypt.yaml": {}}}')
-
-    def planned():
-        return stages_run(make(project, "--dry-run", "decrypt", "RUN_IN=host").stdout)
-
-    os.utime(receipt, (1 << 32, 1 << 32))
-    assert planned() == []
-    for name in ("nt_msg.db-wal", "group_info.db", "profile_info.db"):
-        os.utime(files / name, (1 << 33, 1 << 33))
-        assert planned() == ["decrypt"]
+    assert make(project, "data/default/source").returncode == 0
+    for name in ("nt_msg.db", "nt_msg.db-wal", "group_info.db", "profile_info.db"):
+        assert make(project, "--question", "data/default/source").returncode == 0
         os.utime(files / name, (0, 0))
-    assert planned() == []
+        assert make(project, "--question", "data/default/source").returncode == 1
+        assert make(project, "data/default/source").returncode == 0
+    lines = (project / "data/default/source").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[1:] for line in lines] == [["0", "0000000000"]] * 4
 
 
 @pytest.mark.parametrize("written", [b"\xef\xbb\xbf10001\n", b"10001\r\n"])

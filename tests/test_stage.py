@@ -1,14 +1,18 @@
 """Stages write whole results or none."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 
-from helpers import receipt
+from helpers import ROOT, receipt
 from huiyin.common.errors import UserError
 from huiyin.common.stage import Stage, read_receipt, unchanged
 from huiyin.common.tables import read_records
@@ -56,6 +60,85 @@ def test_two_runs_cannot_work_in_one_folder(tmp_path):
     with Stage("test", tmp_path), pytest.raises(UserError, match="another run is at work here"):
         Stage("test", tmp_path).__enter__()
     write(tmp_path, ["a"])  # the lock went with the first
+
+
+def make_stage(folder, content="a", results=1, value=3, **changes):
+    """Run a stage that copies its input; return what it prints."""
+    source, settings = folder / changes.get("source", "in"), folder / changes.get("settings", "s.yaml")
+    source.write_text(content)
+    settings.write_text(f"value: {value}\n{changes.get('comment', '')}")
+    with contextlib.redirect_stdout(io.StringIO()) as shown, Stage("test", folder / "out", results) as stage:
+        stage.use(settings, Values(value))
+        stage.input(source)
+        stage.stop_if_done()
+        stage.output("copy").write_text(content)
+        stage.output("tree").mkdir()
+        (stage.out / ".tree.part/leaf").write_text(content)
+    return shown.getvalue().splitlines()
+
+
+@dataclass
+class Values:
+    value: int
+    speed: int = 1
+    WITHOUT_EFFECT = ("speed",)
+
+
+def test_what_is_made_of_the_same_is_not_made_again(tmp_path):
+    make_stage(tmp_path)
+    receipt = tmp_path / "out/receipt.json"
+    before = receipt.read_bytes()
+    os.utime(receipt, (0, 0))
+    assert make_stage(tmp_path, comment="# why\n") == ["test: nothing has changed"]
+    assert receipt.read_bytes() == before
+    assert receipt.stat().st_mtime_ns >= (tmp_path / "s.yaml").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("change", [{"content": "b"}, {"value": 4}, {"results": 2}])
+def test_what_is_made_of_other_things_is_made_anew(tmp_path, change):
+    make_stage(tmp_path)
+    shown = make_stage(tmp_path, **change)
+    line = f"test: what is in {tmp_path}/out is of another version of Huiyin; it is made anew"
+    assert (line in shown) == ("results" in change)
+    assert shown[-1].startswith("test: read 0")
+    assert (tmp_path / "out/copy").read_text() == change.get("content", "a")
+
+
+@pytest.mark.parametrize("damage", ["copy", "tree/leaf"])
+def test_results_that_are_not_whole_are_made_anew(tmp_path, damage):
+    make_stage(tmp_path)
+    (tmp_path / "out" / damage).write_text("other")
+    assert make_stage(tmp_path)[-1].startswith("test: read 0")
+    (tmp_path / "out" / damage).unlink()
+    assert make_stage(tmp_path)[-1].startswith("test: read 0")
+    assert (tmp_path / "out" / damage).read_text() == "a"
+
+
+def test_files_with_other_names_make_the_same_and_the_receipt_names_them(tmp_path):
+    make_stage(tmp_path)
+    assert make_stage(tmp_path, source="in2", settings="s2.yaml") == ["test: nothing has changed"]
+    names = read_receipt(tmp_path / "out")
+    assert list(names["inputs"]) == [f"{tmp_path}/in2"] and list(names["settings"]) == [f"{tmp_path}/s2.yaml"]
+
+
+def test_a_file_with_the_size_and_date_of_the_receipt_is_not_read_again(tmp_path):
+    make_stage(tmp_path)
+    copy = tmp_path / "out/copy"
+    state = copy.stat()
+    copy.write_text("b")
+    os.utime(copy, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert make_stage(tmp_path) == ["test: nothing has changed"]
+
+
+def test_that_nobody_can_read_the_last_line_is_no_failure(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from huiyin.common.stage import Stage\n"
+        "with Stage('test', Path(sys.argv[1])) as stage: stage.output('a').write_text('b')"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program, tmp_path], stdout=full, stderr=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert read_receipt(tmp_path)["outputs"].keys() == {"a"}
 
 
 def test_what_is_edited_during_a_run_is_newer_than_its_receipt(tmp_path):

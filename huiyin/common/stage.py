@@ -96,17 +96,20 @@ class Stage:
         return self
 
     def after(self, path: Path) -> None:
-        """The receipt will not be older than the file at `path` is now: Make, which only compares dates, would take the
-        stage for one to do, for ever if that date is in the future."""
+        """The receipt will not be older than the file at `path`, which is a prerequisite for Make, is now."""
         with suppress(OSError):
-            self.newest = max(self.newest, path.stat().st_mtime_ns)
+            date = path.stat().st_mtime_ns
+            if date > time.time_ns() and path.name != "receipt.json":
+                print(
+                    f"{self.name}: {path} is of the future, so that this is looked at each time; touch it", flush=True
+                )
+            self.newest = max(self.newest, date)
 
     def input(self, path: Path, digest: str | None = None) -> Path:
         """Note the file at `path` as an input, with its sha256 (given, if the caller knows it already); return it."""
         path = Path(path)
         for folder in (path.parent, path.parent.parent):  # that of the stage that made it
             self.after(folder / "receipt.json")
-        self.after(path)
         if digest:
             self.digests.keep(path, digest)
         self.inputs[str(path)] = digest or self.digests.of(path)

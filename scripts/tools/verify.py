@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import read_settings
-from huiyin.common.stage import arguments, read_receipt, sha256
+from huiyin.common.settings import meaning, read_settings
+from huiyin.common.stage import arguments, read_receipt
 from huiyin.serving.finished import Settings, find_ollama, model_arguments
 
 Receipts = dict[str, dict[str, Any]]  # {folder: receipt}, in the order of the stages
@@ -31,10 +32,10 @@ def files_in(folder: str | Path, outputs: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def claims(folder: str, receipt: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (role, path, digest) of every file that the receipt in `folder` names."""
+    """Yield (role, path, digest) of every file that the receipt in `folder` names; of settings, what they mean."""
     yield from (("output", *item) for item in files_in(folder, receipt["outputs"]))
     yield from (("input", *item) for item in receipt["inputs"].items())
-    yield from (("settings", path, used["sha256"]) for path, used in receipt["settings"].items())
+    yield from (("settings", path, used.get("meaning", "")) for path, used in receipt["settings"].items())
     base = receipt.get("base_model", {})
     if "folder" in base:
         yield from (("base model", *item) for item in files_in(base["folder"], base["sha256"]))
@@ -53,7 +54,8 @@ def breaks(receipts: Receipts) -> Iterator[str]:
                 yield f"{stage}: input {path} is not what {made[path][1]} made; make {stage} again"
                 continue
             if path not in computed:
-                computed[path] = sha256(path) if Path(path).is_file() else None
+                look = meaning if role == "settings" else sha256
+                computed[path] = look(Path(path)) if Path(path).is_file() else None
             if computed[path] != digest and path not in reported:
                 reported.add(path)
                 yield f"{stage}: {role} {path} {'is gone' if computed[path] is None else 'has changed'}"
