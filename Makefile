@@ -48,8 +48,8 @@ NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 ifneq ($(words $(CURDIR)),1)
 $(error the path of this repository has blanks: $(CURDIR); move it to one without)
 endif
-ifneq (,$(call matches,$(source)$(key),[[:cntrl:]])$(call matches,$(source),^-)$(call matches,$(key),^-))
-$(error SOURCE or KEY has control characters, or begins with -: $(source) $(key); rename the file, or write ./ before it)
+ifneq (,$(call matches,$(source),^-)$(call matches,$(key),^-))
+$(error SOURCE and KEY cannot begin with -: $(source) $(key); write ./ before it)
 endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
 $(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
@@ -135,8 +135,9 @@ note = real=$$(realpath -- $(call shell-quote,$(source)) 2> /dev/null); \
 	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true
-$(results)/source: $(if $(filter data/demo/sample/nt_msg.db,$(source)),data/demo/sample/receipt.json) $(shell { $(note); } | cmp -s - $(results)/source || echo FORCE)
-	$(if $(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
+sample := $(filter data/demo/sample/nt_msg.db,$(source))
+$(results)/source: $(if $(sample),data/demo/sample/receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE)
+	$(if $(sample)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)

@@ -46,9 +46,12 @@ class Folder:
         self.settings("llm", f"url: {url or self.ollama.url}\nnum_ctx: 16384\nparallel: 2\nmax_failed_share: 1\n{more}")
 
     def pair(self, prompt="config/prompts/pair.md", **options):
+        """Run pair, also if all is as it was: what the server does is not, and the tests look at what it is asked."""
+        (self.path / "paired/receipt.json").unlink(missing_ok=True)
         return run_script("pair", *arguments("pair", self.path, prompt=prompt), **options)
 
     def gen(self, prompt="config/prompts/gen.md"):
+        (self.path / "generated/receipt.json").unlink(missing_ok=True)
         return run_script("gen", *arguments("gen", self.path, prompt=prompt))
 
     def lines(self, name):

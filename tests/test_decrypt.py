@@ -214,7 +214,7 @@ def test_a_link_leads_to_the_file_and_to_what_lies_beside_it(sample, tmp_path):
     assert_decrypted(decrypt(link / "nt_msg.db", tmp_path / "out"), tmp_path / "out")
     assert {"group_member3", "profile_info_v6"} < set(receipt(tmp_path / "out")["tables"])
     (real / "nt_msg.db-journal").write_text("unfinished")
-    done = decrypt(link / "nt_msg.db", tmp_path / "out")
+    done = decrypt(link / "nt_msg.db", tmp_path / "other")
     assert done.stderr.startswith(f"decrypt.py: {real / 'nt_msg.db-journal'}: QQ was writing when this was copied")
 
 
