@@ -27,8 +27,9 @@ from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
+from huiyin.questions.batches import batches_of
 from huiyin.questions.filling import missing_halves
-from huiyin.questions.prompts import Prompt, name_in_quotes, name_of, read_prompt
+from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
 
 if TYPE_CHECKING:
     from huiyin.questions.redaction import Redaction
@@ -76,7 +77,7 @@ def with_context(lines: list[Record], turns: pl.DataFrame, count: int) -> list[t
 
 
 def fill(
-    lines: list[Record], turns: pl.DataFrame, name: str, prompt: Prompt, settings: Settings, client: Client
+    lines: list[Record], turns: pl.DataFrame, prompt: Prompt, settings: Settings, client: Client
 ) -> dict[int, str]:
     """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one. What a batch
     leaves out is asked for again in smaller batches; a batch that does not fit is halved."""
@@ -85,9 +86,9 @@ def fill(
     written: dict[int, str] = {}
     for round_ in range(ROUNDS):
         size = max(1, settings.batch_size // SMALLER**round_)
-        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+        batches = batches_of(missing, size, lambda item: item[1])
         while batches:
-            questions = [missing_halves(prompt, batch, name, settings, temperature, round_) for batch in batches]
+            questions = [missing_halves(prompt, batch, settings, temperature, round_) for batch in batches]
             answers = client.ask_all("gen", questions, final=False)
             too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
             for batch, answer in zip(batches, answers, strict=True):
@@ -221,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
         if least:
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-        written = fill(unpaired, turns, name_of(newest), prompt, settings, client) if settings.fill else {}
+        written = fill(unpaired, turns, prompt, settings, client) if settings.fill else {}
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]

@@ -28,6 +28,7 @@ from huiyin.linking.calibration import Decisions, calibrated_thresholds, held_ou
 from huiyin.linking.cases import Case, History, Turn
 from huiyin.linking.rule import link
 from huiyin.llm.client import Client, llm_arguments, read_llm_settings
+from huiyin.questions.batches import batches_of
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
 from huiyin.questions.prompts import Prompt, read_prompt
 
@@ -98,13 +99,7 @@ def turns_kept(turns: pl.DataFrame, target: str, settings: Settings, ledger: Led
 
 def merged(kept: list[Turn], prompt: Prompt, settings: Settings, client: Client, temperature: float) -> list[Turn]:
     """Let the model decide which neighbours in `kept` are one turn; return the turns, fewer or as many."""
-    batches: list[list[Turn]] = []
-    for turn in kept:
-        last = batches[-1] if batches else []
-        if not last or len(last) == settings.batch_size or last[0]["group_id"] != turn["group_id"]:
-            batches.append([turn])
-        else:
-            last.append(turn)
+    batches = batches_of(kept, settings.batch_size, lambda turn: turn)
     several = [batch for batch in batches if len(batch) > 1]
     questions = [which_belong_together(prompt, batch, temperature) for batch in several]
     answers: list[Any] = client.ask_all("pair: turns that belong together", questions)

@@ -16,7 +16,6 @@ FOREIGN_FROM, FOREIGN_SHARE = 10, 0.05  # letters; see `foreign`
 def missing_halves(
     prompt: Prompt,
     items: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]],
-    name: str,
     settings: Any,
     temperature: float,
     round_: int,
@@ -24,8 +23,8 @@ def missing_halves(
     """What could others have said before each of `items`, [(line of unpaired.jsonl, its turn, turns before it), ...]?
 
     The value of the answer is {index in items: text}, with the texts that are valid; Unusable if none is. settings:
-    those of gen. name: what stands for `$name`, if the prompt has it. round_: from 0, so that asking again gives other
-    answers.
+    those of gen. round_: from 0, so that asking again gives other answers. `$name`, if the prompt has it, is the
+    nickname of the last item: a later one would make it another question, and the answer cache would not have it.
     """
     shown = []
     for number, (line, turn, context) in enumerate(items, 1):
@@ -49,7 +48,7 @@ def missing_halves(
 
     string = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
     schema = object_schema({str(number): string for number in range(1, len(items) + 1)})
-    system, user = prompt.fill(items="\n".join(shown), name=name)
+    system, user = prompt.fill(items="\n".join(shown), name=name_of(items[-1][1]))
     tokens = len(items) * (TOKENS_PER_CHARACTER * settings.max_characters + FRAME_TOKENS)
     return Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES, may_be_split=True)
 

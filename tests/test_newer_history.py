@@ -1,0 +1,70 @@
+"""The history has grown by a month: what was asked of the months before comes from the answer cache."""
+
+import json
+
+import pytest
+
+from case_folders import turns
+from llm_folder import succeeded
+from ollama_server import exactly, whole
+
+DAY = 86400
+
+
+def talk(group, days, nickname):
+    """Return two turns a day, a question of another member and the reply of the target."""
+    for day in days:
+        asked = {"group_id": group, "time": day * DAY, "user_id": "7", "text": f"{group}在吗{day}"}
+        quote = {"reply_to_turn": None, "text": f"在的{group}{day}"}
+        yield from (asked, {**asked, "user_id": "me", "nickname": nickname, "time": day * DAY + 60, **quote})
+
+
+def answer(k, body):
+    """Nothing belongs together, no turn answers any, and all missing halves are written."""
+    properties = body["format"]["properties"]
+    empty = {"merged": [], "answers": "none"}
+    return exactly(whole(json.dumps({name: empty.get(name, "吃了没有呀") for name in properties})))
+
+
+@pytest.fixture
+def asked(folder):
+    """Return what pair and gen ask of a history of January and February, and what of one that has March as well, in
+    which the target has another nickname."""
+
+    def asked(pair="", prompt="config/prompts/gen.md"):
+        folder.settings("pair", f"merge_replies: llm\nlinker_alone: never\nbatch_size: 4\n{pair}")
+        folder.settings("gen", "batch_size: 4\n")
+        folder.ollama.before_chat = answer
+        old = [turn for group in "ab" for turn in talk(group, range(1, 60, 3), "旧名")]
+        new = [turn for group in "ab" for turn in talk(group, range(60, 69, 3), "新名")]
+        questions = []
+        for rows in (old, old + new):
+            turns(rows).write_parquet(folder.path / "turns.parquet")
+            succeeded(folder.pair())
+            succeeded(folder.gen(prompt=prompt))
+            questions.append([body["messages"][-1]["content"] for body in folder.chats()])
+            folder.ollama.requests.clear()
+        return questions
+
+    return asked
+
+
+def about(questions, first, last):
+    """Return those of `questions` that show a reply of one of these days."""
+    return [
+        text for text in questions if any(f"在的{group}{day}\n" in text for group in "ab" for day in range(first, last))
+    ]
+
+
+@pytest.mark.parametrize("question", ["$items", "$items\n$name在回应什么？"])
+def test_only_the_new_month_is_asked(asked, tmp_path, question):
+    (tmp_path / "gen.md").write_text(question)
+    old, new = asked(prompt=tmp_path / "gen.md")
+    assert len(old) == 2 * (20 + 2 * 3 + 2 * 3)  # of a group: each reply alone, and 3 batches a month in either stage
+    assert len(new) == len(about(new, 60, 69)) == 2 * (3 + 1 + 1)
+
+
+def test_what_is_left_out_at_the_start_changes_the_batches_of_that_month_alone(asked):
+    old, new = asked("newest: 40\n")
+    batches = [text for text in new if text not in about(new, 60, 69)]
+    assert len(about(old, 31, 60)) == 2 * (10 + 3 + 3) and about(batches, 31, 60) == []
