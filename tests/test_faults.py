@@ -16,13 +16,14 @@ import xllamacpp
 import ollama_server
 from helpers import ROOT
 from huiyin.common.errors import UserError
+from huiyin.common.settings import read_settings
 from huiyin.llm import answer_cache
 from huiyin.llm.answer_cache import AnswerCache
-from huiyin.llm.client import Client, Settings
+from huiyin.llm.client import Client, Settings, unload_model
 from huiyin.questions.pairing import which_turn
 from huiyin.questions.prompts import read_prompt
 from llm_folder import chats, complaint, prompt_of, reply_in, succeeded
-from ollama_server import Endless, OllamaServer
+from ollama_server import Endless, OllamaServer, exactly, whole
 
 GZIP = b"Content-Encoding: gzip\r\n\r\n"
 
@@ -387,3 +388,70 @@ def test_an_openai_server_without_an_address_is_one_clear_line(folder):
     assert complaint(folder.pair()) == (
         "pair.py: llm.yaml: backend openai needs the url of its server, such as http://127.0.0.1:8000"
     )
+
+
+# ---- The model is exchanged under its name
+
+
+MODEL = "qwen2.5:14b"
+
+
+def exchanged(server):
+    return (
+        f"{MODEL} at {server.url} was exchanged or removed while it was asked; what it has answered before is kept, "
+        "start again to ask the model that is there now"
+    )
+
+
+def test_a_model_exchanged_while_it_is_asked_is_noticed_and_its_answers_are_not_kept(folder):
+    def exchange(k, body):
+        if k == 2:
+            folder.ollama.models[MODEL] = "another digest"
+        return exactly(whole('{"answers": "none"}'))
+
+    before = folder.ollama.models[MODEL]
+    folder.ollama.before_chat = exchange
+    folder.settings("llm", f"url: {folder.ollama.url}\nparallel: 1\n")
+    assert complaint(folder.pair()) == f"pair.py: {exchanged(folder.ollama)}"
+    folder.ollama.models[MODEL] = before
+    folder.ollama.requests.clear()
+    succeeded(folder.pair())
+    assert len(folder.chats()) == 2  # of three
+
+
+def test_a_model_exchanged_on_one_of_several_servers_is_noticed(two):
+    asked = threading.Event()
+
+    def exchange(k, body):
+        two.second.models[MODEL] = "another digest"
+        if k > 1:  # the longest goes first and alone
+            assert asked.wait(60)
+
+    two.ollama.before_chat, two.second.before_chat = exchange, lambda k, body: asked.set()
+    assert complaint(two.pair()) == f"pair.py: {exchanged(two.second)}"
+
+
+def test_a_model_exchanged_between_two_kinds_of_questions_is_noticed(folder, monkeypatch):
+    ask_all = Client.ask_all
+
+    def exchange_afterwards(self, name, questions, *others, **options):
+        answers = ask_all(self, name, questions, *others, **options)
+        folder.ollama.models[MODEL] = name
+        return answers
+
+    monkeypatch.setattr(Client, "ask_all", exchange_afterwards)
+    folder.settings("pair", "merge_replies: llm\n")
+    assert complaint(folder.pair()) == f"pair.py: {exchanged(folder.ollama)}"
+    assert folder.ollama.models[MODEL] == "pair: turns that belong together"
+
+
+# ---- Making room on the card
+
+
+def test_our_model_is_unloaded_from_each_server_and_no_other_program_s(two):
+    for server in (two.ollama, two.second):
+        server.models["another:1b"] = "digest"
+        server.loaded = {MODEL: 512, "another:1b": 512}
+    two.ollama.loaded.pop(MODEL)
+    unload_model(read_settings(two.path / "llm.yaml", Settings), "http://127.0.0.1:9")
+    assert two.ollama.loaded == two.second.loaded == {"another:1b": 512}

@@ -144,7 +144,7 @@ def open_pool(settings: Settings, ollama_url: str) -> Pool:
 
 
 def unload_model(settings: Settings, ollama_url: str) -> None:
-    """Free the card of the language model, where an Ollama server holds one."""
+    """Free the cards of the language model, on each server of Ollama's that holds it."""
     for url in addresses(settings, ollama_url) if settings.backend == "ollama" else []:
         with contextlib.suppress(Unavailable):
             Ollama(url, settings.model, allow_remote=settings.allow_remote).unload()

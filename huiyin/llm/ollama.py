@@ -61,6 +61,7 @@ class Ollama:
         self.url, self.setting = without_credentials(url).rstrip("/"), setting
         self.model, self.num_ctx, self.read_seconds = model, num_ctx, read_seconds
         self.session = session_for(url, allow_remote, connections, setting)
+        self.identified: str | None = None  # the digest that `identity` has returned
         # in every request: another value of `shift` would load the model again
         self.always = {"model": model, "stream": False, "shift": False, "keep_alive": "30m"}
 
@@ -69,7 +70,16 @@ class Ollama:
         digest = self.digest()
         if digest is None:
             raise UserError(f"Ollama at {self.url} has no model {self.model!r}; get it with: ollama pull {self.model}")
+        self.identified = digest
         return digest
+
+    def check_same(self) -> None:
+        """`UserError` if another model has the name now than the one that `identity` has found."""
+        if self.identified not in (None, self.digest()):
+            raise UserError(
+                f"{self.model} at {self.url} was exchanged or removed while it was asked; what it has answered before "
+                "is kept, start again to ask the model that is there now"
+            )
 
     def digest(self) -> str | None:
         """Return the digest of the model, None if the server does not have it; NoServer if there is none."""
@@ -117,8 +127,9 @@ class Ollama:
                 print(warning, file=sys.stderr, flush=True)
 
     def chat(self, request: ChatRequest) -> Answer:
-        """Return the answer; one that ends at `max_tokens` is Unusable. Every request has all options: another num_ctx
-        would load the model again, and by default Ollama silently cuts long prompts."""
+        """Return the answer of the model that `identity` has found, else `UserError`; one that ends at `max_tokens` is
+        Unusable. Every request has all options: another num_ctx would load the model again, and by default Ollama
+        silently cuts long prompts."""
         options: dict[str, Any] = {"num_ctx": self.num_ctx, "num_predict": request.max_tokens}
         options |= {"temperature": request.temperature, "seed": request.seed}
         body = {
@@ -128,6 +139,7 @@ class Ollama:
             **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if request.logprobs else {}),
         }
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
+        self.check_same()  # each time: a wrong answer under this digest would stay in the answer cache
         try:
             if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
                 raise Unusable(f"the answer was broken off: done_reason {shown(answer.get('done_reason'))}")
@@ -140,22 +152,26 @@ class Ollama:
             raise Unusable(f"{self.url}: the answer is not in Ollama's format") from None
 
     def unload(self) -> None:
-        """Free the card: ask Ollama to unload its models, and wait until they are (status 200 comes before that)."""
+        """Free the card of the model, and wait until it is (status 200 comes before that). What other programs have
+        loaded stays."""
         deadline = time.monotonic() + UNLOAD_SECONDS
-        for name in self.loaded():
-            send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds, {"model": name, "keep_alive": 0})
-        while self.loaded():
+        if self.is_loaded():
+            body = {"model": self.model, "keep_alive": 0}
+            send(self.session, "POST", f"{self.url}/api/generate", self.read_seconds, body)
+        while self.is_loaded():
             if time.monotonic() > deadline:
-                raise UserError(f"Ollama at {self.url} still holds a model after {UNLOAD_SECONDS} s; stop it by hand")
+                raise UserError(
+                    f"Ollama at {self.url} still holds {self.model} after {UNLOAD_SECONDS} s; stop it by hand"
+                )
             time.sleep(0.5)
 
-    def loaded(self) -> list[str]:
-        """Return the names of the models in memory, none if no server answers."""
+    def is_loaded(self) -> bool:
+        """Return whether the model is in memory; it is not where no server answers."""
         try:
             running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)
         except Unavailable:
-            return []
-        return [model["name"] for model in running["models"]]
+            return False
+        return tagged(self.model) in [model["name"] for model in running["models"]]
 
     def talk(self, messages: list[dict[str, str]]) -> Iterator[str]:
         """Yield the reply to `messages` in pieces, with the model's own parameters; `UserError` if it breaks off. Of
