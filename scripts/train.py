@@ -32,13 +32,14 @@ from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
 from huiyin.training.base import check_disk, find_base
-from huiyin.training.card import check_card, dotted, find_card, torch_cuda
+from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.template import Encoding
+from huiyin.training.unfinished import Run, fingerprint, prepare, steps_done
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
 RESULTS = 1  # to be raised when the same input gives another result
@@ -69,16 +70,15 @@ def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
     )
 
 
-def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[dict[str, Any], Plan]:
-    """Return (the device, for the receipt; the `Plan`); `UserError` if the training does not fit."""
+def find_device(gpu: str) -> tuple[dict[str, Any], Card | None]:
+    """Return (the device, for the receipt; the card, of several the one with the least free memory, None for the
+    processor); `UserError` if a card cannot be used."""
     if gpu == "none":
         import psutil
 
-        memory, cores = psutil.virtual_memory(), os.cpu_count() or 1
+        memory = psutil.virtual_memory()
         sizes = {"total_gib": gib(memory.total), "free_gib": gib(memory.available)}
-        micro_batch = given["per_device_train_batch_size"]
-        plan = plan_for_processor(memory.available, cores, work, micro_batch, settings)
-        return {"device": "processor", "cores": cores, **sizes}, plan
+        return {"device": "processor", "cores": os.cpu_count() or 1, **sizes}, None
     cards = [find_card(index) for index in gpu.split(",")]
     built_with = torch_cuda()
     for card in cards:
@@ -89,21 +89,49 @@ def preflight(gpu: str, given: Values, work: Work, settings: Settings) -> tuple[
         **{"capability": dotted(card.capability), "driver": card.driver},
         **{"driver_cuda": dotted(card.cuda), "torch_cuda": built_with},
     }
-    return device, plan_for_card(card, work, settings, installed())
+    return device, card
+
+
+def choose(
+    args: argparse.Namespace, given: Values, work: Work, settings: Settings, files: Sequence[Path], base: Path
+) -> tuple[dict[str, Any], Run]:
+    """Return (the device, for the receipt; the run, with the plan for it). A run that can be resumed keeps its plan:
+    with another one, for the memory that is free now, its checkpoints would be of no use."""
+    device, card = find_device(args.gpu)
+    kind, folders = card.precision if card else "processor", [str(base), str(args.out.absolute())]
+    training = Run(
+        args.out / RUN, digest(RESULTS, given, asdict(settings), kind, folders, [sha256(file) for file in files])
+    )
+    if training.attempts:
+        done, total = steps_done(training.folder)
+        print(f"preflight: {'resumed':<10} a run of which {done:,} of {total:,} steps are done, as it was", flush=True)
+    else:
+        training.add(preflight(card, given, work, settings))
+    return device, training
+
+
+def preflight(card: Card | None, given: Values, work: Work, settings: Settings) -> Plan:
+    """Return the `Plan` for the memory that is free now; `UserError` if the training does not fit."""
+    if card:
+        return plan_for_card(card, work, settings, installed())
+    import psutil
+
+    available, micro_batch = psutil.virtual_memory().available, given["per_device_train_batch_size"]
+    return plan_for_processor(available, os.cpu_count() or 1, work, micro_batch, settings)
 
 
 def find_plan(
     args: argparse.Namespace, given: Values, settings: Settings, dataset: Dataset
-) -> tuple[dict[str, Any], Work, Plan, Fitted]:
-    """Print and return (the device, for the receipt; the work; the `Plan`; the rows, cut as it says)."""
+) -> tuple[dict[str, Any], Work, Run, Fitted]:
+    """Print and return (the device, for the receipt; the work; the run, with its plan; the rows, cut as that says)."""
     base = find_base(given["model_name_or_path"], args.cache, whole=False)
     if read_settings(args.export, Export).ollama != "none":
         check_servable(given["template"], base / "config.json")
     measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
-    device, plan = preflight(args.gpu, given, work, settings)
-    show(device, work, plan)
-    return device, work, plan, fit(measured, plan.cutoff_len)
+    device, training = choose(args, given, work, settings, dataset.files, base)
+    show(device, work, training.plan)
+    return device, work, training, fit(measured, training.plan.cutoff_len)
 
 
 def whole_base(stage: Stage, given: Values, cache: Path) -> None:
@@ -167,39 +195,6 @@ def full_settings(
     }
 
 
-def fingerprint(values: Values, files: Sequence[Path]) -> str:
-    """Return a digest of the settings and data of a run; the micro-batch and the accumulation do not count."""
-    sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    rest = {name: value for name, value in values.items() if name not in sizes}
-    return digest(RESULTS, rest, [sha256(file) for file in files])
-
-
-def prepare(run_folder: Path, mark: str, micro_batch: int) -> None:
-    """Keep the folder of a killed run with the fingerprint `mark` if it can be resumed; otherwise empty it."""
-    kept = run_folder / "fingerprint"
-    same = kept.exists() and kept.read_text() == mark
-    if not same or not (fix_checkpoints(run_folder, micro_batch) or (run_folder / "done").exists()):
-        shutil.rmtree(run_folder, ignore_errors=True)
-        run_folder.mkdir(parents=True)
-        kept.write_text(mark)
-
-
-def fix_checkpoints(run_folder: Path, micro_batch: int) -> int:
-    """Make the checkpoints fit to resume from; return their number. One without trainer_state.json, the last file to be
-    written, is deleted. A resumed run takes its micro-batch from that file, not from the settings: it is set there."""
-    count = 0
-    for checkpoint in run_folder.glob("checkpoint-*"):
-        file = checkpoint / "trainer_state.json"
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            shutil.rmtree(checkpoint)
-            continue
-        file.write_text(json.dumps({**state, "train_batch_size": micro_batch}, indent=2) + "\n", encoding="utf-8")
-        count += 1
-    return count
-
-
 def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -> None:
     """Run LLaMA-Factory, unless the run in `run_folder` has finished before."""
     if (run_folder / "done").exists():
@@ -210,19 +205,18 @@ def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -
     (run_folder / "done").touch()
 
 
-def train(
-    args: argparse.Namespace, values: Values, plan: Plan, files: Sequence[Path], dataset: Fitted
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train; return (the attempts for the receipt, the replies to a few rows). When out of memory, resume with half the
+def train(args: argparse.Namespace, values: Values, training: Run, dataset: Dataset, rows: Fitted) -> list[str]:
+    """Train on `rows` of `dataset`; return the replies to a few of them. When out of memory, resume with half the
     micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
-    attempts, run_folder = [], args.out / RUN
-    asked = (dataset.held_out or dataset.rows)[-PROMPTS:]
+    run_folder, plan = training.folder, training.plan
+    held_out = (rows.held_out or rows.rows)[-PROMPTS:]
     variables = environment(args.gpu, args.cache, run_folder)
-    last_precision = args.gpu == "none"
     while True:
-        prepare(run_folder, fingerprint(values, files), plan.micro_batch)
-        dataset.write(args.out / ROWS, args.generated)
-        attempts.append(attempt := {**asdict(plan), "peak": int(plan.peak)})
+        attempt = training.attempts[-1]
+        last_precision = args.gpu == "none" or len({each["precision"] for each in training.attempts}) > 1
+        prepare(run_folder, fingerprint({**values, "results": RESULTS}, dataset.files), plan.micro_batch)
+        training.keep()
+        rows.write(args.out / ROWS, args.generated)
         try:
             train_once(values, run_folder, variables)
         except OutOfMemory as error:
@@ -235,6 +229,7 @@ def train(
             plan = replace(plan, micro_batch=plan.micro_batch // 2, accumulation=plan.accumulation * 2)
             print(f"train: out of memory; resuming with a micro-batch of {plan.micro_batch}", flush=True)
             values = {**values, **plan.values(), "gradient_accumulation_steps": plan.accumulation // world_size()}
+            training.add(plan)
             continue
         except BrokenLoss as broken:
             if last_precision:
@@ -244,7 +239,7 @@ def train(
                 ) from None
             problem = str(broken)
         else:
-            [answers] = ask([(values["model_name_or_path"], run_folder)], asked, run_folder, variables)
+            [answers] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
             replies = answers["replies"]
             count = sum(map(garbled, replies))
             problem = f"{count} of {len(replies)} held-out replies are garbled" if count else ""
@@ -252,11 +247,13 @@ def train(
                 if problem:
                     print(f"train: {problem}; {ADVICE}", flush=True)
                 attempt["ended"] = problem or "well"
-                return attempts, replies
-        attempt["ended"], last_precision = problem, True
+                return replies
+        attempt["ended"] = problem
         plan = replace(plan, precision=OTHER_PRECISION[plan.precision])
         print(f"train: {problem}; starting again in {plan.precision}", flush=True)
+        shutil.rmtree(run_folder)
         values = {**values, "bf16": plan.precision == "bf16", "fp16": plan.precision == "fp16"}
+        training.add(plan)
 
 
 def losses(values: Values, run_folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
@@ -319,13 +316,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.gpu != "none":
             # before preflight, which counts the free memory of the card
             unload_model(read_llm_settings(args), args.ollama_url)
-        device, work, plan, fitted = find_plan(args, given, settings, dataset)
+        device, work, training, fitted = find_plan(args, given, settings, dataset)
         if not known:
             whole_base(stage, given, args.cache)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=False), args.out / RUN
+        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=False), training.folder
         check_disk(args.out, disk_bytes(given, work, dataset.files[0]), "training (checkpoints and prepared rows)")
-        values = full_settings(args, given, fitted, dataset.system, plan, base)
-        attempts, replies = train(args, values, plan, dataset.files, fitted)
+        values = full_settings(args, given, fitted, dataset.system, training.plan, base)
+        replies = train(args, values, training, dataset, fitted)
+        values = full_settings(args, given, fitted, dataset.system, training.plan, base)  # as it ended
 
         copy_results(stage, run_folder)
         stage.ledger.read, stage.ledger.written = fitted.read, fitted.written
@@ -336,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "ollama": read_settings(args.export, Export).ollama
             },  # why the base was, or was not, to be one that Ollama can serve
             "found": device,
-            "attempts": attempts,
+            "attempts": training.attempts,
             "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
             "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),
             "garbled_replies": sum(map(garbled, replies)),

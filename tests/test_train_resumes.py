@@ -6,16 +6,24 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
+from types import SimpleNamespace
+from unittest.mock import ANY
 
+import psutil
 import pytest
 
 from helpers import CLEAN, ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
 from huiyin.training.llamafactory import environment, run_program
+from huiyin.training.memory import GIB
+from huiyin.training.plan import Plan
+from huiyin.training.unfinished import Run, fix_checkpoints
 from huiyin.training.watch import BrokenLoss
 from scripts import train
-from training_folder import SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
+from test_preflight import simulate_nvml
+from training_folder import RESULTS, SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
 
 
 @pytest.fixture
@@ -52,7 +60,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_deleted(tmp_path, conte
     (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global_step": 4, "train_batch_size": 8}')
     if content:
         (tmp_path / "checkpoint-8/trainer_state.json").write_text(content)
-    assert train.fix_checkpoints(tmp_path, 2) == 1
+    assert fix_checkpoints(tmp_path, 2) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     assert json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["train_batch_size"] == 2
 
@@ -177,3 +185,71 @@ def test_out_of_memory_with_a_single_row_ends_the_training(training, monkeypatch
         "llamafactory-cli train ran out of the card's memory; even a micro-batch of one row needs too much: close what "
         "uses the card, or take a shorter cutoff_len or a smaller model"
     )
+
+
+class Program:
+    """In place of LLaMA-Factory: ends as `ends` says, one call after the other, after a checkpoint at step 4 of 6."""
+
+    def __init__(self, *ends):
+        self.ends, self.states = list(ends), []
+
+    def __call__(self, command, values, folder, variables, watch):
+        state = folder / "checkpoint-4/trainer_state.json"
+        self.states.append(json.loads(state.read_text()) if state.exists() else None)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_text('{"global_step": 4, "max_steps": 6}')
+        if end := self.ends.pop(0):
+            raise end
+        (folder / "all_results.json").write_text("{}")
+        for name in RESULTS:
+            (folder / name).touch()
+
+
+@pytest.fixture
+def interrupted(training, monkeypatch):
+    """A function that trains with a Program on a card, or the processor, with so much memory; returns the output."""
+    monkeypatch.setattr(train, "ask", replies("好"))
+    monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
+    training.settings |= {**SHORT_RUN, "max_steps": 6}
+
+    def interrupted(program, gpu, gib):
+        simulate_nvml(monkeypatch, ("NVIDIA GeForce RTX 3060", 12, gib, (8, 6), 3584, 2100))
+        memory = SimpleNamespace(total=16 * GIB, available=int(gib * GIB))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(train, "run_program", program)
+        return training.run(gpu=gpu).stdout
+
+    return interrupted
+
+
+@pytest.mark.parametrize("gpu", ["0", "none"])
+def test_with_less_memory_free_a_run_goes_on_from_its_checkpoints(training, interrupted, gpu):
+    interrupted(Program(UserError("killed")), gpu, 11)
+    again = Program(llamafactory.OutOfMemory("too much"), None)
+    output = interrupted(again, gpu, 0)
+    assert "preflight: resumed    a run of which 4 of 6 steps are done, as it was\n" in output
+    assert [state["train_batch_size"] for state in again.states] == [4, 2]
+    attempts = training.receipt()["attempts"]
+    assert [(attempt["micro_batch"], attempt["ended"]) for attempt in attempts] == [(4, "out of memory"), (2, "well")]
+
+
+def test_what_is_lost_when_the_settings_change_is_said(training, interrupted):
+    interrupted(Program(UserError("killed")), "0", 11)
+    training.settings["learning_rate"] = 1.0e-4
+    again = Program(UserError("killed"))
+    line = "train: the settings or the data have changed, so 4 of 6 steps of an earlier run are lost\n"
+    assert line in interrupted(again, "0", 11)
+    assert again.states == [None]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"asked": "this", "attempts": [{"precision": "bf16"}]}'])
+def test_without_a_whole_plan_there_is_none(tmp_path, content):
+    plan = Plan("bf16", 4, 1, False, False, False, 512, 0, 0, 1e9, float("nan"))
+    (tmp_path / "done").touch()
+    before = Run(tmp_path, "this")
+    before.add(plan)
+    before.keep()
+    assert asdict(Run(tmp_path, "this").plan) == {**asdict(plan), "hours": ANY}
+    assert Run(tmp_path, "another").attempts == []
+    before.file.unlink() if content is None else before.file.write_text(content)
+    assert Run(tmp_path, "this").attempts == []
