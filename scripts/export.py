@@ -143,7 +143,7 @@ def check_name(ollama: Ollama, digest_file: Path) -> None:
     """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`, unless an
     export was killed while it created the model."""
     present, known = ollama.digest(), digest_file.read_text() if digest_file.exists() else None
-    if present and known not in (present, BEING_CREATED):
+    if present and known not in (present, BEING_CREATED, ""):  # emptied as the machine went down, it is ours as well
         raise UserError(
             f"Ollama already has a model {ollama.model} which this pipeline did not make; "
             f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
@@ -248,14 +248,21 @@ def create(
     ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
     """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
-    digest_file.write_text(BEING_CREATED)  # killed from here on, the next export may replace what it finds
+    write_whole(digest_file, BEING_CREATED)  # killed from here on, the next export may replace what it finds
     names = "*.safetensors", "*.json", "tokenizer.model"
     files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
     fixed = receipt["fixed_system"]
     template = prompt.go_template_with(system, fixed) if fixed else prompt.go_template()
     digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
-    digest_file.write_text(digest)
+    write_whole(digest_file, digest)
     return digest
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the file at `path` in one step: `check_name` would take a part of a digest for that of another model."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def model_card(trained: Trained) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import stat
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,13 +235,74 @@ def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, oll
     assert NAME not in ollama.models and (tmp_path / "digest").read_text() == BEING_CREATED
 
 
-def test_a_model_that_a_killed_export_created_is_replaced(tmp_path, ollama):
-    named, mark = Ollama(ollama.url, "huiyin-10002", 512, 9), tmp_path / "digest"
-    ollama.models[NAME] = "created, and killed before its digest was known"
+class Killed(BaseException):
+    """What a kill is to the code that it ends."""
+
+
+def ended(monkeypatch, owner, name, call):
+    """Kill at the `call`-th call of `owner`.`name`, before it does anything."""
+    calls, real = itertools.count(1), getattr(owner, name)
+
+    def killed(*arguments, **options):
+        if next(calls) == call:
+            raise Killed
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, killed)
+
+
+@pytest.fixture
+def creating(tmp_path, ollama):
+    """Check the name and create a model as export does; returns its digest. In place of the weights there are few."""
+    merged, digest_file = tmp_path / "merged", tmp_path / "exported.ollama"
+    merged.mkdir()
+    (merged / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
+    (merged / "model.safetensors").write_bytes(b"weights")
+    prompt = Prompt("", "{{ .System }}", "{{ .Content }}", "{{ .Content }}", [])
+    receipt = {"quantize": "f16", "fixed_system": False, "parameters": {}}
+
+    def creating(system="你是甲"):
+        named = Ollama(ollama.url, "huiyin-10002", 512, 9)
+        check_name(named, digest_file)
+        return create(named, merged, prompt, system, receipt, digest_file)
+
+    return creating
+
+
+KILLS = [
+    ("write_text", Path, 1),  # before the file is marked
+    ("replace", Path, 1),
+    ("create", Ollama, 1),  # it is marked, and Ollama has done nothing
+    ("upload", Ollama, 2),
+    ("identity", Ollama, 1),  # created, and its digest is not known
+    ("write_text", Path, 2),
+    ("replace", Path, 2),
+    ("talk", Ollama, 1),  # the digest is written, and no receipt yet
+]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize(("name", "owner", "call"), KILLS)
+def test_an_export_killed_at_any_moment_can_be_run_again(creating, ollama, earlier, removed, name, owner, call):
+    if earlier:
+        creating("你是乙")
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        ended(monkeypatch, owner, name, call)
+        creating()
+        "".join(Ollama(ollama.url, "huiyin-10002").talk([{"role": "user", "content": "在吗"}]))
+    if removed:
+        ollama.models.pop(NAME, None)
+    assert creating() == ollama.models[NAME]
+    ollama.models[NAME] = "somebody else's, after that"
     with pytest.raises(UserError, match="which this pipeline did not make"):
-        check_name(named, mark)
-    mark.write_text(BEING_CREATED)
-    check_name(named, mark)
+        creating()
+
+
+def test_an_emptied_digest_is_that_of_our_model(creating, ollama, tmp_path):
+    creating()
+    (tmp_path / "exported.ollama").write_text("")
+    assert creating() == ollama.models[NAME]
 
 
 def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
