@@ -248,6 +248,9 @@ def test_a_batch_that_does_not_fit_is_halved(folder):
     write_unpaired(folder, 15)
     assert dataset(folder)[1]["written"] == 15
     assert sorted(map(gaps_in, folder.chats()), reverse=True) == [15, 8, 7, 4, 4, 4, 3]
+    folder.ollama.requests.clear()
+    succeeded(folder.gen())
+    assert folder.chats() == []  # nor is anything refused again, with the same context
 
 
 def test_a_question_that_does_not_fit_even_alone_is_one_clear_line(folder):

@@ -258,7 +258,13 @@ class Client:
         options["confidence"] = question.choices is not None
         return digest(self.model, options, question.system, question.user, question.schema)
 
-    def cached(self, key: str, question: Question) -> Accepted | None:
+    def too_long(self, key: str) -> str:
+        """Return the key under which the answer cache notes that a question does not fit into the context."""
+        return digest("too long", self.settings.num_ctx, key)
+
+    def cached(self, key: str, question: Question) -> Result:
+        if question.may_be_split and self.cache.get(self.too_long(key)):
+            return TooLong
         # accepted under older rules, or not written by us: it is asked anew
         with contextlib.suppress(*INVALID, msgspec.MsgspecError):
             if entry := self.cache.get(key):
@@ -277,6 +283,7 @@ class Client:
                 text, accepted = self.try_once(question, temperature, question.seed + attempt)
             except TooLong as error:
                 if question.may_be_split:
+                    self.cache.put(self.too_long(key), "true")
                     return TooLong
                 raise UserError(f"{error}; raise num_ctx in llm.yaml or show less (pair.yaml, gen.yaml)") from None
             except Unavailable as error:
