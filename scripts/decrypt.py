@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RESULTS = 1  # to be raised when the same input gives another result
 TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
+LONGEST_FILE = 4_000  # bytes, of a key
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, names in COMPANIONS.items() if settings.companions else ():
             companion = source.with_name(name)
             try:
-                if companion.exists():
+                if os.path.lexists(companion):
                     need(companion, "copy that of QQ there")
                     rows |= add_companion(stage, companion, key, names, plain, settings, args.config)
             except UserError as error:  # they only add names; the messages are useful without them
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if lost := tables[GROUP_MESSAGES].lost_rows:
             stage.ledger.dropped["damaged"] = lost
         stage.ledger.read = stage.ledger.written + lost
+        if stage.receipt["damage"] and not stage.ledger.written:
+            raise UserError(f"{source}: no message in it can be read, it is damaged; copy it again with QQ closed")
         if not stage.ledger.written:
             raise UserError(f"{source}: no group messages in it; is it the account, and the device, that has them?")
 
@@ -112,9 +115,12 @@ def read_key(path: Path | None, source: Path) -> str | None:
                 if is_plain(file.read(PAGE_SIZE)):
                     return None
             raise UserError(f"{where}: no such file; write the key of the database there, or set QQ_DB_KEY")
-        if path.is_dir():
-            raise UserError(f"{where}: is a folder; write the key of the database into a file, or set QQ_DB_KEY")
-        content = path.read_bytes()
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{where}: not an ordinary file; write the key of the database there, or set QQ_DB_KEY")
+        with open(path, "rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        if len(content) > LONGEST_FILE:
+            raise UserError(f"{where}: too long for a key; write nothing but the key of the database there")
     try:
         key = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
@@ -175,7 +181,7 @@ def extract(
         stage.input(source, digest.result())
         if wal.is_file():
             stage.input(wal)
-    if wal.exists() and not wal.is_file():
+    if os.path.lexists(wal) and not wal.is_file():
         print(f"decrypt: {wal}: not an ordinary file; left out", flush=True)
     elif wal.exists() and wal.stat().st_size and not logged:
         print(f"decrypt: {wal}: nothing in it that belongs to {source.name}; left out", flush=True)

@@ -246,7 +246,11 @@ def test_companion_databases_that_do_not_open_are_left_out(source, tmp_path):
     assert receipt(tmp_path / "out")["tables"] == {"group_msg_table": MESSAGES, "nt_uid_mapping_table": 8}
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, link_to_itself])
 def test_what_is_no_ordinary_file_is_refused_or_left_out(source, tmp_path, make):
     log, companion = source.with_name("nt_msg.db-wal"), source.with_name("group_info.db")
     companion.unlink()
@@ -254,18 +258,12 @@ def test_what_is_no_ordinary_file_is_refused_or_left_out(source, tmp_path, make)
     done = decrypt(source, tmp_path / "out")
     assert_decrypted(done, tmp_path / "out")
     assert f"decrypt: {log}: not an ordinary file; left out\n" in done.stdout
-    assert f"decrypt: group_info.db left out: {companion}: not an ordinary file; " in done.stdout
+    what = "no such file" if make is link_to_itself else "not an ordinary file"
+    assert f"decrypt: group_info.db left out: {companion}: {what}; " in done.stdout
     source.unlink()
     make(source)
-    line = f"{source}: not an ordinary file; put your nt_msg.db there, or name another file with SOURCE="
+    line = f"{source}: {what}; put your nt_msg.db there, or name another file with SOURCE="
     assert_refused(decrypt(source, tmp_path / "new"), tmp_path / "new", line)
-
-
-def test_a_source_that_is_a_link_to_itself_is_no_file(source, tmp_path):
-    source.unlink()
-    source.symlink_to(source)
-    line = f"{source}: no such file; put your nt_msg.db there, or name another file with SOURCE="
-    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
 def test_a_database_leaves_no_file_open(source, tmp_path):
@@ -341,6 +339,20 @@ def test_what_cannot_be_decrypted_is_one_line(source, tmp_path, what):
             )
             path.write_bytes(content)
     assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", f"{source.parent}/{line}")
+
+
+def test_a_database_of_which_no_message_is_left_is_called_damaged(tmp_path):
+    source = tmp_path / "nt_msg.db"
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute(ORDINARY)
+        connection.execute("INSERT INTO group_msg_table VALUES (1, 2, 3, NULL)")
+        connection.commit()
+        [(root,)] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'group_msg_table'")
+    content = bytearray(source.read_bytes())
+    content[(root - 1) * 4096 : root * 4096] = b"?" * 4096
+    source.write_bytes(content)
+    line = f"{source}: no message in it can be read, it is damaged; {AGAIN}"
+    assert_refused(decrypt(source, tmp_path / "out"), tmp_path / "out", line)
 
 
 def test_a_rollback_journal_next_to_the_database_is_refused(source, tmp_path):

@@ -1,7 +1,9 @@
 """The key of a database in the forms that people write: tried, or what is odd about it is named."""
 
+import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlcipher3
@@ -109,9 +111,21 @@ def test_decrypt_says_in_which_form_the_key_was_used(windows, tmp_path, in_envir
         assert connection.execute("SELECT count(*) FROM group_msg_table").fetchone() == (1,)
 
 
-def test_a_key_that_is_a_folder_or_no_text_is_one_line(windows, tmp_path):
-    arguments = windows[0], "--key", tmp_path, "--config", "config/decrypt.yaml", "--out", tmp_path / "out"
-    line = f"decrypt.py: {tmp_path}: is a folder; write the key of the database into a file, or set QQ_DB_KEY\n"
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_key_that_is_no_file_or_no_text_is_one_line(windows, tmp_path, make):
+    key = tmp_path / "key.txt"
+    make(key)
+    arguments = windows[0], "--key", key, "--config", "config/decrypt.yaml", "--out", tmp_path / "out"
+    line = f"decrypt.py: {key}: not an ordinary file; write the key of the database there, or set QQ_DB_KEY\n"
     assert run_script("decrypt", *arguments).stderr == line
     line = "decrypt.py: QQ_DB_KEY: the key is not UTF-8 text; save it as plain text with nothing but the key\n"
     assert run_script("decrypt", *arguments, env={"QQ_DB_KEY": "\udcff"}).stderr == line
+
+
+def test_a_file_that_is_no_key_is_not_read_to_its_end(windows, tmp_path):
+    key = tmp_path / "key.txt"
+    with open(key, "wb") as file:
+        file.truncate(1 << 40)  # reading it would take all memory
+    arguments = windows[0], "--key", key, "--config", "config/decrypt.yaml", "--out", tmp_path / "out"
+    line = f"decrypt.py: {key}: too long for a key; write nothing but the key of the database there\n"
+    assert run_script("decrypt", *arguments).stderr == line
