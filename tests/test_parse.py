@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import helpers
 from helpers import EXAMPLES, run_script
 from huiyin.common.errors import UserError
+from huiyin.common.stage import sha256
 from huiyin.common.tables import MESSAGES, schema
 from huiyin.qqnt.body import MENTION, TEXT, BodyReader
 from huiyin.qqnt.qqnt_pb2 import Body, Element
@@ -440,6 +442,18 @@ def test_a_database_without_messages_is_refused(tmp_path, table, line):
     with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute(f"CREATE TABLE {table}")
     assert_refused(tmp_path / "other.db", f"other.db: {line}")
+
+
+def test_a_damaged_database_of_ours_names_what_makes_it_anew(tmp_path):
+    source = tmp_path / "nt_msg.db"
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("CREATE TABLE group_msg_table (a)")
+    source.write_bytes(source.read_bytes().replace(b"TABLE", b"\xff" * 5))  # the message of SQLite's error quotes it
+    damaged = "nt_msg.db: cannot be read (its schema is damaged)"
+    assert_refused(source, f"{damaged}; if it is encrypted, decrypt it first")
+    outputs = {"nt_msg.db": sha256(source)}
+    source.with_name("receipt.json").write_text(json.dumps(helpers.receipt("decrypt", outputs=outputs)))
+    assert_refused(source, f"{damaged}; delete receipt.json, then `make decrypt` makes it")
 
 
 def test_a_view_is_not_asked(decrypted, tmp_path):

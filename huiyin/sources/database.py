@@ -10,6 +10,7 @@ import polars as pl
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
+from huiyin.common.stage import anew
 from huiyin.common.tables import GROUP_MESSAGES
 from huiyin.common.workers import workers
 from huiyin.sources.frames import CHUNK
@@ -27,6 +28,7 @@ from huiyin.sources.history import (
 )
 
 BYTES_A_TASK = 8 << 20  # of a database; for less, another process costs more time than it saves
+DECRYPT = "if it is encrypted, decrypt it first"
 AGAIN = "copy it again with QQ closed, and decrypt it again"
 
 
@@ -51,8 +53,9 @@ def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame,
                     arguments = [(path, query, placeholders, low, high) for low, high, _ in ranges]
                     chunks = counted(share_out(read_range, arguments), progress)
                     return to_history(path, AGAIN, chunks, *tables)
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path}: cannot be read ({error}); if it is encrypted, decrypt it first") from None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the second: a damaged schema in an error's message
+        reason = "its schema is damaged" if isinstance(error, UnicodeDecodeError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); {anew(path, DECRYPT)}") from None
 
 
 def counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
