@@ -25,7 +25,7 @@ import yaml
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_mapping, read_settings
-from huiyin.common.stage import Stage, arguments, need, need_receipt
+from huiyin.common.stage import Stage, anew, arguments, need, need_receipt
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
@@ -35,7 +35,7 @@ from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, format_size
-from huiyin.training.rows import read_rows
+from huiyin.training.rows import read_rows, read_system
 from huiyin.training.template import Encoding
 
 RESULTS = 1  # to be raised when the same input gives another result
@@ -48,6 +48,7 @@ TOLERANCE, LEAST_LOSS = (
 )  # relative difference of a loss; of a smaller one than the second, rounding is that much
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
+MADE_BY_TRAIN, TRAIN_AGAIN = "`make train` makes it", "train again (make clean-train)"
 BEING_CREATED = "being created"
 # Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
 OLLAMA_COPIES = 2.2
@@ -65,13 +66,17 @@ class Trained:
 
 def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
     for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml"):
-        stage.input(need(args.trained / name, "`make train` makes it"))
-    for name in ("alpaca.json", "alpaca_eval.json"):
+        stage.input(need(args.trained / name, MADE_BY_TRAIN))
+    for name in ("alpaca.json", "alpaca_eval.json", "system.txt"):
         stage.input(need(args.generated / name, "`make gen` makes it"))
-    system = stage.input(args.generated / "system.txt").read_text(encoding="utf-8")
-    used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
-    receipt = need_receipt(args.trained, "`make train` makes it", "base_model", "results")
-    return Trained(used, receipt, system, Path(used["model_name_or_path"]))
+    try:
+        used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
+    except UserError as error:
+        raise UserError(f"{error}; {anew(args.trained / 'train.yaml', MADE_BY_TRAIN)}") from None
+    receipt = need_receipt(args.trained, MADE_BY_TRAIN, "base_model", "results", "versions")
+    if not receipt["base_model"] or not isinstance(receipt["outputs"].get("adapter"), dict):
+        raise UserError(f"{args.trained}/receipt.json: not the receipt of a training; {MADE_BY_TRAIN}")
+    return Trained(used, receipt, read_system(args.generated), Path(used["model_name_or_path"]))
 
 
 def read_held_out(generated: Path) -> tuple[Rows, Rows]:
@@ -81,14 +86,12 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     return rows + held_out, held_out or rows
 
 
-def check_base(base: Path, digests: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise `UserError` unless the base model, with the digests `now`, is that of the training."""
+def check_unchanged(folder: Path, digests: Mapping[str, str], now: Mapping[str, str], advice: str) -> None:
+    """Raise `UserError`, which ends with `advice`, unless the files in `folder`, with the digests `now`, are those of
+    the training."""
     changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
     if changed:
-        raise UserError(
-            f"{base}: {', '.join(changed)} changed or gone since the training; bring the base model back, "
-            "or train again (make clean-train)"
-        )
+        raise UserError(f"{folder}: {', '.join(changed)} changed or gone since the training; {advice}")
 
 
 def check_memory(parameters: int, stored: int, available: int) -> bool:
@@ -293,8 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Stage("export", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
         trained = read_trained(args, stage)
+        adapter, made = args.trained / "adapter", trained.receipt["outputs"]["adapter"]
+        check_unchanged(adapter, made, stage.digests.of_tree(adapter), TRAIN_AGAIN)
         base = stage.digests.of_tree(trained.base) if trained.base.is_dir() else {}
-        check_base(trained.base, trained.receipt["base_model"]["sha256"], base)
+        made = trained.receipt["base_model"]["sha256"]
+        check_unchanged(trained.base, made, base, f"bring the base model back, or {TRAIN_AGAIN}")
         stage.depends_on(args.name, base)
         ollama = find_ollama(settings, args.ollama_url, args.name)
         if (ollama.digest() if ollama else None) == stage.earlier.get("ollama", {}).get("digest"):

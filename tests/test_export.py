@@ -361,6 +361,19 @@ REFUSED = [  # (what is changed, the line)
         "trained/adapter/adapter_model.safetensors: no such file; `make train` makes it",
     ),
     (
+        lambda export: (export.path / "trained/adapter/adapter_config.json").write_text("{"),
+        "trained/adapter: adapter_config.json changed or gone since the training; train again (make clean-train)",
+    ),
+    (
+        lambda export: (export.path / "trained/train.yaml").write_text("a: ["),
+        "trained/train.yaml: line 1 is not YAML: expected the node content, but found '<stream end>'; delete "
+        "trained/receipt.json, then `make train` makes it",
+    ),
+    (
+        lambda export: export.change("trained/receipt.json", outputs={"adapter": "0"}),
+        "trained/receipt.json: not the receipt of a training; `make train` makes it",
+    ),
+    (
         lambda export: export.change("base/config.json", rms_norm_eps=0.1),
         "base: config.json changed or gone since the training; bring the base model back, or train again (make "
         "clean-train)",

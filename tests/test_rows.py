@@ -8,7 +8,7 @@ import yaml
 
 from helpers import ROOT, run_script
 from huiyin.common.errors import UserError
-from huiyin.training.rows import Dataset, Row, fit, read_dataset
+from huiyin.training.rows import Dataset, Row, fit, read_dataset, read_system
 from huiyin.training.template import Encoding, is_control
 
 SYSTEM = "你是“阿穗”，在群里聊天。"
@@ -157,6 +157,12 @@ def test_a_template_that_llamafactory_does_not_have_is_one_line(dry_run):
     done = dry_run([Row(*talk(0), SYSTEM)], template="qwne")
     line = "train.py: template qwne: LLaMA-Factory has no template of that name; fix train.yaml\n"
     assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_a_system_text_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "system.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"system.txt: not UTF-8 text; `make gen` makes it"):
+        read_system(tmp_path)
 
 
 @pytest.mark.parametrize("content", ['[{"instruction": "密语"}]', '{"密语": 1}', '[{"instruction": "密'])

@@ -167,7 +167,16 @@ def read_dataset(folder: Path) -> Dataset:
     rows, held_out = (read_rows(file) for file in files[:2])
     if not rows:
         raise UserError(f"{files[0]}: no rows to learn from; the receipt beside it tells why turns were dropped")
-    return Dataset(files, rows, held_out, files[3].read_text(encoding="utf-8"))
+    return Dataset(files, rows, held_out, read_system(folder))
+
+
+def read_system(folder: Path) -> str:
+    """Return the system text of the dataset that gen has written into `folder`."""
+    file = need(folder / "system.txt", MADE_BY)
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not UTF-8 text; {anew(file, MADE_BY)}") from None
 
 
 def read_rows(file: Path) -> list[Row]:

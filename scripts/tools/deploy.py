@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from huiyin.common.errors import run
 from huiyin.common.settings import read_settings, without_credentials
-from huiyin.common.stage import arguments, need, need_receipt
+from huiyin.common.stage import arguments, need_receipt
 from huiyin.serving.finished import Settings, model_arguments
+from huiyin.training.rows import read_system
 
 SETTINGS = """\
 The model {name} at {url}
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_arguments(parser)
     args = parser.parse_args(argv)
     receipt = need_receipt(args.exported, "`make export` makes it", "parameters", "quantize", "fixed_system")
-    system = need(args.generated / "system.txt", "`make gen` makes it").read_text(encoding="utf-8")
+    system = read_system(args.generated)
     ollama = read_settings(args.export, Settings).ollama
     url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
