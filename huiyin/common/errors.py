@@ -33,13 +33,28 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # `make members | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
-        message = str(error).lower()  # polars and SQLite have errors of their own for a full disk
-        if getattr(error, "errno", None) in DISK_FULL or "no space left" in message or "disk is full" in message:
-            fail(f"{getattr(error, 'filename', None) or 'disk'}: no space left; free some and start again")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # polars has a PanicException, which is no Exception
+        if line := used_up(error):
+            fail(line)
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
         raise
+
+
+def used_up(error: BaseException) -> str:
+    """Return the line for an error because space, files or memory are used up, "" for any other. polars, SQLite and
+    Python's threads have errors of their own for it, known by their words."""
+    number, message = getattr(error, "errno", None), str(error).lower()
+    if number in DISK_FULL or "no space left" in message or "disk is full" in message:
+        return f"{getattr(error, 'filename', None) or 'disk'}: no space left; free some and start again"
+    if number in (errno.EMFILE, errno.ENFILE) or "too many open files" in message:
+        return "too many open files; raise the limit (ulimit -n) and start again"
+    no_thread = "can't start new thread" in message or "could not spawn threads" in message
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or no_thread:
+        return "too little memory, or too many threads; close other programs or raise the limits (ulimit -v, -u)"
+    return ""
 
 
 @contextmanager
@@ -92,6 +107,7 @@ def end_after_signal(arrived: int, main_thread: int) -> None:
 
 
 def fail(line: str, status: int = 1) -> NoReturn:
-    sys.stdout.flush()
+    if sys.stdout:  # None where it was closed
+        sys.stdout.flush()
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
     sys.exit(status)

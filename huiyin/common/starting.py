@@ -13,7 +13,8 @@ def stop(number):
 
     signal.setitimer(signal.ITIMER_REAL, 0.5)  # its signal ends us where nobody reads what we print
     try:
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         program = sys.argv[0].rpartition("/")[2]
         print(f"{program}: {STOPPED[number]}; finished work is kept, start again to continue", file=sys.stderr)
     finally:
