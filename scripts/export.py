@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from huiyin.common.digests import Digests
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_mapping, read_settings
 from huiyin.common.stage import Stage, anew, arguments, need, need_receipt
@@ -34,7 +35,7 @@ from huiyin.serving.process import Models, Rows, ask, save_tokenizer
 from huiyin.serving.template import Prompt, modelfile, read_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment
-from huiyin.training.memory import GIB, format_size
+from huiyin.training.memory import GIB, find_ram, format_size
 from huiyin.training.rows import read_rows, read_system
 from huiyin.training.template import Encoding
 
@@ -76,7 +77,11 @@ def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
     receipt = need_receipt(args.trained, MADE_BY_TRAIN, "base_model", "results", "versions")
     if not receipt["base_model"] or not isinstance(receipt["outputs"].get("adapter"), dict):
         raise UserError(f"{args.trained}/receipt.json: not the receipt of a training; {MADE_BY_TRAIN}")
-    return Trained(used, receipt, read_system(args.generated), Path(used["model_name_or_path"]))
+    base = Path(used["model_name_or_path"])
+    again = f"bring the base model back, or {TRAIN_AGAIN}"
+    check_unchanged(stage.digests, base, receipt["base_model"]["sha256"], again)
+    check_unchanged(stage.digests, args.trained / "adapter", receipt["outputs"]["adapter"], TRAIN_AGAIN)
+    return Trained(used, receipt, read_system(args.generated), base)
 
 
 def read_held_out(generated: Path) -> tuple[Rows, Rows]:
@@ -86,10 +91,10 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     return rows + held_out, held_out or rows
 
 
-def check_unchanged(folder: Path, digests: Mapping[str, str], now: Mapping[str, str], advice: str) -> None:
-    """Raise `UserError`, which ends with `advice`, unless the files in `folder`, with the digests `now`, are those of
-    the training."""
-    changed = sorted(name for name, digest in digests.items() if now.get(name) != digest)
+def check_unchanged(digests: Digests, folder: Path, made: Mapping[str, str], advice: str) -> None:
+    """Raise `UserError`, which ends with `advice`, unless the files in `folder` are those of the training, `made`."""
+    now = digests.of_tree(folder) if folder.is_dir() else {}
+    changed = sorted(name for name, digest in made.items() if now.get(name) != digest)
     if changed:
         raise UserError(f"{folder}: {', '.join(changed)} changed or gone since the training; {advice}")
 
@@ -193,16 +198,14 @@ def merge(
     """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses on
     `rows`; `UserError` if none has them. Return (what the receipt says of the model, its reply to the row `question`).
     answers(models, asked, samples=..., lean=...): as `ask`."""
-    import psutil
-
     from huiyin.serving.merge import merge_weights, size_of
 
     parameters, stored = size_of(base)
     shown = rows[-SHOWN:] if sys.stdout.isatty() else []  # not into a log: these are messages of the group
     before: list[Any] = []
     for kind, size in TYPES.items():
-        available = psutil.virtual_memory().available + psutil.swap_memory().free
-        lean = check_memory(parameters, max(stored, size * parameters), available)
+        ram = find_ram()
+        lean = check_memory(parameters, max(stored, size * parameters), ram.free + ram.swap)
         if not merge_weights(base, adapter, merged, kind):
             print(f"export: a weight is too large for {kind}", flush=True)
             continue
@@ -296,12 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Stage("export", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
         trained = read_trained(args, stage)
-        adapter, made = args.trained / "adapter", trained.receipt["outputs"]["adapter"]
-        check_unchanged(adapter, made, stage.digests.of_tree(adapter), TRAIN_AGAIN)
-        base = stage.digests.of_tree(trained.base) if trained.base.is_dir() else {}
-        made = trained.receipt["base_model"]["sha256"]
-        check_unchanged(trained.base, made, base, f"bring the base model back, or {TRAIN_AGAIN}")
-        stage.depends_on(args.name, base)
+        stage.depends_on(args.name, trained.receipt["base_model"]["sha256"])
         ollama = find_ollama(settings, args.ollama_url, args.name)
         if (ollama.digest() if ollama else None) == stage.earlier.get("ollama", {}).get("digest"):
             stage.stop_if_done()

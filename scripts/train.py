@@ -34,7 +34,7 @@ from huiyin.serving.process import ask
 from huiyin.training.base import check_disk, find_base
 from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
-from huiyin.training.memory import GIB, LORA_BYTES, format_size, read_shape
+from huiyin.training.memory import GIB, LORA_BYTES, find_ram, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
@@ -74,10 +74,8 @@ def find_device(gpu: str) -> tuple[dict[str, Any], Card | None]:
     """Return (the device, for the receipt; the card, of several the one with the least free memory, None for the
     processor); `UserError` if a card cannot be used."""
     if gpu == "none":
-        import psutil
-
-        memory = psutil.virtual_memory()
-        sizes = {"total_gib": gib(memory.total), "free_gib": gib(memory.available)}
+        ram = find_ram()
+        sizes = {"total_gib": gib(ram.total), "free_gib": gib(ram.free)}
         return {"device": "processor", "cores": os.cpu_count() or 1, **sizes}, None
     cards = [find_card(index) for index in gpu.split(",")]
     built_with = torch_cuda()
@@ -114,10 +112,8 @@ def preflight(card: Card | None, given: Values, work: Work, settings: Settings) 
     """Return the `Plan` for the memory that is free now; `UserError` if the training does not fit."""
     if card:
         return plan_for_card(card, work, settings, installed())
-    import psutil
-
-    available, micro_batch = psutil.virtual_memory().available, given["per_device_train_batch_size"]
-    return plan_for_processor(available, os.cpu_count() or 1, work, micro_batch, settings)
+    micro_batch = given["per_device_train_batch_size"]
+    return plan_for_processor(find_ram().free, os.cpu_count() or 1, work, micro_batch, settings)
 
 
 def find_plan(

@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import huggingface_hub.constants
+import psutil
 import pynvml
 import pytest
 import requests
@@ -14,7 +15,7 @@ import requests
 from huiyin.common.errors import UserError
 from huiyin.training.base import find_base
 from huiyin.training.card import check_card, find_card, torch_cuda
-from huiyin.training.memory import GIB, peak_bytes, read_shape
+from huiyin.training.memory import GIB, find_ram, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 from scripts import train
 
@@ -263,6 +264,30 @@ def test_the_processor_trains_in_full_precision_if_the_memory_suffices(tmp_path)
     assert chosen.values()["bf16"] is False and chosen.values()["fp16"] is False
     line = "training takes about 6.7 GiB of memory and 4.0 are free"
     assert line in refusal(plan_for_processor, 4 * GIB, 8, work(tmp_path), 2, Settings())
+
+
+def test_the_memory_of_a_container_counts(tmp_path):
+    machine = psutil.virtual_memory()
+    own, group = tmp_path / "own", tmp_path / "groups/a/b"
+    group.mkdir(parents=True)
+    own.write_text("12:cpu:/x\n0::/a/b\n")
+    assert find_ram(tmp_path / "groups", own).total == machine.total
+    limits = {
+        "memory.max": 3 << 20,
+        "memory.current": 2 << 20,
+        "memory.swap.max": 9 << 10,
+        "memory.swap.current": 4 << 10,
+    }
+    for name, number in {**limits, "memory.stat": f"anon 7\nactive_file {1 << 19}\ninactive_file {1 << 18}"}.items():
+        (group.parent / name).write_text(f"{number}\n")  # of the group above
+    for name in ("memory.max", "memory.swap.max"):
+        (group / name).write_text("max\n")
+    ram = find_ram(tmp_path / "groups", own)
+    assert (ram.total, ram.free) == (3 << 20, (1 << 20) + (3 << 18))
+    assert ram.swap == min(5 << 10, psutil.swap_memory().free)
+    (group / "memory.max").write_text("0")
+    (group / "memory.stat").write_text("active_file 0\ninactive_file 0")
+    assert find_ram(tmp_path / "groups", own)[:2] == (0, 0)
 
 
 def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The memory that LoRA training needs, estimated from the sizes in config.json of the base model.
+"""The memory that LoRA training needs, estimated from the sizes in config.json of the base model; the memory there is.
 
 The terms were fitted to simulations of the real code with fake tensors (bench/vram.py compares the two). For small
 models the logits of a large vocabulary need more than the parameters.
@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huiyin.common.errors import UserError
 
@@ -25,6 +26,44 @@ FOUR_BIT_BYTES = 0.52  # per weight in 4 bits, with its scales
 def format_size(size: float) -> str:
     """Return `size` (bytes) in GiB or MiB."""
     return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.0f} MiB"
+
+
+class Ram(NamedTuple):
+    """Bytes of the machine, or, where that is less, of what a container or a service may use."""
+
+    total: int
+    free: int
+    swap: int  # that is free
+
+
+def find_ram(control_groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Ram:
+    """Return the `Ram` for this process. psutil knows the machine alone; the limits are those of its control group and
+    of the ones above it (Linux, Documentation/admin-guide/cgroup-v2.rst)."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, free, swap = machine.total, machine.available, psutil.swap_memory().free
+    names = [line.removeprefix("0::/") for line in own.read_text().splitlines() if line.startswith("0::/")]
+    for name in names:
+        group = control_groups / name
+        while group.is_relative_to(control_groups):
+            limit, stat = read_number(group / "memory.max"), group / "memory.stat"
+            if limit is not None:
+                numbers = dict(line.split() for line in stat.read_text().splitlines())
+                cached = int(numbers["active_file"]) + int(numbers["inactive_file"])  # given back when it is wanted
+                used = (read_number(group / "memory.current") or 0) - cached
+                total, free = min(total, limit), min(free, limit - used)
+            limit = read_number(group / "memory.swap.max")
+            if limit is not None:
+                swap = min(swap, limit - (read_number(group / "memory.swap.current") or 0))
+            group = group.parent
+    return Ram(total, max(0, free), max(0, swap))
+
+
+def read_number(path: Path) -> int | None:
+    """Return the number in a file of a control group; None for "max", or where there is no such file."""
+    text = path.read_text().strip() if path.is_file() else "max"
+    return None if text == "max" else int(text)
 
 
 @dataclass(frozen=True)
