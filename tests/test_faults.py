@@ -23,7 +23,7 @@ from huiyin.llm.client import Client, Settings, unload_model
 from huiyin.questions.pairing import which_turn
 from huiyin.questions.prompts import read_prompt
 from llm_folder import chats, complaint, prompt_of, reply_in, succeeded
-from ollama_server import Endless, OllamaServer, exactly, whole
+from ollama_server import Endless, Handler, OllamaServer, exactly, whole
 
 GZIP = b"Content-Encoding: gzip\r\n\r\n"
 
@@ -350,6 +350,34 @@ def test_if_no_server_answers_the_stage_ends_with_a_clear_error(two):
     assert complaint(two.pair()) == (
         "pair.py: no Ollama answers at http://127.0.0.1:10; start it (ollama serve), or change url in llm.yaml"
     )
+
+
+NO_OLLAMA = "no Ollama answers at {url}; start it (ollama serve), or change url in llm.yaml"
+OTHER_FORMAT = "{url}: the answer is not in the format of Ollama; the model cannot be loaded"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "line"),
+    [
+        ("GET", "/api/tags", b"[" * 200_000, NO_OLLAMA),
+        ("GET", "/api/tags", b'{"models": [null]}', NO_OLLAMA),
+        ("POST", "/api/show", b"null", OTHER_FORMAT),
+        ("POST", "/api/show", b'{"model_info": {"a.context_length": "many"}}', OTHER_FORMAT),
+        ("POST", "/api/show", b"[" * 200_000, "{url}/api/show: the answer is not JSON; the model cannot be loaded"),
+        ("GET", "/api/ps", b"{}", OTHER_FORMAT),
+        ("GET", "/api/ps", b'{"models": [{"name": "qwen2.5:14b", "size": null}]}', OTHER_FORMAT),
+    ],
+)
+def test_an_answer_in_another_format_is_one_line(folder, monkeypatch, method, path, content, line):
+    monkeypatch.setitem(Handler.ANSWERS, (method, path), lambda ollama, body: exactly(content))
+    assert complaint(folder.pair()) == f"pair.py: {line.format(url=folder.ollama.url)}"
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b'{"data": ["tiny"]}', b'{"data": 3}'])
+def test_a_list_of_models_in_another_format_is_one_line(folder, monkeypatch, content):
+    monkeypatch.setitem(Handler.ANSWERS, ("GET", "/v1/models"), lambda ollama, body: exactly(content))
+    folder.llm("backend: openai\nmodel: tiny\n")
+    assert complaint(folder.pair()) == f"pair.py: {folder.ollama.url}: the answer is not in the format of OpenAI"
 
 
 # ---- OpenAI's protocol, with a real llama-server

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import run_script
 from llm_folder import complaint
-from ollama_server import Handler, Raw
+from ollama_server import Handler, Raw, exactly
 
 ADVICE = "is the name right, is the network there? HTTPS_PROXY names a proxy; start again, what is fetched is kept"
 
@@ -62,6 +62,18 @@ def test_a_fetch_that_ends_too_early_can_be_started_again(pull, answer):
     assert complaint(pull()) == (
         "pull.py: Ollama stopped fetching other:1b after: verifying sha256 digest; start again, what is fetched is kept"
     )
+
+
+@pytest.mark.parametrize("event", [b"null", b"[]", b"3", b"[" * 200_000])
+def test_an_event_that_is_none_is_one_clear_line(pull, answer, event):
+    answer("POST", "/api/pull", lambda: exactly(event + b"\n"))
+    assert re.search(r" broke off in the middle \(\w+Error\); look into its log; ", complaint(pull()))
+
+
+def test_sizes_that_are_none_are_not_shown(pull, answer):
+    events = [{"status": "a", "total": None}, {"total": "b", "completed": []}, {"total": 3, "digest": None}]
+    answer("POST", "/api/pull", lambda: iter([*events, {"status": "success"}]))
+    assert pull().returncode == 0
 
 
 def test_a_connection_that_drops_during_the_fetch_is_one_clear_line(pull, answer, ollama):

@@ -6,6 +6,8 @@ import ipaddress
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -172,6 +174,15 @@ def send(session: requests.Session, method: str, url: str, seconds: float, body:
         return response.json()
     except (requests.JSONDecodeError, RecursionError):
         raise Unusable(f"{url}: the answer is not JSON") from None
+
+
+@contextmanager
+def in_format_of(server: str, url: str) -> Iterator[None]:
+    """Raise Unusable where the block does not find in an answer of `url` what such a `server` sends."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ArithmeticError):
+        raise Unusable(f"{url}: the answer is not in the format of {server}") from None
 
 
 def error_text(response: requests.Response) -> str:

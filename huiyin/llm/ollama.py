@@ -28,6 +28,7 @@ from huiyin.llm.backend import (
     check_not_thinking,
     error_text,
     http_request,
+    in_format_of,
     send,
     session_for,
     shown,
@@ -88,7 +89,7 @@ class Ollama:
             response.raise_for_status()
             digests = {model["name"]: model["digest"] for model in response.json()["models"]}
             return digests.get(tagged(self.model))
-        except (requests.RequestException, KeyError, TypeError):
+        except (requests.RequestException, AttributeError, LookupError, TypeError, RecursionError):
             raise self.no_server() from None
 
     def pull(self) -> Iterator[tuple[str, int, int]]:
@@ -97,8 +98,9 @@ class Ollama:
         try:
             for event in self.stream("/api/pull", {"model": self.model}, PULL_SECONDS, progress=True):
                 status = event.get("status")
-                if "total" in event:
-                    yield event["digest"], event.get("completed", 0), event["total"]
+                completed, total = sizes_in(event)
+                if total:
+                    yield str(event.get("digest")), completed, total
         except BrokenStream as error:
             advice = "is the name right, is the network there? HTTPS_PROXY names a proxy"
             raise UserError(f"{error}; {advice}; {kept}") from None
@@ -108,17 +110,20 @@ class Ollama:
     def prepare(self) -> None:
         """Load the model; check that its context is as large as `num_ctx`, and warn unless all of it is on the GPU."""
         info = send(self.session, "POST", f"{self.url}/api/show", self.read_seconds, {"model": self.model})
-        contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
-        if contexts and min(contexts) < self.num_ctx:
-            raise UserError(
-                f"{self.model} has a context of {min(contexts)} tokens, less than num_ctx: {self.num_ctx} in llm.yaml; "
-                "lower it or take another model"
-            )
+        with in_format_of("Ollama", self.url):
+            contexts = [value for key, value in info.get("model_info", {}).items() if key.endswith(".context_length")]
+            if contexts and min(contexts) < self.num_ctx:
+                raise UserError(
+                    f"{self.model} has a context of {min(contexts)} tokens, less than num_ctx: {self.num_ctx} in "
+                    "llm.yaml; lower it or take another model"
+                )
         body = {**self.always, "messages": [], "options": {"num_ctx": self.num_ctx}}
         send(self.session, "POST", f"{self.url}/api/chat", max(LOAD_SECONDS, self.read_seconds), body)
-        for model in send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)["models"]:
-            on_card, size = model.get("size_vram", 0), model.get("size", 0)
-            if model["name"] == tagged(self.model) and on_card < size:
+        running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)
+        with in_format_of("Ollama", self.url):
+            sizes = {model["name"]: (model.get("size_vram", 0), model.get("size", 0)) for model in running["models"]}
+            on_card, size = sizes.get(tagged(self.model), (0, 0))
+            if on_card < size:
                 warning = (
                     f"WARNING: only {on_card / size:.0%} of {self.model} at {self.url} is on the GPU, the rest is on "
                     "the processor and many times slower; take a smaller model or num_ctx x parallel, and look at "
@@ -140,7 +145,7 @@ class Ollama:
         }
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         self.check_same()  # each time: a wrong answer under this digest would stay in the answer cache
-        try:
+        with in_format_of("Ollama", self.url):
             if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
                 raise Unusable(f"the answer was broken off: done_reason {shown(answer.get('done_reason'))}")
             message = answer["message"]
@@ -148,8 +153,6 @@ class Ollama:
             check_not_thinking(message.get("thinking"), text)
             tokens = answer.get("prompt_eval_count", 0) + answer.get("eval_count", 0)
             return Answer(text, tokens, answer.get("logprobs"))
-        except (AttributeError, KeyError, TypeError):
-            raise Unusable(f"{self.url}: the answer is not in Ollama's format") from None
 
     def unload(self) -> None:
         """Free the card of the model, and wait until it is (status 200 comes before that). What other programs have
@@ -169,16 +172,23 @@ class Ollama:
         """Return whether the model is in memory; it is not where no server answers."""
         try:
             running = send(self.session, "GET", f"{self.url}/api/ps", self.read_seconds)
-        except Unavailable:
+            with in_format_of("Ollama", self.url):
+                return tagged(self.model) in [model["name"] for model in running["models"]]
+        except (Unavailable, Unusable):  # the second: it is no Ollama
             return False
-        return tagged(self.model) in [model["name"] for model in running["models"]]
 
     def talk(self, messages: list[dict[str, str]]) -> Iterator[str]:
         """Yield the reply to `messages` in pieces, with the model's own parameters; `UserError` if it breaks off. Of
         messages that do not fit into the context Ollama leaves out the oldest."""
         body = {"model": self.model, "messages": messages, "stream": True, "think": False, "keep_alive": "30m"}
         for event in self.stream("/api/chat", body, max(LOAD_SECONDS, self.read_seconds)):
-            yield event["message"]["content"]
+            try:
+                piece = event["message"]["content"]
+            except (LookupError, TypeError):
+                raise BrokenStream(
+                    f"Ollama at {self.url} sends no message, but something else; look into its log"
+                ) from None
+            yield piece
 
     def create(
         self, files: dict[str, Path], quantize: str, template: str, system: str, parameters: dict[str, Any]
@@ -196,9 +206,10 @@ class Ollama:
                 if event.get("status") != status:
                     status = event.get("status")
                     print(f"create: {shown(status)}", flush=True)
-                if event.get("total"):
-                    progress.set_total(event["total"])
-                    progress.add(event.get("completed", 0) - progress.done)
+                completed, total = sizes_in(event)
+                if total:
+                    progress.set_total(total)
+                    progress.add(completed - progress.done)
         if status != "success":
             raise UserError(f"Ollama at {self.url} stopped after: {shown(status)}; look into its log and export again")
         return self.identity()
@@ -232,6 +243,8 @@ class Ollama:
             with http_request(self.session, "POST", call, json=body, stream=True) as response:
                 for line in filter(None, response.iter_lines()):
                     event = json.loads(line)
+                    if not isinstance(event, dict):
+                        raise ValueError("not an event")
                     if "error" in event:  # the status may be 200
                         raise BrokenStream(f"Ollama at {self.url}: {self.model}: {shown(event['error'])}")
                     if progress and event != last:
@@ -240,7 +253,7 @@ class Ollama:
                     yield event
         except OutOfBounds as error:
             raise BrokenStream(f"{error}; look into the log of Ollama") from None
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, ValueError, RecursionError) as error:
             if response is None and isinstance(error, requests.ConnectionError):
                 raise self.no_server() from None
             what = f"broke off in the middle ({type(error).__name__})"
@@ -269,6 +282,12 @@ class CountedFile:
         content = self.file.read(size)
         self.progress.add(len(content))
         return content
+
+
+def sizes_in(event: dict[str, Any]) -> tuple[int, int]:
+    """Return how many bytes are done, and how many there are; 0 where an event does not tell."""
+    completed, total = (event.get(name) for name in ("completed", "total"))
+    return completed if isinstance(completed, int) else 0, total if isinstance(total, int) else 0
 
 
 def tagged(name: str) -> str:

@@ -1,8 +1,19 @@
 """Any server with OpenAI's protocol: vLLM (which can spread a model over several machines), llama-server."""
 
+from typing import Any
+
 from huiyin.common.errors import UserError
 from huiyin.common.settings import without_credentials
-from huiyin.llm.backend import Answer, ChatRequest, chat_completion, read_completion, send, session_for, shown
+from huiyin.llm.backend import (
+    Answer,
+    ChatRequest,
+    chat_completion,
+    in_format_of,
+    read_completion,
+    send,
+    session_for,
+    shown,
+)
 
 
 class OpenAI:
@@ -17,7 +28,11 @@ class OpenAI:
 
     def identity(self) -> str:
         """Return the name of the model, as these servers report no digest."""
-        models = send(self.session, "GET", f"{self.url}/v1/models", self.read_seconds).get("data") or []
+        answer = send(self.session, "GET", f"{self.url}/v1/models", self.read_seconds)
+        with in_format_of("OpenAI", self.url):
+            return self.identity_in(answer.get("data") or [])
+
+    def identity_in(self, models: list[dict[str, Any]]) -> str:
         names = [model.get("id") for model in models]
         if self.model not in names:
             raise UserError(

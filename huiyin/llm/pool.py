@@ -55,7 +55,7 @@ class Pool:
             try:
                 self.backends[index].prepare()
                 self.ready.add(index)
-            except Unavailable as error:
+            except (Unavailable, Unusable) as error:
                 failure = error
                 self.rest(index)
         if not self.ready:
