@@ -48,6 +48,10 @@ NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 ifneq ($(words $(CURDIR)),1)
 $(error the path of this repository has blanks: $(CURDIR); move it to one without)
 endif
+# In quotes for the shell, and in PATH, these have a meaning of their own.
+ifneq (,$(strip $(foreach sign,: $$ " `,$(findstring $(sign),$(CURDIR)))))
+$(error the path of this repository has one of : $$ " ` in it: $(CURDIR); move it to one without)
+endif
 ifneq (,$(call matches,$(source),^-)$(call matches,$(key),^-))
 $(error SOURCE and KEY cannot begin with -: $(source) $(key); write ./ before it)
 endif

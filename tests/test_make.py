@@ -298,6 +298,14 @@ def test_blanks_in_the_path(tmp_path):
     )
 
 
+@pytest.mark.parametrize("sign", [":", "$", '"', "`"])
+def test_a_path_that_the_shell_would_read_otherwise(tmp_path, sign):
+    project = copy_project(tmp_path / f"my{sign}chats")
+    assert complaint(make(project, "help")) == (
+        f'the path of this repository has one of : $ " ` in it: {project}; move it to one without'
+    )
+
+
 @pytest.mark.parametrize(
     "source", ["my  chat.db", "chat (1).csv", "ch'at$x.csv", "C:\\chat.db", "a;b.db", "聊天 #1.csv"]
 )
