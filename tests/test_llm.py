@@ -116,6 +116,16 @@ def test_a_prompt_with_other_gaps_is_refused(folder, prompt, problem):
     assert complaint(done) == f"pair.py: {folder.path}/pair.md: {problem}"
 
 
+def test_a_prompt_that_is_no_text_is_one_line(folder):
+    prompt = folder.path / "own.md"
+    prompt.mkdir()
+    line = f"pair.py: {prompt}: not an ordinary file; give one like those in config/prompts/"
+    assert complaint(folder.pair(prompt=prompt)) == line
+    prompt.rmdir()
+    prompt.write_bytes(b"\xff")
+    assert complaint(folder.pair(prompt=prompt)) == f"pair.py: {prompt}: not UTF-8; save the file as UTF-8 text"
+
+
 @pytest.mark.parametrize("question", ["$items\n$name在回应什么？", "$items"])
 def test_a_prompt_of_ones_own_may_name_the_member_in_the_question(folder, question):
     (folder.path / "gen.md").write_text(question)

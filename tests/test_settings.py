@@ -1,6 +1,7 @@
 """Settings are read strictly."""
 
 import importlib
+import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import date
@@ -105,6 +106,9 @@ def test_what_is_no_file_is_one_line(tmp_path):
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "gone.yaml", "No such file or directory")):
         with pytest.raises(UserError, match=f"^{re.escape(str(path))}: no settings file can be read there: {reason}$"):
             read_settings(path, Settings)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"/pipe: no settings file can be read there: it is a pipe$"):
+        read_settings(tmp_path / "pipe", Settings)
 
 
 # ---- Every setting of every file

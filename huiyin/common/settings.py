@@ -61,8 +61,10 @@ def fill(cls: type[Settings], given: dict[str, Any], path: Path) -> Settings:
 
 def read_mapping(path: Path, loader: Any = yaml.BaseLoader) -> dict[str, Any]:
     """Return the YAML mapping in the file at `path`; an empty file is an empty mapping."""
+    if path.is_fifo():  # one would be waited for
+        raise UserError(f"{path}: no settings file can be read there: it is a pipe")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
         for token in yaml.scan(text):
             if isinstance(token, (yaml.AliasToken, yaml.TagToken)):  # a few lines of aliases can mean gigabytes
                 raise yaml.MarkedYAMLError(problem="* and ! need quotes around the text", problem_mark=token.start_mark)
