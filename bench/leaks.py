@@ -76,7 +76,6 @@ def copy_project(project):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, project / name)
     (project / ".venv").symlink_to(ROOT / ".venv")
-    shutil.copytree(project / "config/demo", project / "config/canary")
 
 
 class Watch(Thread):
@@ -162,6 +161,7 @@ def main(folder):
     folder = Path(folder).absolute()
     project, since = folder / "huiyin", time.time()
     copy_project(project)
+    shutil.copytree(project / "config/demo", project / "config/canary")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "XDG_", "PYTHON"))}
     for name in ("HOME", "TMPDIR"):
         (folder / name.lower()).mkdir()
