@@ -1,7 +1,7 @@
 """Damage one input of a stage at random, again and again: does the stage end well, or with one line?
 
-    python bench/fuzz.py FOLDER all [--seconds 60] [--seed 1]
-    python bench/fuzz.py FOLDER wal --seconds 0 --seed 417    # that damage alone, once more
+    PYTHONPATH=.:tests python bench/fuzz.py FOLDER all [--seconds 60] [--seed 1]
+    PYTHONPATH=.:tests python bench/fuzz.py FOLDER wal --seconds 0 --seed 417    # that damage alone, once more
 
 Targets are the sources (encrypted, wal, plain, plain_wal, companions, key, json, csv) and our own files (messages,
 turns, pairs, dataset, sources, receipts, answers, settings, train_yaml, prompts). For each seed a file of the target is
@@ -27,7 +27,6 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
 
 MEMORY, SECONDS = 8 << 30, 30  # address space of a process, the duration of one run
 MESSAGES = 150

@@ -1,6 +1,6 @@
 """Kill the pipeline at random moments and run it again: is the result the same, is anything asked twice or left behind?
 
-    python bench/kill.py FOLDER [--data 100] [--training 20] [--seed 1]
+    PYTHONPATH=.:tests python bench/kill.py FOLDER [--data 100] [--training 20] [--seed 1]
 
 FOLDER, a new one, gets a copy of the repository and a history of the demo's kind, small so that a round is quick. A
 round starts `make`, sends TERM, INT or KILL to its whole group of processes, to make, or to one of its descendants, and
@@ -31,7 +31,6 @@ from safetensors.numpy import load_file
 from leaks import copy_project
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
 
 MESSAGES = 400
 LIMIT = 120  # seconds until a run counts as one that hangs; five times the usual time, if that is more
@@ -113,7 +112,11 @@ class Project:
 
 
 def environment():
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "QQ_DB_KEY"))}
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(("MAKE", "MFLAGS", "PYTHON", "QQ_DB_KEY"))
+    }
     return {**kept, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
