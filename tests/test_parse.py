@@ -1,6 +1,7 @@
 """parse: every row of a history is kept or dropped for a reason; from QQNT's tables, a CSV and JSON."""
 
 import contextlib
+import io
 import json
 import multiprocessing.process
 import shutil
@@ -20,7 +21,7 @@ from huiyin.common.stage import sha256
 from huiyin.common.tables import MESSAGES, schema
 from huiyin.qqnt.body import MENTION, TEXT, BodyReader
 from huiyin.qqnt.qqnt_pb2 import Body, Element
-from huiyin.sources.browser_json import json_chunks
+from huiyin.sources.browser_json import Shallow, json_chunks
 from huiyin.sources.csv_file import csv_chunks, to_id, write_csv
 from huiyin.sources.history import to_chunk
 from scripts.demo.history import START, history
@@ -323,6 +324,19 @@ def test_truncated_json_is_refused(tmp_path, end):
     assert done.stderr.startswith(f"parse.py: {source}: not whole JSON (")
     assert done.stderr.endswith(f"); {AGAIN}\n")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '[{"40001": 1}, ' + '[{"a": ' * 50_000])
+def test_json_too_deep_for_its_parser_is_refused(tmp_path, content):
+    assert_refused(write(tmp_path / "chat.json", content), f"chat.json: more than 1,000 lists in one another; {AGAIN}")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_brackets_in_texts_are_no_lists(size):
+    content = json.dumps([{"a": '[{"\\' * 500, "b": text} for text in ("[" * 2000, '"', "\\\\", "")]).encode()
+    file = Shallow("chat.json", io.BytesIO(content))
+    assert b"".join(iter(lambda: file.read(size), b"")) == content
+    assert (file.depth, file.in_string) == (0, False)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ijson
 import polars as pl
@@ -40,6 +40,9 @@ NUMBER_COLUMNS = set(NUMBERS.values())
 CHAT_TYPE, GROUP = "40010", 2
 EXACT_IN_A_DOUBLE = 1 << 53
 MOST_KEYS = 12
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)', re.DOTALL)  # the group is empty where the end is missing
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+DEEPEST = 1000  # lists in lists: ijson takes seconds for 20,000, and crashes at 100,000
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
@@ -60,6 +63,29 @@ def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
         yield chunk
 
 
+class Shallow:
+    """The bytes of a file of JSON with at most DEEPEST lists and objects in one another; `UserError` for more."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self.file, self.depth, self.in_string = path, file, 0, False
+
+    def read(self, size: int = -1) -> bytes:
+        whole = self.file.read(size)
+        while whole.endswith(b"\\") and (more := self.file.read(1)):  # so that no escape is torn
+            whole += more
+        self.check(whole)
+        return whole
+
+    def check(self, content: bytes) -> None:
+        parts = STRING.split(b'"' * self.in_string + content)  # what is no string, and its ends, in turn
+        self.in_string = len(parts) > 1 and not parts[-2]
+        brackets = b"".join(parts[::2]).translate(None, NO_BRACKETS)
+        for opens in (bracket in b"[{" for bracket in brackets):
+            self.depth += 1 if opens else -1
+            if self.depth > DEEPEST:
+                raise UserError(f"{self.path}: more than {DEEPEST:,} lists in one another; {AGAIN}")
+
+
 def json_rows(path: Path, file: Any) -> Iterator[tuple]:
     """Yield the values of COLUMNS for each row of the open `file` at `path`."""
     sys.set_int_max_str_digits(0)  # ijson crashes on a longer number
@@ -67,9 +93,9 @@ def json_rows(path: Path, file: Any) -> Iterator[tuple]:
     try:
         with open(path, "rb") as beginning:
             skip_bom(beginning)
-            if problem := wrong_shape(beginning):
+            if problem := wrong_shape(Shallow(path, beginning)):
                 raise UserError(f"{path}: {problem}; {AGAIN}")
-        for number, row in enumerate(ijson.items(file, "item"), 1):
+        for number, row in enumerate(ijson.items(Shallow(path, file), "item"), 1):
             yield to_row(path, number, row)
     except (ijson.JSONError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path}: not whole JSON ({reason(error)}, after row {number}); {AGAIN}") from None
@@ -82,7 +108,7 @@ def reason(error: Exception) -> str:
     return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number that is too large"
 
 
-def wrong_shape(file: IO[bytes]) -> str | None:
+def wrong_shape(file: Shallow) -> str | None:
     """Return what the file has instead of an array of rows, or None. An empty table is written as `null`."""
     events = ijson.parse(file)
     _, event, value = next(events)
