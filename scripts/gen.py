@@ -167,6 +167,9 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
         raise UserError(f"{args.paired}: no turns to make a dataset of")
     turns = scan_table(path, TURNS, TURNS_BY).collect()
     newest = max([*pairs, *unpaired], key=time_of)["turn_id"]
+    ids = [line["turn_id"] for line in unpaired]
+    if len(set(ids)) < len(ids) or not {newest, *ids} <= set(turns["turn_id"]):
+        raise UserError(f"{args.paired}: lines that stand there twice, or not of turns in {args.turns}; {MADE_BY}")
     return pairs, unpaired, turns, turns.row(by_predicate=pl.col("turn_id") == newest, named=True)
 
 

@@ -108,10 +108,11 @@ def test_a_proxy_never_sees_calls_to_our_own_server(folder):
         ("$name $context $reply $more", "$more fills nothing here; take it out"),
         ("$name\n---\n$context $reply $name", "$name fills nothing above ---; take it out"),
         ("$name $context $reply 5$", "a `$` without a name; write `$$` for the sign itself"),
+        ("$name $context $reply é", "not UTF-8 text; write the prompt there, as UTF-8 text"),
     ],
 )
 def test_a_prompt_with_other_gaps_is_refused(folder, prompt, problem):
-    (folder.path / "pair.md").write_text(prompt)
+    (folder.path / "pair.md").write_text(prompt, encoding="latin-1")
     done = folder.pair(folder.path / "pair.md")
     assert complaint(done) == f"pair.py: {folder.path}/pair.md: {problem}"
 
@@ -119,11 +120,11 @@ def test_a_prompt_with_other_gaps_is_refused(folder, prompt, problem):
 def test_a_prompt_that_is_no_text_is_one_line(folder):
     prompt = folder.path / "own.md"
     prompt.mkdir()
-    line = f"pair.py: {prompt}: not an ordinary file; give one like those in config/prompts/"
+    line = f"pair.py: {prompt}: not an ordinary file; write the prompt there, as UTF-8 text"
     assert complaint(folder.pair(prompt=prompt)) == line
     prompt.rmdir()
     prompt.write_bytes(b"\xff")
-    assert complaint(folder.pair(prompt=prompt)) == f"pair.py: {prompt}: not UTF-8; save the file as UTF-8 text"
+    assert complaint(folder.pair(prompt=prompt)) == f"pair.py: {prompt}: not UTF-8 text; write the prompt there, as UTF-8 text"
 
 
 @pytest.mark.parametrize("question", ["$items\n$name在回应什么？", "$items"])
@@ -136,6 +137,13 @@ def test_a_prompt_of_ones_own_may_name_the_member_in_the_question(folder, questi
 
 
 # ---- gen: the missing half, and the dataset
+
+
+@pytest.mark.parametrize("unpaired", [[(2, 4), (3, 4)], [(2, 99)]])
+def test_a_turn_twice_or_of_another_history_is_refused(folder, unpaired):
+    write_paired(folder, [], [line(minutes, "走起", turn=turn, reason="none") for minutes, turn in unpaired])
+    problem = f"lines that stand there twice, or not of turns in {folder.path}/turns.parquet; `make pair` makes it"
+    assert complaint(folder.gen()) == f"gen.py: {folder.path}/paired: {problem}"
 
 
 def write_paired(folder, pairs=(), unpaired=()):

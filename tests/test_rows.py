@@ -173,3 +173,11 @@ def test_what_is_no_dataset_is_one_line_without_a_word_of_it(tmp_path, content):
     with pytest.raises(UserError, match=r"alpaca.json: not the rows of a dataset \(.*\); `make gen` makes it") as error:
         read_dataset(tmp_path)
     assert "密" not in str(error.value)
+
+
+def test_a_system_text_of_another_encoding_is_one_line(tmp_path):
+    rows = json.dumps([{"instruction": "吃了吗", "output": "吃了"}], ensure_ascii=False)
+    for name in ("alpaca.json", "alpaca_eval.json", "dataset_info.json", "system.txt"):
+        (tmp_path / name).write_text(rows, encoding="gbk" if name == "system.txt" else "utf-8")
+    with pytest.raises(UserError, match=r"system.txt: not UTF-8 text; `make gen` makes it"):
+        read_dataset(tmp_path)

@@ -238,6 +238,7 @@ LINES = {  # {what stands in line 2: what is said of it}
     "null": "not a JSON object",
     "[" * 100_000: "not a JSON object",
     '{"a": 1}': "no field b",
+    '{"a": true, "b": 2}': "a is of another type or out of range",
 }
 
 
@@ -246,11 +247,11 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"a": 1, "b": 2}\n' + line + "\n")
     with pytest.raises(UserError) as error:
-        read_records(path, ["a", "b"], "`make pair` makes it")
+        read_records(path, {"a": int, "b": int}, "`make pair` makes it")
     assert str(error.value) == f"{path} line 2: {LINES[line]}; `make pair` makes it"
     path.write_bytes(b'{"a": "\xff"}\n')
     with pytest.raises(UserError, match="line 1: not a JSON object"):
-        read_records(path, ["a"], "`make pair` makes it")
+        read_records(path, {"a": str}, "`make pair` makes it")
 
 
 # ---- A receipt says what is deleted and read

@@ -393,6 +393,14 @@ def need(path: Path, made_by: str) -> Path:
     return Path(path)
 
 
+def read_text(path: Path, made_by: str) -> str:
+    """Return the UTF-8 text of the file at `path`; `UserError` for no such file or text, which ends with `made_by`."""
+    try:
+        return need(path, made_by).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; {anew(Path(path), made_by)}") from None
+
+
 def anew(path: Path, made_by: str) -> str:
     """Return how the file at `path` is made anew: `made_by`, but what a receipt beside it names Make takes for done."""
     receipt = read_receipt(path.parent)

@@ -5,8 +5,12 @@ Columns and their types stand here in the words of data/README.md. Files may hol
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
@@ -32,10 +36,16 @@ TURNS = {  # turns.parquet
     **{"reply_to_turn": "Int64", "quotes_outside": "Boolean", "seconds_since_previous": "Int64"},
 }
 
-REPLY = ["turn_id", "turn_ids", "group_id", "reply", "time"]
-PAIR = [*REPLY, "prompt_turn_id", "prompt", "decided_by", "confidence", "candidates"]  # a line of pairs.jsonl
-UNPAIRED = [*REPLY, "reason"]  # a line of unpaired.jsonl
-SOURCE = ["row", "turn_ids", "decided_by", "confidence"]  # a line of sources.jsonl
+# Fields of the lines of a file, and their types
+TurnId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+REPLY = {
+    **{"turn_id": TurnId, "turn_ids": list[TurnId], "group_id": str, "reply": str},
+    "time": Annotated[datetime, Meta(tz=True)],
+}
+DECIDED = {"decided_by": str, "confidence": float | None}
+PAIR = {**REPLY, "prompt_turn_id": TurnId, "prompt": str, **DECIDED, "candidates": list[TurnId]}  # of pairs.jsonl
+UNPAIRED = {**REPLY, "reason": str}  # of unpaired.jsonl
+SOURCE = {"row": int, "turn_ids": list[TurnId], **DECIDED}  # of sources.jsonl
 
 
 def schema(columns: Mapping[str, str]) -> dict[str, Any]:
@@ -62,8 +72,8 @@ def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.Lazy
     return pl.scan_parquet(path)
 
 
-def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[str, Any]]:
-    """Return the lines of a .jsonl file as dicts; `UserError` for one that has not all of `fields`."""
+def read_records(path: Path, fields: Mapping[str, Any], made_by: str) -> list[dict[str, Any]]:
+    """Return the lines of a .jsonl file as dicts; `UserError` for one that has not all of `fields` in their types."""
     records = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -71,13 +81,24 @@ def read_records(path: Path, fields: Iterable[str], made_by: str) -> list[dict[s
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise TypeError
-                missing = [name for name in fields if name not in record]
             except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path} line {number}: not a JSON object; {anew(path, made_by)}") from None
-            if missing:
-                raise UserError(f"{path} line {number}: no field {missing[0]}; {anew(path, made_by)}")
+            if problem := problem_with(record, fields):
+                raise UserError(f"{path} line {number}: {problem}; {anew(path, made_by)}")
             records.append(record)
     return records
+
+
+def problem_with(record: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """Return which of `fields`, {name: type}, a record has not, or has in another type; "" for none."""
+    for name, kind in fields.items():
+        if name not in record:
+            return f"no field {name}"
+        try:
+            msgspec.convert(record[name], kind)
+        except msgspec.ValidationError:
+            return f"{name} is of another type or out of range"
+    return ""
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huiyin.common.control import harmless
 from huiyin.common.errors import UserError
-from huiyin.common.stage import need
+from huiyin.common.stage import read_text
 
 NAME_CHARACTERS = 30
 TOKENS_PER_CHARACTER = 3  # a byte-level vocabulary writes a Chinese character in up to 3 tokens
@@ -37,10 +37,7 @@ def read_prompt(path: Path, gaps: list[str], optional: Iterable[str] = ()) -> Pr
 
     A file without such a line consists of the question. `$$` stands for a dollar sign.
     """
-    try:
-        text = need(path, "give one like those in config/prompts/").read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; save the file as UTF-8 text") from None
+    text = read_text(path, "write the prompt there, as UTF-8 text").strip()
     system, line, user = text.partition("\n---\n")
     system, user = (system.strip(), user.strip()) if line else ("", text)
     for part, where, allowed in ((system, "above ---", set()), (user, "here", set(gaps))):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from huiyin.common.errors import UserError
-from huiyin.common.stage import anew, need
+from huiyin.common.stage import anew, need, read_text
 from huiyin.training.template import Encoding
 
 MADE_BY = "`make gen` makes it"
@@ -172,11 +172,7 @@ def read_dataset(folder: Path) -> Dataset:
 
 def read_system(folder: Path) -> str:
     """Return the system text of the dataset that gen has written into `folder`."""
-    file = need(folder / "system.txt", MADE_BY)
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8 text; {anew(file, MADE_BY)}") from None
+    return read_text(folder / "system.txt", MADE_BY)
 
 
 def read_rows(file: Path) -> list[Row]:
