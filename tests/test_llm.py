@@ -124,7 +124,8 @@ def test_a_prompt_that_is_no_text_is_one_line(folder):
     assert complaint(folder.pair(prompt=prompt)) == line
     prompt.rmdir()
     prompt.write_bytes(b"\xff")
-    assert complaint(folder.pair(prompt=prompt)) == f"pair.py: {prompt}: not UTF-8 text; write the prompt there, as UTF-8 text"
+    line = f"pair.py: {prompt}: not UTF-8 text; write the prompt there, as UTF-8 text"
+    assert complaint(folder.pair(prompt=prompt)) == line
 
 
 @pytest.mark.parametrize("question", ["$items\n$name在回应什么？", "$items"])
