@@ -25,9 +25,9 @@ from threading import Event, Thread
 
 import psutil
 
+from project import ROOT, copy_project
 from scripts.demo import history
 
-ROOT = Path(__file__).parent.parent
 TEXTS, INTERVAL, PORT = 400, 0.05, 18434
 LARGEST = 200_000_000  # bytes of a file that is searched; nothing of the demo's is larger
 LETTERS = "bcdfghjkmnpqrstvwxyz"
@@ -67,15 +67,6 @@ def write_sample(folder):
 
     history.history = with_secrets
     history.main(["--out", str(folder)])
-
-
-def copy_project(project):
-    """Copy what git knows, dates and all: Make compares them with those of the environment."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, project / name)
-    (project / ".venv").symlink_to(ROOT / ".venv")
 
 
 class Watch(Thread):
