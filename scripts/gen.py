@@ -15,9 +15,8 @@ import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from huiyin.common.control import harmless
 from huiyin.common.errors import UserError, run
@@ -28,20 +27,17 @@ from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, sc
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
+from huiyin.questions.dataset import Record, redaction_for, rows_of, time_of, without_control_tokens
 from huiyin.questions.filling import missing_halves
 from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
-
-if TYPE_CHECKING:
-    from huiyin.questions.redaction import Redaction
 
 RESULTS = 1  # to be raised when the same input gives another result
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
 ROUNDS = 3
-EVAL_SHARE = 0.05
-EVAL_FROM_SAMPLES = 20
+EVAL_FROM_SAMPLES = 20  # with fewer none is held out
+ENOUGH_SAMPLES = 500  # from here on, at least eval_rows_at_least
 
-Record = dict[str, Any]  # a line of pairs.jsonl or unpaired.jsonl, a turn, a sample or a row of the dataset
 Rows = list[Record]
 
 
@@ -57,6 +53,8 @@ class Settings:
     hide_names: bool = False
     history_turns: UpTo1000 = 3
     history_gap_minutes: AtLeast0 = 10
+    eval_share: Share = 0.05
+    eval_rows_at_least: AtLeast0 = 50
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
 
@@ -108,10 +106,18 @@ def fill(
 # ---- The rows of the dataset
 
 
+def held_out(samples: int, settings: Settings) -> int:
+    """Return how many of so many samples are held out for evaluation: the latest."""
+    if samples < EVAL_FROM_SAMPLES:
+        return 0
+    least = settings.eval_rows_at_least if samples >= ENOUGH_SAMPLES else 0
+    return min(samples, max(round(samples * settings.eval_share), least))
+
+
 def without_duplicates(samples: list[Record], system: str, settings: Settings) -> tuple[list[Rows], Rows]:
     """Return the dataset rows [training, evaluation] and the samples they come from; of equal rows the first stays."""
     while True:
-        cut = len(samples) - (round(len(samples) * EVAL_SHARE) if len(samples) >= EVAL_FROM_SAMPLES else 0)
+        cut = len(samples) - held_out(len(samples), settings)
         rows = [rows_of(part, system, settings) for part in (samples[:cut], samples[cut:])]
         first: dict[str, int] = {}
         for index, row in enumerate(rows[0] + rows[1]):
@@ -120,34 +126,6 @@ def without_duplicates(samples: list[Record], system: str, settings: Settings) -
             return rows, samples
         # without them the history of other rows differs, so that these may be equal now
         samples = [samples[index] for index in first.values()]
-
-
-def rows_of(samples: list[Record], system: str, settings: Settings) -> list[Record]:
-    """Return the dataset rows of one split; `samples` are sorted by time, `history` never leaves the split."""
-    gap, rows = timedelta(minutes=settings.history_gap_minutes), []
-    earlier: dict[str, list[Record]] = {}  # by group, since the last gap
-    for sample in samples:
-        chain = earlier.setdefault(sample["group_id"], [])
-        if chain and time_of(sample) - time_of(chain[-1]) >= gap:
-            chain.clear()
-        history = chain[-settings.history_turns :] if settings.history_turns else []
-        row = {"instruction": sample["prompt"], "input": "", "output": sample["reply"], "system": system}
-        rows.append({**row, "history": [[old["prompt"], old["reply"]] for old in history]})
-        chain.append(sample)
-    return rows
-
-
-def redaction_for(turns: pl.DataFrame, settings: Settings) -> Redaction:
-    """Return the Redaction that knows the accounts of this history, and its names if they are to be hidden, too."""
-    from huiyin.questions.redaction import Redaction  # telephone numbers take a while to load
-
-    ids = [turns["user_id"], turns["group_id"], turns["mentions"].explode()]
-    accounts = pl.concat([column.drop_nulls().unique() for column in ids]).to_list()
-    return Redaction(accounts, turns["nickname"].unique().to_list() if settings.hide_names else ())
-
-
-def time_of(sample: Record) -> datetime:
-    return datetime.fromisoformat(sample["time"])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -171,14 +149,6 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
     if len(set(ids)) < len(ids) or not {newest, *ids} <= set(turns["turn_id"]):
         raise UserError(f"{args.paired}: lines that stand there twice, or not of turns in {args.turns}; {MADE_BY}")
     return pairs, unpaired, turns, turns.row(by_predicate=pl.col("turn_id") == newest, named=True)
-
-
-def without_control_tokens(samples: list[Record]) -> tuple[list[Record], int]:
-    """Return the samples with harmless texts, and how many texts that changed. To be done last: what redaction takes
-    out could bring the two halves of a token together."""
-    safe = [{**sample, "prompt": harmless(sample["prompt"]), "reply": harmless(sample["reply"])} for sample in samples]
-    both = zip(samples, safe, strict=True)
-    return safe, sum(before[part] != after[part] for before, after in both for part in ("prompt", "reply"))
 
 
 def system_text(persona: Prompt, newest: Record) -> tuple[str, bool]:
@@ -231,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
         samples.sort(key=lambda line: (line["time"], line["turn_id"]))
         if settings.hide_personal_data:
-            hide = redaction_for(turns, settings)
+            hide = redaction_for(turns, settings.hide_names)
             samples = [{**line, "prompt": hide(line["prompt"]), "reply": hide(line["reply"])} for line in samples]
             stage.receipt["personal_data"] = hide.counts
         samples, changed = without_control_tokens(samples)

@@ -13,19 +13,18 @@ import huiyin.common.starting  # noqa: F401
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from huiyin.common.characters import INVISIBLE
 from huiyin.common.errors import UserError, run
-from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, read_settings
-from huiyin.common.stage import Ledger, Stage, arguments, need
+from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import TURNS, scan_table, write_records
-from huiyin.linking.calibration import Decisions, calibrated_thresholds, held_out_quotes
+from huiyin.linking.calibration import calibrated_thresholds, held_out_quotes
 from huiyin.linking.cases import Case, History, Turn
+from huiyin.linking.pairing import apply_linker, decide_by_quote, record_of, turns_of
 from huiyin.linking.rule import link
 from huiyin.llm.client import Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
@@ -56,45 +55,6 @@ class Settings:
         "default": {},
         "seed": {"stop_at_own_turn": True, "quotes_first": False, "quotes_tested": 0, "linker_alone": "never"},
     }
-
-
-def record_of(case: Case) -> dict[str, Any]:
-    """Return what a line of pairs.jsonl or unpaired.jsonl holds."""
-    turn = case.turn
-    record = {
-        "turn_id": turn["turn_id"],
-        "turn_ids": turn["turn_ids"],
-        "group_id": turn["group_id"],
-        "reply": turn["text"],
-        "time": turn["time"].strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    if case.prompt is None:
-        return {**record, "reason": case.reason}
-    return {
-        **record,
-        "prompt_turn_id": case.prompt["turn_id"],
-        "prompt": case.prompt["text"],
-        "decided_by": case.decided_by,
-        "confidence": case.confidence,
-        "candidates": [other["turn_id"] for other in case.candidates],
-    }
-
-
-def turns_kept(turns: pl.DataFrame, target: str, settings: Settings, ledger: Ledger) -> list[Turn]:
-    """Return the turns of the target that are to be paired, in the order of `turns`."""
-    of_others = pl.when(pl.col("user_id") != target).then("turn_id")
-    turns = turns.with_columns(
-        previous_text=pl.col("text").shift().over("group_id"),
-        previous_of_others=of_others.forward_fill().over("group_id"),
-    )
-    own = turns.filter(pl.col("user_id") == target)
-    kept = own.sort("time", maintain_order=True).tail(settings.newest) if settings.newest else own
-    ledger.read = len(own)
-    ledger.dropped["older"] = len(own) - len(kept)
-    text, before = (pl.col(name).str.replace_all(INVISIBLE, "") for name in ("text", "previous_text"))
-    new = kept.filter(text.ne_missing(before)).sort("turn_id")
-    ledger.dropped["repeats_previous"] = len(kept) - len(new)
-    return [{**turn, "turn_ids": [turn["turn_id"]]} for turn in new.iter_rows(named=True)]
 
 
 def merged(kept: list[Turn], prompt: Prompt, settings: Settings, client: Client, temperature: float) -> list[Turn]:
@@ -135,13 +95,8 @@ def decide(case: Case, settings: Settings) -> None:
         naming = [other for other in case.candidates if turn["user_id"] in other["mentions"]]
         otherwise = "none" if case.candidates else "no_candidates"
         case.decide(naming[-1] if naming else None, "mention", otherwise=otherwise)
-    # a member who quotes their own turn is continuing it, not replying to anyone
-    elif settings.quotes_first and case.quoted and case.quoted["user_id"] != turn["user_id"]:
-        case.decide(case.quoted, "quote", 1.0)
-    elif settings.quotes_first and turn["quotes_outside"]:
-        case.reason = "quotes_outside"
-    elif not case.candidates:
-        case.reason = "no_candidates"
+    else:
+        decide_by_quote(case, settings.quotes_first)
 
 
 def cascade(
@@ -183,18 +138,6 @@ def cascade(
             prompt, confidence = link(case.turn, case.window, history.named)
             case.decide(prompt, "rule", confidence, otherwise="undecided")
     return {**receipt, "quotes": report_on_quotes(len(newest), tested, predicted)} if quotes else receipt
-
-
-def apply_linker(
-    cases: Iterable[Case], decisions: Decisions, thresholds: Mapping[str, Mapping[str, Any]], min_confidence: Share
-) -> None:
-    """Apply the linker's decisions from the threshold of the group on; the other cases stay open."""
-    for case in cases:
-        replied_to, confidence = decisions[case.turn["turn_id"]]
-        threshold = thresholds[case.turn["group_id"]]["threshold"]
-        if threshold is not None and confidence >= threshold:
-            prompt = next((other for other in case.candidates if other["turn_id"] == replied_to), None)
-            case.decide(prompt, "linker", confidence, min_confidence)
 
 
 def chosen(case: Case, answer: Any) -> Turn | None:
@@ -254,7 +197,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.depends_on(args.target)
         stage.stop_if_done()
         turns = scan_table(path, TURNS, MADE_BY).collect()
-        kept = turns_kept(turns, args.target, settings, stage.ledger)
+        kept, counts = turns_of(turns, args.target, settings.newest)
+        stage.ledger.read = counts["read"]
+        stage.ledger.dropped["older"] = counts["older"]
+        stage.ledger.dropped["repeats_previous"] = counts["repeats_previous"]
         if not stage.ledger.read:
             raise UserError(
                 f"nobody with the id {args.target} has written anything here; "

@@ -36,6 +36,7 @@ from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, find_ram, format_size, read_shape
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.training.processor import find_processor
 from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.template import Encoding
@@ -48,6 +49,11 @@ OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "tr
 RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its rows, which fit
 PROMPTS = 5  # held-out rows that the trained model replies to
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
+LEAST_STEPS = 100
+RESULTS_ARE = (
+    "LLaMA-Factory's: eval_loss is a mean over the tokens of all replies of a row, those of its history and the end "
+    "marks included, so it is a curve only; make voice measures the last reply, its words and its end mark apart"
+)
 OTHER_PRECISION = {"bf16": "fp16", "fp16": "bf16"}
 
 
@@ -113,7 +119,8 @@ def preflight(card: Card | None, given: Values, work: Work, settings: Settings) 
     if card:
         return plan_for_card(card, work, settings, installed())
     micro_batch = given["per_device_train_batch_size"]
-    return plan_for_processor(find_ram().free, os.cpu_count() or 1, work, micro_batch, settings)
+    processor = find_processor(settings.precision, settings.threads)
+    return plan_for_processor(find_ram().free, processor, work, micro_batch, settings)
 
 
 def find_plan(
@@ -126,7 +133,7 @@ def find_plan(
     measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
     device, training = choose(args, given, work, settings, dataset.files, base)
-    show(device, work, training.plan)
+    show(device, work, training.plan, few_steps(given, work))
     return device, work, training, fit(measured, training.plan.cutoff_len)
 
 
@@ -140,18 +147,34 @@ def gib(size: int) -> float:
     return round(size / GIB, 1)
 
 
-def show(device: Mapping[str, Any], work: Work, plan: Plan) -> None:
-    """Print what was found, chosen and predicted."""
+def few_steps(given: Values, work: Work) -> str:
+    """Return a warning if the training has few steps; "" otherwise."""
+    in_epoch, limit = math.ceil(len(work.lengths) / work.batch), given.get("max_steps", -1)
+    limited = isinstance(limit, int) and limit > 0
+    steps = limit if limited else math.ceil(in_epoch * work.epochs)
+    if steps >= LEAST_STEPS:
+        return ""
+    raised = "max_steps" if limited else f"num_train_epochs to {math.ceil(LEAST_STEPS / in_epoch)}"
+    return (
+        f"only {steps} steps; with fewer than {LEAST_STEPS} a model learns when to stop, and little else: raise "
+        f"{raised} or lower gradient_accumulation_steps in train.yaml"
+    )
+
+
+def show(device: Mapping[str, Any], work: Work, plan: Plan, warning: str = "") -> None:
+    """Print what was found, chosen and predicted, and the `warning` if there is one."""
     mean = sum(work.lengths) / len(work.lengths)
     lines = {
         "found": ", ".join(f"{name} {value}" for name, value in device.items()),
         "rows": f"{len(work.lengths):,}, longest {max(work.lengths):,} tokens, mean {mean:,.0f}",
         "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {work.batch} rows per step"
+        f"{f', threads {plan.threads}' if plan.threads else ''}"
         f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
         "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} longer rows are split, "
         f"{plan.too_long:,} replies that do not fit are left out",
         "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
+        **({"warning": warning} if warning else {}),
     }
     for name, line in lines.items():
         print(f"preflight: {name:<10} {line}", flush=True)
@@ -206,10 +229,11 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
     micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
     run_folder, plan = training.folder, training.plan
     held_out = (rows.held_out or rows.rows)[-PROMPTS:]
-    variables = environment(args.gpu, args.cache, run_folder)
+    variables = environment(args.gpu, args.cache, run_folder, plan.threads)
     while True:
         attempt = training.attempts[-1]
-        last_precision = args.gpu == "none" or len({each["precision"] for each in training.attempts}) > 1
+        tried = {each["precision"] for each in training.attempts}
+        last_precision = args.gpu == "none" or plan.precision == "fp32" or len(tried) > 1
         prepare(run_folder, fingerprint({**values, "results": RESULTS}, dataset.files), plan.micro_batch)
         training.keep()
         rows.write(args.out / ROWS, args.generated)
@@ -235,7 +259,7 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
                 ) from None
             problem = str(broken)
         else:
-            [answers] = ask([(values["model_name_or_path"], run_folder)], held_out, run_folder, variables)
+            [answers] = ask([(Path(values["model_name_or_path"]), run_folder)], held_out, run_folder, variables)
             replies = answers["replies"]
             count = sum(map(garbled, replies))
             problem = f"{count} of {len(replies)} held-out replies are garbled" if count else ""
@@ -332,7 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "found": device,
             "attempts": training.attempts,
             "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
-            "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder)),
+            "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder, training.plan.threads)),
+            "results_are": RESULTS_ARE,
             "garbled_replies": sum(map(garbled, replies)),
         }
     shutil.rmtree(args.out / RUN, ignore_errors=True)

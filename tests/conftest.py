@@ -15,7 +15,8 @@ from ollama_server import OllamaServer
 
 HAS_TORCH = find_spec("torch") is not None
 if not HAS_TORCH:  # as where CI tests the data stages on every Python
-    collect_ignore = [f"test_{name}.py" for name in ("export", "preflight", "prompt", "rows", "train", "train_resumes")]
+    needs_train = "export preflight prompt rows train train_resumes voice voice_authorship".split()
+    collect_ignore = [f"test_{name}.py" for name in needs_train]
 LONGEST = ["test_train_resumes", "test_train", "test_export", "test_kill"]  # to start first, so that none ends last
 
 

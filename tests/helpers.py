@@ -66,7 +66,8 @@ def copy_project(folder):
     project.mkdir(parents=True)
     for name in ("config", "scripts", "huiyin", "requirements", "docker"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "target.txt"))
-    shutil.copytree(ROOT / "config/demo", project / "config/demo", dirs_exist_ok=True)
+    for name in ("demo", "showcase"):  # these bring a target of their own
+        shutil.copytree(ROOT / "config" / name, project / "config" / name, dirs_exist_ok=True)
     (project / "data").mkdir()
     for name in ("Makefile", "developers.mk", ".gitignore", ".dockerignore", "data/README.md"):
         shutil.copy2(ROOT / name, project / name)

@@ -23,13 +23,12 @@ from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
 from huiyin.serving.process import ask
 from huiyin.serving.template import Prompt
 from huiyin.training.llamafactory import environment
-from huiyin.training.memory import GIB
+from huiyin.training.memory import GIB, check_memory
 from huiyin.training.template import Encoding
 from llm_folder import succeeded
 from ollama_server import OllamaServer, Refusal
 from scripts.export import (
     BEING_CREATED,
-    check_memory,
     check_name,
     check_room,
     choose_context,
@@ -320,16 +319,16 @@ def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
 
 def test_memory_is_saved_if_there_is_little_and_too_little_is_one_line(capsys):
     parameters = GIB  # 4 GiB in 32 bits
-    assert not check_memory(parameters, 2 * GIB, 6 * GIB)
+    assert not check_memory("export", parameters, 2 * GIB, 6 * GIB)
     assert capsys.readouterr().out == "export: comparing the models needs 5.5 GiB of RAM, 6.0 GiB are free\n"
-    assert check_memory(parameters, 2 * GIB, 5 * GIB)
+    assert check_memory("export", parameters, 2 * GIB, 5 * GIB)
     saved = "export: so their weights stay as they are stored, which needs 3.5 GiB and is slower"
     assert capsys.readouterr().out.splitlines()[1] == saved
     with pytest.raises(UserError) as error:
-        check_memory(parameters, 2 * GIB, 3 * GIB)
+        check_memory("export", parameters, 2 * GIB, 3 * GIB)
     assert str(error.value) == (
-        "comparing the merged model with the trained one needs 3.5 GiB of RAM and 3.0 GiB are free; close programs, or "
-        "in WSL, which gets half of the machine's, set memory= in .wslconfig"
+        "comparing the models needs 3.5 GiB of RAM and 3.0 GiB are free; close programs, or in WSL, which gets half of "
+        "the machine's, set memory= in .wslconfig"
     )
 
 

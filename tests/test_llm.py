@@ -10,6 +10,7 @@ from huiyin.llm.backend import Answer
 from huiyin.llm.confidence import confidence_of
 from llm_folder import complaint, prompt_of, reply_in, succeeded
 from ollama_server import too_long
+from scripts import gen
 
 
 def test_the_number_the_model_names_is_the_turn(folder):
@@ -217,6 +218,17 @@ def test_with_few_samples_none_is_kept_for_evaluation(folder):
     write_paired(folder, [pair(minute, f"q{minute}", f"a{minute}") for minute in range(19)])
     assert len(dataset(folder)[0]) == 19
     assert folder.json("generated/alpaca_eval.json") == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings", "expected"),
+    [
+        *[(19, {}, 0), (40, {}, 2), (499, {}, 25), (500, {}, 50), (2000, {}, 100)],
+        *[(500, {"eval_rows_at_least": 0}, 25), (600, {"eval_rows_at_least": 700}, 600), (40, {"eval_share": 0.3}, 12)],
+    ],
+)
+def test_from_500_samples_on_at_least_50_are_kept_for_evaluation(samples, settings, expected):
+    assert gen.held_out(samples, gen.Settings(**settings)) == expected
 
 
 def test_the_system_text_names_the_member(folder):

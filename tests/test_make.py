@@ -109,7 +109,7 @@ def test_a_second_demo_does_nothing(demo):
         ("demo/gen.yaml", STAGES[4:]),
         ("prompts/persona.md", STAGES[4:]),
         ("demo/train.yaml", STAGES[5:]),
-        ("preflight.yaml", STAGES[5:]),
+        ("demo/preflight.yaml", STAGES[5:]),
         ("demo/export.yaml", STAGES[6:]),
     ],
 )
@@ -122,6 +122,18 @@ def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, re
         assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == redone
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_voice_is_measured_after_the_training_and_again_after_the_export(demo):
+    project, _ = demo
+    planned = make(project, "--dry-run", "voice", *DEMO).stdout
+    assert stages_run(planned) == ["voice"] and "--exported data/demo/10002/exported" in planned
+    receipt = folder(project, "export") / "receipt.json"
+    kept = receipt.rename(receipt.with_name("kept"))
+    try:
+        assert stages_run(make(project, "--dry-run", "voice", *DEMO).stdout) == ["voice"]
+    finally:
+        kept.rename(receipt)
 
 
 def test_another_source_redoes_everything_whatever_its_date(demo):

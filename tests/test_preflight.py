@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from huiyin.training.base import find_base
 from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, find_ram, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
+from huiyin.training.processor import Processor, choose, find_processor
 from scripts import train
 
 SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
@@ -258,12 +260,55 @@ def test_an_unsupported_model_is_refused(tmp_path, config, problem):
     assert problem in refusal(read_shape, tmp_path / "config.json")
 
 
-def test_the_processor_trains_in_full_precision_if_the_memory_suffices(tmp_path):
-    chosen = plan_for_processor(16 * GIB, 8, work(tmp_path), 2, Settings())
-    assert (chosen.precision, chosen.micro_batch, chosen.accumulation) == ("fp32", 2, 8)
-    assert chosen.values()["bf16"] is False and chosen.values()["fp16"] is False
-    line = "training takes about 6.7 GiB of memory and 4.0 are free"
-    assert line in refusal(plan_for_processor, 4 * GIB, 8, work(tmp_path), 2, Settings())
+@pytest.mark.parametrize(("precision", "gib"), [("fp32", 9.5), ("bf16", 6.7)])  # the weights are bf16 in their file
+def test_the_processor_trains_if_the_memory_suffices(tmp_path, precision, gib):
+    processor = Processor(precision, 4, 1e11)
+    chosen = plan_for_processor(16 * GIB, processor, work(tmp_path), 2, Settings())
+    assert (chosen.precision, chosen.micro_batch, chosen.accumulation, chosen.threads) == (precision, 2, 8, 4)
+    assert chosen.values()["bf16"] is (precision == "bf16") and chosen.values()["fp16"] is False
+    line = f"training takes about {gib} GiB of memory and 4.0 are free"
+    assert line in refusal(plan_for_processor, 4 * GIB, processor, work(tmp_path), 2, Settings())
+
+
+@pytest.mark.parametrize(
+    ("bf16", "gains", "fixed", "expected"),  # bf16: how much faster; gains: of each doubling of the threads
+    [
+        (2.0, [1.9, 1.7, 1.4], (None, None), ("bf16", 6, 200 * 1.9 * 1.7 * 1.4)),
+        (0.02, [1.9, 1.1, 1.9], (None, None), ("fp32", 2, 190)),
+        (1.3, [0.2, 0.2, 0.2], (None, None), ("fp32", 1, 100)),  # the cores are busy
+        (2.0, [1.9, 1.7, 1.4], ("fp32", None), ("fp32", 6, 100 * 1.9 * 1.7 * 1.4)),
+        (2.0, [1.9, 1.7, 1.4], (None, 4), ("bf16", 4, 200 * 1.9 * 1.7)),
+    ],
+)
+def test_the_processor_is_used_in_the_way_that_is_much_faster(bf16, gains, fixed, expected):
+    """Six cores, 100 operations per second with one thread in fp32."""
+
+    def measure(precision, threads):
+        return 100 * (bf16 if precision == "bf16" else 1) * math.prod(gains[: [1, 2, 4, 6].index(threads)])
+
+    chosen = choose(measure, 6, *fixed)
+    assert dataclasses.astuple(chosen) == pytest.approx(expected)
+
+
+def test_what_is_fixed_is_not_measured_and_the_rest_is(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    measured = find_processor("fp32", None)
+    assert (measured.precision, measured.threads) == ("fp32", 1) and measured.flops > 0
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert find_processor("bf16", 3) == Processor("bf16", 3)
+
+
+def test_fp32_needs_twice_the_memory_for_the_weights(nvml, tmp_path):
+    half, full = (plan(nvml, tmp_path, RTX_4090, settings=Settings(name, micro_batch=1)) for name in ("bf16", "fp32"))
+    assert full.precision == "fp32" and full.values()["bf16"] is full.values()["fp16"] is False
+    assert full.checkpointing is half.checkpointing is False
+    assert full.peak - half.peak == 2 * work(tmp_path).shape.parameters
+
+
+def test_a_precision_that_the_processor_does_not_have_is_one_line():
+    assert refusal(find_processor, "fp16", None) == (
+        "preflight.yaml: precision fp16 is for a card; the processor (GPU=none) takes bf16 or fp32"
+    )
 
 
 def test_the_memory_of_a_container_counts(tmp_path):

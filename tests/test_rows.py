@@ -126,7 +126,7 @@ def dry_run(base, tmp_path):
         settings = yaml.safe_load((ROOT / "config/train.yaml").read_text(encoding="utf-8"))
         settings |= {"model_name_or_path": str(base), **changes}
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        words = "--preflight config/preflight.yaml --llm config/demo/llm.yaml --export config/demo/export.yaml"
+        words = "--preflight config/demo/preflight.yaml --llm config/demo/llm.yaml --export config/demo/export.yaml"
         folders = ["--config", tmp_path / "train.yaml", "--cache", tmp_path, "--out", tmp_path / "out"]
         return run_script("train", folder, *words.split(), *folders, "--gpu", "none", "--dry-run")
 

@@ -36,6 +36,7 @@ def test_the_shipped_settings_are_known_to_llamafactory(trained):
     receipt = trained.receipt()
     results = receipt["results"]
     assert results["eval_loss"] < results["base_eval_loss"]
+    assert "a curve only" in receipt["results_are"]
     assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
     [attempt] = receipt["attempts"]
     assert (attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) == ("fp32", 2, 0)
@@ -123,7 +124,12 @@ def test_a_card_that_does_not_exist_is_refused(training, gpu):
 def test_a_dry_run_tells_whether_it_fits_and_stops(training):
     done = training.run("--dry-run")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["found", "rows", "chosen", "cutoff", "predicted"]
+    *lines, warning = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["found", "rows", "chosen", "cutoff", "predicted"]
+    assert warning == (
+        "preflight: warning    only 39 steps; with fewer than 100 a model learns when to stop, and little else: raise "
+        "num_train_epochs to 8 or lower gradient_accumulation_steps in train.yaml"
+    )
     assert not (training.path / "trained").exists()
 
 

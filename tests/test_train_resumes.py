@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -68,21 +69,25 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_deleted(tmp_path, conte
 def test_two_processes_train_together(training, monkeypatch):
     monkeypatch.setattr(train, "ask", replies("好"))
     training.without_evaluation()
-    training.settings |= {"max_steps": 2, "ddp_backend": "gloo"}
+    base = shutil.copytree(training.tiny, training.path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}), encoding="utf-8")
+    training.settings |= {"max_steps": 2, "ddp_backend": "gloo", "model_name_or_path": str(base)}
     done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"})
     assert done.returncode == 0, done.stderr
     used = json.loads((training.path / "trained/train.yaml").read_text(encoding="utf-8"))
     assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
     log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
     assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
+    assert "under default dtype torch.float32.\n" in log  # fp32, whatever the type of the file
 
 
 LAUNCHER = """
 import os, subprocess, sys
 {first}
-torchrun = "import subprocess, sys; subprocess.Popen([sys.executable, sys.argv[1]], start_new_session=True).wait()"
+torchrun = "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True).wait()"
 os.environ["TORCHELASTIC_RUN_ID"] = "none"
-launch = lambda: subprocess.run([sys.executable, "-c", torchrun, __file__])
+launch = lambda: subprocess.run([sys.executable, "-c", torchrun, __file__, sys.argv[-1]])
 """
 WORKER = """
 import os, threading
@@ -105,7 +110,7 @@ def launch(tmp_path, monkeypatch):
         for name, text in code.items():
             (tmp_path / f"llamafactory/{name}.py").write_text(text)
         variables = environment("none", tmp_path, tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        run_program("train", {}, tmp_path / "run", {**variables, "ALIVE": str(tmp_path / "alive")}, watch)
+        run_program("train", {"bf16": True}, tmp_path / "run", {**variables, "ALIVE": str(tmp_path / "alive")}, watch)
 
     os.mkfifo(tmp_path / "alive")
     monkeypatch.setattr(llamafactory, "POLL_SECONDS", 0.01)

@@ -44,7 +44,7 @@ class Training:
     def arguments(self, gpu="none"):
         (self.path / "train.yaml").write_text(yaml.safe_dump(self.settings))
         options = {
-            "--preflight": "config/preflight.yaml",
+            "--preflight": "config/demo/preflight.yaml" if gpu == "none" else "config/preflight.yaml",
             "--llm": "config/demo/llm.yaml",
             "--export": "config/demo/export.yaml",
             "--gpu": gpu,

@@ -1,27 +1,27 @@
-"""Ask models for losses and greedy replies; a program of its own, so that the card is free when it ends.
+"""Ask models for losses and replies; a program of its own, so that the card is free when it ends.
 
-    python huiyin/serving/ask.py QUESTIONS.json ANSWERS.json
+    python huiyin/serving/ask.py QUESTIONS.json ANSWERS.jsonl
 
-In:  {"tokenizer": folder, "models": [[folder, adapter or null], ...], "samples": rows for the loss, "asked": rows to
-     reply to, "lean": keep the weights as they are stored}; rows are those of an Alpaca dataset
-Out: for each model {"loss": {"words": ..., "end": ...}, or null without samples, "replies": [...]}
-It prints an empty line after each row. The processor computes in 32 bits, a card in the type of the weights.
+In:  {"tokenizer": folder, "lean": keep the weights as they are stored, "models": [{"folder", "adapter": folder or
+     null, "samples": rows for the loss, "batches": [{"rows": to reply to, "seed", "options": of transformers'
+     `generate`}, ...]}, ...]}; rows are those of an Alpaca dataset, "beginning" is what the reply begins with
+Out: one model after the other, a line for each sample, {"words": nats of each token of the reply, "end": nats of the
+     mark that ends it}, and one for each batch, [{"text", "ended": by the model itself}, ...]
+Lines that are there already are not asked again, so a run that was killed goes on. It prints an empty line after each
+row. The processor computes in 32 bits, a card in the type of the weights.
 """
 
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import IO, Any
 
 import torch
-from peft import PeftModel
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-REPLY_TOKENS = 60
 ROLES = ("user", "assistant")
 
 
@@ -57,10 +57,14 @@ def load(folder: str, adapter: str | None, lean: bool) -> Any:
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.float()
     model = model.to("cuda" if on_card else "cpu")
-    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+    if adapter:
+        from peft import PeftModel  # takes seconds, and a merged model needs none
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval()
 
 
-def losses(model: Any, tokenizer: Any, row: dict[str, Any]) -> tuple[list[float], float]:
+def losses(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     """Return the cross-entropies (nats) of the reply's words, token by token, and of the mark that ends it. The reply
     is tokenized apart from its prompt as in training."""
     messages = messages_of(row)
@@ -72,42 +76,62 @@ def losses(model: Any, tokenizer: Any, row: dict[str, Any]) -> tuple[list[float]
     each = cross_entropy(logits, tokens[0, len(before) :], reduction="none").tolist()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = max((place for place, number in enumerate(reply) if number in special), default=len(reply) - 1)
-    return each[:end], each[end]
+    return {"words": each[:end], "end": each[end]}
 
 
-def mean_losses(each: list[tuple[list[float], float]]) -> dict[str, float] | None:
-    """Return the mean over the words of all rows, and that over their end marks."""
-    words = list(itertools.chain.from_iterable(words for words, _ in each))
-    return {"words": fmean(words), "end": fmean(end for _, end in each)} if each else None
+def replies(model: Any, tokenizer: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a reply to each row of `batch`, which are drawn together: the seed is that of the batch."""
+    prompts = [
+        tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, tokenize=False)
+        + row.get("beginning", "")
+        for row in batch["rows"]
+    ]
+    given = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    torch.manual_seed(batch["seed"])
+    options = {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id, **batch["options"]}
+    drawn = model.generate(**given, **options)[:, given["input_ids"].shape[1] :].tolist()
+    lengths = [next((place for place, token in enumerate(tokens) if token in ends), None) for tokens in drawn]
+    return [
+        {"text": tokenizer.decode(tokens[:length], skip_special_tokens=True), "ended": length is not None}
+        for tokens, length in zip(drawn, lengths, strict=True)
+    ]
 
 
-def reply(model: Any, tokenizer: Any, row: dict[str, Any]) -> str:
-    prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, return_tensors="pt")
-    prompt = prompt.to(model.device)
-    options = {"do_sample": False, "max_new_tokens": REPLY_TOKENS, **dict.fromkeys(["temperature", "top_p", "top_k"])}
-    answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
-    return tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True)
+def whole_lines(file: IO[bytes]) -> int:
+    """Return the number of lines in a file that is open to be appended to, after removing a last one without an end."""
+    file.seek(0)
+    lines = file.read().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    file.truncate(sum(map(len, whole)))
+    return len(whole)
 
 
-def with_lines(results: Iterable[Any]) -> Iterator[Any]:
-    """Yield `results` and print a line after each."""
-    for result in results:
-        print(flush=True)
-        yield result
+def answers_of(given: dict[str, Any], tokenizer: Any, skip: int) -> Iterator[tuple[Any, int]]:
+    """Yield (answer, number of its rows), without the first `skip` ones. One model at a time is in memory."""
+    for asked in given["models"]:
+        work: list[tuple[Callable[..., Any], dict[str, Any], int]] = [
+            *((losses, row, 1) for row in asked["samples"]),
+            *((replies, batch, len(batch["rows"])) for batch in asked["batches"]),
+        ]
+        skip, left = max(skip - len(work), 0), work[skip:]
+        model = load(asked["folder"], asked["adapter"], given["lean"]) if left else None
+        for function, item, rows in left:
+            yield function(model, tokenizer, item), rows
+        del model
 
 
 @torch.inference_mode()
 def main(questions: str, answers: str) -> None:
     given = json.loads(Path(questions).read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
-    results = []
-    for folder, adapter in given["models"]:  # one after the other, to hold one at a time in memory
-        model = load(folder, adapter, given["lean"])
-        each = list(with_lines(losses(model, tokenizer, row) for row in given["samples"]))
-        replies = list(with_lines(reply(model, tokenizer, row) for row in given["asked"]))
-        results.append({"loss": mean_losses(each), "replies": replies})
-        del model
-    Path(answers).write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"], padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    with open(answers, "a+b") as file:
+        for answer, rows in answers_of(given, tokenizer, skip=whole_lines(file)):
+            file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            print("\n" * rows, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from huiyin.serving.sampling import generation_options
+
 
 class MergedModel:
     """The model in `folder`, which contains its chat template; `parameters`: those of its Modelfile."""
@@ -27,15 +29,12 @@ class MergedModel:
 
         prompt = self.prompt_of(messages).to(self.device)
         streamer, stop = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
-        warm = self.parameters["temperature"] > 0
-        sampling = {name: self.parameters[name] for name in ("temperature", "top_p", "top_k")} if warm else {}
         options = {
-            **{"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "do_sample": warm, "streamer": streamer},
-            "max_new_tokens": self.parameters["num_predict"],
-            "repetition_penalty": self.parameters["repeat_penalty"],
+            **{"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "streamer": streamer},
+            **generation_options(self.parameters),
             "stopping_criteria": [lambda tokens, scores: torch.full(tokens.shape[:1], stop.is_set())],
         }
-        thread = Thread(target=self.model.generate, kwargs={**options, **sampling})
+        thread = Thread(target=self.model.generate, kwargs=options)
         thread.start()
         try:
             yield from streamer

@@ -5,14 +5,18 @@ import json
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from subprocess import DEVNULL, PIPE, Popen, run
-from typing import Any
+from typing import Any, NamedTuple
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+GREEDY = {"do_sample": False, "max_new_tokens": 60, **dict.fromkeys(["temperature", "top_p", "top_k"])}
 
 Rows = list[dict[str, Any]]
 Models = list[tuple[Path, Path | None]]  # (folder, adapter or None)
@@ -57,35 +61,67 @@ def save_tokenizer(base: Path, template: str, folder: Path, work: Path, variable
     return modelfile
 
 
-def ask(
-    models: Models,
-    rows: Rows,
-    folder: Path,
-    variables: Mapping[str, str],
-    samples: Rows = [],  # noqa: B006  it is only read
-    tokenizer: Path | None = None,
-    lean: bool = False,
-) -> list[dict[str, Any]]:
-    """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`, {"words": mean over the
-    tokens of the replies, "end": mean over their end marks}.
+@dataclass(frozen=True)
+class Work:
+    """What one model is asked; the rows are those of an Alpaca dataset."""
 
-    folder: for the files that the two processes exchange; variables: the environment of the child; tokenizer: the
-    folder of the tokenizer and chat template that all models use (default: the first model); lean: save memory (ask.py,
-    `load`). Raises `UserError` if the child fails.
+    folder: Path
+    adapter: Path | None = None
+    samples: Rows = field(default_factory=list)  # for the losses of their replies
+    batches: list[dict[str, Any]] = field(default_factory=list)  # of `batch`
+
+
+class Answers(NamedTuple):
+    losses: list[dict[str, Any]]  # of each sample {"words": nats of each token, "end": nats of the end mark}
+    replies: list[dict[str, Any]]  # to each row of the batches {"text", "ended": by the model itself}
+
+
+def batch(rows: Rows, options: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Return rows that are replied to together. options: those of transformers' `generate`; a row may have a
+    "beginning" of its reply."""
+    return {"rows": rows, "options": options, "seed": seed}
+
+
+def state_of(folder: Path | None) -> list[Any]:
+    """Return name, size and date of the weights in `folder`."""
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def do(
+    works: list[Work], name: str, folder: Path, variables: Mapping[str, str], tokenizer: Path, lean: bool = False
+) -> list[Answers]:
+    """Return the answers of each model, in the order of `works`.
+
+    name: of the work, for its progress; folder: for the files that the two processes exchange, in which the answers of
+    a run that was killed are found again; variables: the environment of the child; tokenizer: the folder of the
+    tokenizer and chat template that all models use; lean: save memory (ask.py, `load`). Raises `UserError` if the child
+    fails.
     """
-    given: dict[str, Any] = {
-        "tokenizer": str(tokenizer or models[0][0]),
-        "samples": samples,
-        "asked": rows,
-        "lean": lean,
+    given = {
+        **{"tokenizer": str(tokenizer), "lean": lean, "device": variables.get("CUDA_VISIBLE_DEVICES")},
+        "models": [
+            {
+                **{"folder": str(work.folder), "adapter": work.adapter and str(work.adapter)},
+                **{"samples": work.samples, "batches": work.batches},
+                "weights": [state_of(work.folder), state_of(work.adapter)],
+            }
+            for work in works
+        ],
     }
-    given["models"] = [[str(model), adapter and str(adapter)] for model, adapter in models]
-    questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.json", "log"))
-    questions.write_text(json.dumps(given), encoding="utf-8")
+    questions, answers, log = (folder / f"ask.{end}" for end in ("questions.json", "answers.jsonl", "log"))
+    text = json.dumps(given)
+    if not (questions.exists() and questions.read_text(encoding="utf-8") == text):
+        answers.unlink(missing_ok=True)
+        questions.write_text(text, encoding="utf-8")
+    sizes = [size for work in works for size in [*([1] * len(work.samples)), *(len(b["rows"]) for b in work.batches)]]
+    done = answers.read_bytes().count(b"\n") if answers.exists() else 0
+    if done:
+        print(f"{name}: {sum(sizes[:done]):,} of {sum(sizes):,} rows are there from the run before", flush=True)
     command = [*program("ask.py"), questions, answers]
     with (
         open(log, "w", encoding="utf-8") as errors,
-        Progress("ask", len(models) * (len(samples) + len(rows)), "rows") as progress,
+        Progress(name, sum(sizes[done:]), "rows") as progress,
         Popen(command, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
     ):
         assert child.stdout is not None
@@ -99,4 +135,39 @@ def ask(
         raise UserError(f"the process that asks the trained model {killed}")
     if child.returncode:
         raise UserError(f"the trained model cannot be asked; its messages are in {log}")
-    return json.loads(answers.read_text(encoding="utf-8"))
+    lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
+    return [
+        Answers(
+            losses=list(islice(lines, len(work.samples))),
+            replies=[reply for replies in islice(lines, len(work.batches)) for reply in replies],
+        )
+        for work in works
+    ]
+
+
+def mean_losses(losses: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Return the mean over the words of all rows, and that over their end marks."""
+    words = [loss for row in losses for loss in row["words"]]
+    return {"words": fmean(words), "end": fmean(row["end"] for row in losses)} if losses else None
+
+
+def ask(
+    models: Models,
+    rows: Rows,
+    folder: Path,
+    variables: Mapping[str, str],
+    samples: Rows = [],  # noqa: B006  it is only read
+    tokenizer: Path | None = None,
+    lean: bool = False,
+) -> list[dict[str, Any]]:
+    """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`, {"words": mean over the
+    tokens of the replies, "end": mean over their end marks}, None without samples.
+
+    tokenizer: default: the first model; the other arguments are those of `do`.
+    """
+    batches = [batch([row], GREEDY) for row in rows]
+    works = [Work(model, adapter, samples, batches) for model, adapter in models]
+    return [
+        {"loss": mean_losses(answers.losses), "replies": [reply["text"] for reply in answers.replies]}
+        for answers in do(works, "ask", folder, variables, tokenizer or models[0][0], lean)
+    ]

@@ -5,10 +5,13 @@ LLaMA-Factory can write a Modelfile; the TEMPLATE in it shows the prompt that it
 
 import json
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huiyin.common.errors import UserError
+from huiyin.serving.process import save_tokenizer
 
 TEMPLATE = re.compile(
     r'^TEMPLATE """(?P<prefix>.*?){{ if \.System }}(?P<system>.*?){{ end }}{{ range \.Messages }}'
@@ -93,3 +96,27 @@ def modelfile(prompt: Prompt, system: str, fixed: bool, parameters: dict[str, An
     ]
     system_lines = [f'SYSTEM """{system}"""'] if plain else []
     return "\n\n".join(["FROM ./merged", f'TEMPLATE """{template}"""', *system_lines, "\n".join(lines)]) + "\n"
+
+
+def save_prompt(
+    base: Path, template: str, system: str, fixed: bool, folder: Path, work: Path, variables: Mapping[str, str]
+) -> Prompt:
+    """Save tokenizer and chat template of the training into `folder`; return its `Prompt`. base, template, system: the
+    base model, LLaMA-Factory's template and the system prompt of the training; fixed: no other one counts; work: a
+    folder for files; variables: the environment of the process that does it."""
+    modelfile = save_tokenizer(base, template, folder, work, variables)
+    prompt = read_prompt(modelfile, folder / "tokenizer_config.json")
+    set_chat_template(folder, prompt, system, fixed)
+    ends = base / "generation_config.json"
+    if ends.exists():
+        shutil.copyfile(ends, folder / ends.name)
+    return prompt
+
+
+def set_chat_template(merged: Path, prompt: Prompt, system: str, fixed: bool) -> None:
+    """Give the model in `merged` the chat template of the training, for transformers, vLLM and llama-server."""
+    (merged / "chat_template.jinja").write_text(prompt.jinja_template(system, fixed), encoding="utf-8")
+    path = merged / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -23,13 +23,14 @@ class OutOfMemory(UserError):
     """The card has too little memory for this micro-batch; a smaller one may fit."""
 
 
-def environment(gpu: str, cache: Path, run_folder: Path) -> dict[str, str]:
-    """Return the environment variables of a run: the card that it may use, and its caches. That of `datasets` contains
-    the corpus, so it is in the run's own folder and is deleted with it."""
+def environment(gpu: str, cache: Path, run_folder: Path, threads: int | None = None) -> dict[str, str]:
+    """Return the environment variables of a run: the card that it may use, or the threads, and its caches. That of
+    `datasets` contains the corpus, so it is in the run's own folder and is deleted with it."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # for torchrun
         **{"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu == "none" else gpu},
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         "HF_HUB_CACHE": str(cache.absolute() / "huggingface"),
         "HF_DATASETS_CACHE": str(run_folder.absolute() / "datasets"),
         "FORCE_TORCHRUN": "1" if world_size() > 1 else "0",

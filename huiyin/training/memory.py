@@ -13,6 +13,7 @@ from typing import NamedTuple
 from huiyin.common.errors import UserError
 
 GIB = 1 << 30
+PROGRAM_BYTES = 1.5 * GIB  # torch itself
 # Decoders built like Qwen2 and Llama: per layer four attention projections and three of a gated feed-forward.
 ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"]
 
@@ -142,3 +143,31 @@ def peak_bytes(
     else:
         activations = one_layer * shape.layers + logits
     return weights + LORA_BYTES * lora + activations
+
+
+def check_memory(stage: str, parameters: int, stored: int, available: int) -> bool:
+    """Print the RAM that comparing models of so many parameters in 32 bits needs. Return whether it is more than
+    `available`, so that the weights must stay as they are stored, in `stored` bytes; `UserError` if these are too many.
+    """
+    whole, least = (size + PROGRAM_BYTES for size in (4 * parameters, stored))
+    print(
+        f"{stage}: comparing the models needs {format_size(whole)} of RAM, {format_size(available)} are free",
+        flush=True,
+    )
+    if whole <= available:
+        return False
+    if least > available:
+        raise UserError(
+            f"comparing the models needs {format_size(least)} of RAM and {format_size(available)} are free; close "
+            "programs, or in WSL, which gets half of the machine's, set memory= in .wslconfig"
+        )
+    print(
+        f"{stage}: so their weights stay as they are stored, which needs {format_size(least)} and is slower", flush=True
+    )
+    return True
+
+
+def available_ram() -> int:
+    """Return the bytes of RAM and swap that are free."""
+    ram = find_ram()
+    return ram.free + ram.swap

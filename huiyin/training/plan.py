@@ -1,7 +1,7 @@
 """Choose settings that fit the card: precision, micro-batch, checkpointing, and concessions in a fixed order."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast1, From1To1000
 from huiyin.training.card import Card
 from huiyin.training.memory import GIB, Shape, peak_bytes
+from huiyin.training.processor import Processor
 
 MICRO_BATCHES = [8, 4, 2, 1]
 SHORTER = [768, 512, 384, 256]  # tokens of a row, if cutoff_len does not fit
@@ -18,7 +19,7 @@ PADDED_TO = 8
 LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that make a concession possible
 FLOPS_PER_TOKEN = 6  # per parameter: forward, backward through frozen weights, and forward again for checkpointing
 EFFICIENCY = 0.8  # share of the single-precision peak; tensor cores make up for other losses
-CPU_FLOPS = 2e10  # per core, a rough estimate
+CPU_FLOPS = 2e10  # per thread, a rough estimate where nothing was measured
 
 Concession = tuple[bool, int, bool]  # four_bit, cutoff_len, liger
 
@@ -27,7 +28,8 @@ Concession = tuple[bool, int, bool]  # four_bit, cutoff_len, liger
 class Settings:
     """config/preflight.yaml; None: chosen by the plan."""
 
-    precision: Literal["auto", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    threads: From1To1000 | None = None
     micro_batch: From1To1000 | None = None
     gradient_checkpointing: bool | None = None
     liger: bool | None = None
@@ -50,6 +52,7 @@ class Plan:
     too_long: int  # replies that are longer alone, with their prompt and the system text
     peak: float  # bytes
     hours: float
+    threads: int | None = None  # of the processor; None: the training runs on a card
 
     def values(self) -> dict[str, Any]:
         """Return the plan as settings of LLaMA-Factory."""
@@ -87,7 +90,14 @@ class Work:
         return micro_batch * -(-longest // PADDED_TO) * PADDED_TO
 
     def plan(
-        self, precision: str, micro_batch: int, checkpointing: bool, concession: Concession, peak: float, flops: float
+        self,
+        precision: str,
+        micro_batch: int,
+        checkpointing: bool,
+        concession: Concession,
+        peak: float,
+        flops: float,
+        threads: int | None = None,
     ) -> Plan:
         """Return the `Plan` with these choices; flops: of the device per second, 0 for unknown."""
         four_bit, cutoff_len, liger = concession
@@ -97,7 +107,7 @@ class Work:
         accumulation = self.batch // micro_batch
         return Plan(
             *(precision, micro_batch, accumulation, checkpointing, liger, four_bit),
-            *(cutoff_len, rows_cut, too_long, peak, hours),
+            *(cutoff_len, rows_cut, too_long, peak, hours, threads),
         )
 
 
@@ -111,12 +121,13 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
     `UserError` if nothing fits. helpers: `installed()`."""
     budget = (card.free - settings.reserve_gib * GIB) * settings.usable_share
     precision = card.precision if settings.precision == "auto" else settings.precision
+    shape = shape_in(precision, work.shape)
     for concession in concessions(work, settings, helpers):
         four_bit, cutoff_len, liger = concession
         for micro_batch in micro_batches(work, settings):
             tokens = work.tokens_of(micro_batch, cutoff_len)
             for checkpointing in choices(settings.gradient_checkpointing, True):  # a quarter faster without
-                peak = peak_bytes(work.shape, tokens, work.lora, checkpointing, liger, four_bit)
+                peak = peak_bytes(shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
                     return work.plan(precision, micro_batch, checkpointing, concession, peak, EFFICIENCY * card.flops)
     missing = [name for name, present in helpers.items() if not present]
@@ -125,6 +136,11 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
         f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this model even "
         f"with every concession{hint}; close what uses the card, or take a smaller model in train.yaml"
     )
+
+
+def shape_in(precision: str, shape: Shape) -> Shape:
+    """Return `shape` with the weights as they are loaded: in 32 bits for fp32 (launch.py), else as in the file."""
+    return replace(shape, weight_bytes=4) if precision == "fp32" else shape
 
 
 def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[Concession]:
@@ -158,16 +174,18 @@ def micro_batches(work: Work, settings: Settings) -> list[int]:
     return [settings.micro_batch]
 
 
-def plan_for_processor(free_bytes: int, cores: int, work: Work, micro_batch: int, settings: Settings) -> Plan:
-    """Return the `Plan` for training without a card, in full precision; `UserError` if it exceeds `free_bytes`."""
+def plan_for_processor(free_bytes: int, processor: Processor, work: Work, micro_batch: int, settings: Settings) -> Plan:
+    """Return the `Plan` for training without a card; `UserError` if it exceeds `free_bytes`."""
     if settings.micro_batch:
         [micro_batch] = micro_batches(work, settings)
     cutoff_len = settings.cutoff_len or work.cutoff_len
     checkpointing = settings.gradient_checkpointing is not False
-    peak = peak_bytes(work.shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
+    shape = shape_in(processor.precision, work.shape)
+    peak = peak_bytes(shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:
         raise UserError(
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
             "take a smaller model or a smaller micro-batch in train.yaml"
         )
-    return work.plan("fp32", micro_batch, checkpointing, (False, cutoff_len, False), peak, CPU_FLOPS * cores)
+    flops, threads = EFFICIENCY * processor.flops or CPU_FLOPS * processor.threads, processor.threads
+    return work.plan(processor.precision, micro_batch, checkpointing, (False, cutoff_len, False), peak, flops, threads)

@@ -20,13 +20,33 @@ class Interval:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
+Sums = tuple[Sequence[float], Sequence[float]]  # (amounts, weights) of the rows, whose ratio of sums is measured
+
+
 def ratio_interval(amounts: Sequence[float], weights: Sequence[float], seed: int) -> Interval:
     """Return sum(amounts) / sum(weights) with its percentile bootstrap interval (Efron 1979) over rows, drawn in pairs:
     for a mean over characters or tokens the rows are the independent units, not the characters. With weights of 1 it is
     the interval of a mean; with differences as amounts it is the paired one. At least one row with a weight above 0."""
+    return percentiles(ratio(amounts, weights), resampled(amounts, weights, np.random.default_rng(seed)))
+
+
+def difference_interval(first: Sums, second: Sums, seed: int) -> Interval:
+    """Return the ratio of `first` minus that of `second`, of other rows, with its interval: each is drawn by itself."""
+    random = np.random.default_rng(seed)
+    return percentiles(ratio(*first) - ratio(*second), resampled(*first, random) - resampled(*second, random))
+
+
+def ratio(amounts: Sequence[float], weights: Sequence[float]) -> float:
+    return float(np.sum(amounts) / np.sum(weights))
+
+
+def resampled(amounts: Sequence[float], weights: Sequence[float], random: np.random.Generator) -> np.ndarray:
+    """Return the ratio in each of `RESAMPLES` samples of the rows; NaN for one without weight."""
     rows = np.array([amounts, weights], dtype=float)
-    drawn = np.random.default_rng(seed).integers(rows.shape[1], size=(RESAMPLES, rows.shape[1]))
-    sums = rows[:, drawn].sum(axis=2)
-    means = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
-    low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return Interval(float(rows[0].sum() / rows[1].sum()), float(low), float(high))
+    sums = rows[:, random.integers(rows.shape[1], size=(RESAMPLES, rows.shape[1]))].sum(axis=2)
+    return np.divide(sums[0], sums[1], out=np.full(RESAMPLES, np.nan), where=sums[1] > 0)
+
+
+def percentiles(mean: float, drawn: np.ndarray) -> Interval:
+    low, high = np.nanquantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return Interval(mean, float(low), float(high))
