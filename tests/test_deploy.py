@@ -13,13 +13,17 @@ PARAMETERS = {"temperature": 0.8, "top_p": 0.9}
 @pytest.fixture
 def deploy(tmp_path):
     """Return a function that prints the settings for an export with the given receipt and an Ollama at `url`."""
-    (tmp_path / "system.txt").write_text(SYSTEM, encoding="utf-8")
+    generated = tmp_path / "generated"
+    generated.mkdir()
+    (generated / "system.txt").write_text(SYSTEM, encoding="utf-8")
+    used = {"gen.yaml": {"sha256": "0", "values": {"history_turns": 5}}}
+    (generated / "receipt.json").write_text(json.dumps(receipt("gen") | {"settings": used}))
 
     def run(url, fixed_system=False):
         made = {"ollama": {"name": "huiyin-10002", "digest": "0"}, "parameters": PARAMETERS, "quantize": "q8_0"}
         (tmp_path / "receipt.json").write_text(json.dumps(receipt("export", fixed_system=fixed_system, **made)))
         (tmp_path / "export.yaml").write_text(f"ollama: {url}\n")
-        options = ["--generated", tmp_path, "--name", "huiyin-10002", "--export", tmp_path / "export.yaml"]
+        options = ["--generated", generated, "--name", "huiyin-10002", "--export", tmp_path / "export.yaml"]
         done = run_script("tools/deploy", tmp_path, *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -48,6 +52,7 @@ def test_deploy_names_addresses_model_and_parameters(deploy):
         "    Provider        Ollama (ollama-chat)",
         "    Base URL        http://192.168.1.2:11434",
         "    Model name      huiyin-10002",
+        "    Max round       5",
         "  Base URL          http://192.168.1.2:11434/v1",
         "  Model             huiyin-10002",
         "  Temperature       0.8, and top_p 0.9: Ollama uses 1.0 for clients that send none",

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huiyin.common.errors import run
+from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_settings, without_credentials
 from huiyin.common.stage import arguments, need_receipt
 from huiyin.serving.finished import Settings, model_arguments
 from huiyin.training.rows import read_system
 
+MADE_BY_GEN = "`make gen` makes it"
 SETTINGS = """\
 The model {name} at {url}
 It contains its chat template, its parameters and its system prompt. A system prompt that a client sends replaces that
@@ -55,7 +56,15 @@ IN_CONTAINERS = """\
 This Ollama is in the containers' own network, and none of its ports is published: connect the platform to that network
 (docker run --network huiyin_private ...); then the address below is correct.
 """
-TRAINED_EXCHANGES = 3  # history_turns in gen.yaml
+
+
+def trained_exchanges(generated: Path) -> int:
+    """Return how many earlier exchanges the rows of the dataset have at most: `history_turns` of gen."""
+    settings = need_receipt(generated, MADE_BY_GEN)["settings"].values()
+    found = [used["values"]["history_turns"] for used in settings if "history_turns" in used.get("values", {})]
+    if not found:
+        raise UserError(f"{generated}/receipt.json: not the receipt of that stage; {MADE_BY_GEN}")
+    return found[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_arguments(parser)
     args = parser.parse_args(argv)
     receipt = need_receipt(args.exported, "`make export` makes it", "parameters", "quantize", "fixed_system")
-    system = read_system(args.generated)
+    system, exchanges = read_system(args.generated), trained_exchanges(args.generated)
     ollama = read_settings(args.export, Settings).ollama
     url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
@@ -75,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if urlsplit(url).hostname == "ollama":  # its name in the containers' network
         print(IN_CONTAINERS)
-    values = {"name": args.name, "url": url, "system": system, "exchanges": TRAINED_EXCHANGES, **receipt["parameters"]}
+    values = {"name": args.name, "url": url, "system": system, "exchanges": exchanges, **receipt["parameters"]}
     print(SETTINGS.format(fixed=FIXED[receipt["fixed_system"]], **values), end="")
 
 
