@@ -45,4 +45,5 @@ class Progress:
             left = self.bar.format_interval((self.total - self.done) / rate) if self.total and rate else None
             of = f" of {self.total:,}, {left} left" if left else ""
             note = f", {self.note}" if self.note else ""
-            print(f"{self.name}: {self.done:,}{of}, {rate:,.1f} {self.unit}/s{note}", file=sys.stderr, flush=True)
+            speed = f"{rate:,.1f} {self.unit}/s" if rate >= 1 else f"{60 * rate:,.1f} {self.unit}/min"
+            print(f"{self.name}: {self.done:,}{of}, {speed}{note}", file=sys.stderr, flush=True)
