@@ -150,11 +150,9 @@ def no_such_host(known):
 def test_deploy_tells_no_password(tmp_path, guarded):
     (tmp_path / "system.txt").write_text("你是“阿岚”。", encoding="utf-8")
     (tmp_path / "export.yaml").write_text(f"ollama: {guarded}\n")
-    (tmp_path / "receipt.json").write_text(
-        json.dumps(
-            receipt("export", parameters={"temperature": 0.8, "top_p": 0.9}, quantize="q8_0", fixed_system=False)
-        )
-    )
+    fields = {"parameters": {"temperature": 0.8, "top_p": 0.9}, "quantize": "q8_0", "fixed_system": False}
+    used = {"gen.yaml": {"sha256": "0", "values": {"history_turns": 3}}}  # one folder is both stages'
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt("export", **fields) | {"settings": used}))
     options = ["--generated", tmp_path, "--name", "huiyin-1", "--export", tmp_path / "export.yaml"]
     done = succeeded(run_script("tools/deploy", tmp_path, *options))
     assert_nothing_told(done.stdout, done.stderr)
