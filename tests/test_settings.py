@@ -95,6 +95,10 @@ def test_a_file_is_read_as_people_write_it_and_the_rest_comes_from_its_preset(tm
         ("window: 3\nkeep: a: b\n", "line 2 is not YAML: mapping values are not allowed here"),
         ("groups: &a [x]\nmethod: *a", "line 2 is not YAML: * and ! need quotes around the text"),
         ("method: !!python/name:os.system", "line 1 is not YAML: * and ! need quotes around the text"),
+        (
+            'window: 3\nmethod: "\\ud83d\\ude00"',
+            "line 2 is not YAML: half a character; write the character itself, not \\u and its two halves",
+        ),
         ("a: 1\n---\nb: 2", "line 2 is not YAML: but found another document"),
     ],
 )

@@ -28,6 +28,7 @@ Text = Annotated[str, Meta(min_length=1)]
 # The address of a server, for a `pattern`; what of it is still wrong the session says when it is opened
 ADDRESS = r"https?://(\S+@)?([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/\S*)?"
 CREDENTIALS = re.compile(r"(?<=://).*@", re.DOTALL)  # greedy: what people type as a password may hold any character
+HALF = re.compile("[\ud800-\udfff]")  # of the two that stand for a character in UTF-16; UTF-8 cannot hold it
 
 # Type in words; what has bounds is Annotated with them
 WORDS: dict[type, str] = {
@@ -68,6 +69,9 @@ def read_mapping(path: Path, loader: Any = yaml.BaseLoader) -> dict[str, Any]:
         for token in yaml.scan(text):
             if isinstance(token, (yaml.AliasToken, yaml.TagToken)):  # a few lines of aliases can mean gigabytes
                 raise yaml.MarkedYAMLError(problem="* and ! need quotes around the text", problem_mark=token.start_mark)
+            if isinstance(token, yaml.ScalarToken) and HALF.search(token.value):
+                problem = "half a character; write the character itself, not \\u and its two halves"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=token.start_mark)
         reader = loader(text)
         node = reader.get_single_node()
         content = reader.construct_document(node) if node else None
