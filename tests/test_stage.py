@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from helpers import ROOT, receipt
 from huiyin.common.errors import UserError
 from huiyin.common.stage import Stage, read_receipt, unchanged
-from huiyin.common.tables import read_records
+from huiyin.common.tables import MESSAGES, NULLABLE, TURNS, read_records, scan_table, schema
 from scripts.tools import summary, verify
 
 
@@ -252,6 +254,41 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path.write_bytes(b'{"a": "\xff"}\n')
     with pytest.raises(UserError, match="line 1: not a JSON object"):
         read_records(path, {"a": str}, "`make pair` makes it")
+
+
+EXAMPLES = {
+    **{"Int64": 0, "String": "甲", "Boolean": False, "Datetime(ms, UTC)": datetime(2023, 5, 1, tzinfo=UTC)},
+    **{"List(String)": ["a", "b"], "List(Int64)": [1, 2]},
+}
+
+
+def refusal_of_table(path, columns, **changed):
+    """Return what is wrong with a table of two rows that has these values in the second one."""
+    rows = [{name: EXAMPLES[kind] for name, kind in columns.items()} for _ in range(2)]
+    if "turn_id" in columns:
+        rows[1]["turn_id"] = 1
+    rows[1] |= changed
+    pl.DataFrame(rows, schema(columns)).write_parquet(path)
+    try:
+        scan_table(path, columns, "`make it` makes it")
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ").removesuffix("; `make it` makes it")
+    return ""
+
+
+@pytest.mark.parametrize("columns", [MESSAGES, TURNS], ids=["messages", "turns"])
+def test_only_what_may_be_null_is(tmp_path, columns):
+    for name, kind in columns.items():
+        expected = "" if name in NULLABLE else f"nulls in {name}"
+        assert refusal_of_table(tmp_path / "x", columns, **{name: None}) == expected
+        if kind.startswith("List"):
+            assert refusal_of_table(tmp_path / "x", columns, **{name: [None]}) == f"nulls in lists of {name}"
+
+
+def test_a_turn_has_messages_and_its_place(tmp_path):
+    assert refusal_of_table(tmp_path / "x", TURNS, message_ids=[]) == "empty lists in message_ids"
+    for number in (0, 2, -1):  # twice, left out, out of order
+        assert refusal_of_table(tmp_path / "x", TURNS, turn_id=number) == "turn_id is not 0, 1, 2, ..."
 
 
 # ---- A receipt says what is deleted and read

@@ -36,6 +36,8 @@ TURNS = {  # turns.parquet
     **{"reply_to_turn": "Int64", "quotes_outside": "Boolean", "seconds_since_previous": "Int64"},
 }
 
+NULLABLE = ["seq", "reply_to", "reply_to_turn"]
+
 # Fields of the lines of a file, and their types
 TurnId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 REPLY = {
@@ -59,17 +61,32 @@ def schema(columns: Mapping[str, str]) -> dict[str, Any]:
 
 
 def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.LazyFrame":
-    """Return the parquet file at `path`, unread; `UserError` unless it has each of `columns` in its type. `made_by`:
-    what makes such a file, as in "`make parse` makes it"."""
+    """Return the parquet file at `path`, to be read; `UserError` unless it has each of `columns` in its type, and in
+    them what the stages count on. `made_by`: what makes such a file, as in "`make parse` makes it"."""
     try:
         found = pl.read_parquet_schema(path)
+        for name, wanted in schema(columns).items():
+            if found.get(name) != wanted:
+                held = f"{name} is {found[name]}" if name in found else f"no column {name}"
+                raise UserError(f"{path}: {held}, it must be {columns[name]}; {anew(path, made_by)}")
+        table = pl.scan_parquet(path)
+        broken = table.select(**rules_broken(columns)).collect().row(0, named=True)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: not a parquet file ({error}); {anew(path, made_by)}") from None
-    for name, wanted in schema(columns).items():
-        if found.get(name) != wanted:
-            held = f"{name} is {found[name]}" if name in found else f"no column {name}"
-            raise UserError(f"{path}: {held}, it must be {columns[name]}; {anew(path, made_by)}")
-    return pl.scan_parquet(path)
+    if problem := next((rule for rule, is_broken in broken.items() if is_broken), ""):
+        raise UserError(f"{path}: {problem}; {anew(path, made_by)}")
+    return table
+
+
+def rules_broken(columns: Mapping[str, str]) -> dict[str, "pl.Expr"]:
+    """Return {what is wrong, in words: is it so in a table with these columns?}."""
+    wrong = {f"nulls in {name}": pl.col(name).null_count() > 0 for name in columns if name not in NULLABLE}
+    for name in (name for name, kind in columns.items() if kind.startswith("List")):
+        wrong[f"nulls in lists of {name}"] = pl.col(name).list.contains(None).any()
+    if "turn_id" in columns:
+        wrong["turn_id is not 0, 1, 2, ..."] = (pl.col("turn_id") != pl.int_range(pl.len())).any()
+        wrong["empty lists in message_ids"] = (pl.col("message_ids").list.len() == 0).any()
+    return wrong
 
 
 def read_records(path: Path, fields: Mapping[str, Any], made_by: str) -> list[dict[str, Any]]:
