@@ -70,7 +70,7 @@ def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.Lazy
                 held = f"{name} is {found[name]}" if name in found else f"no column {name}"
                 raise UserError(f"{path}: {held}, it must be {columns[name]}; {anew(path, made_by)}")
         table = pl.scan_parquet(path)
-        broken = table.select(**rules_broken(columns)).collect().row(0, named=True)
+        broken = table.select(**rules_broken(columns)).collect(engine="streaming").row(0, named=True)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: not a parquet file ({error}); {anew(path, made_by)}") from None
     if problem := next((rule for rule, is_broken in broken.items() if is_broken), ""):
