@@ -16,11 +16,11 @@ from typing import ClassVar, Literal
 from urllib.parse import quote
 
 from huiyin.common.characters import VISIBLE, WHITE_SPACE
-from huiyin.common.errors import run
+from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
-from huiyin.common.stage import Stage, arguments, need
+from huiyin.common.stage import Stage, anew, arguments, need
 from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
 RESULTS = 1  # to be raised when the same input gives another result
@@ -63,7 +63,10 @@ def combine(path, settings, ledger):
     turns = []
     with Progress("combine", ledger.read, "messages") as progress:
         for messages in parts(history, settings):
-            with_words, dropped = with_text(messages, with_fragment, names, settings)
+            try:
+                with_words, dropped = with_text(messages, with_fragment, names, settings)
+            except pl.exceptions.ShapeError:
+                raise UserError(f"{path}: fragments and kinds do not pair up; {anew(path, MADE_BY)}") from None
             ledger.dropped.update(dropped)
             turns.append(turns_of(with_words, settings))
             ledger.written += turns[-1].height

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from case_folders import MESSAGE, messages
 from helpers import run_script
+from huiyin.common.errors import UserError
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
 from scripts import combine
@@ -139,6 +140,14 @@ def test_no_special_texts_at_all():
     turns, ledger = combined(history, combine.Settings(special_texts=[]))
     assert [turn["text"] for turn in turns] == [f"[图片]，{NOTICE}"]
     assert ledger == {"read": 2, "written": 1, "merged": 1, "dropped": {"empty": 0}}
+
+
+def test_fragments_without_a_kind_are_one_line():
+    history = one_group([{"fragments": ["好", "在"]}]).with_columns(kinds=pl.lit(["text"]))
+    with pytest.raises(
+        UserError, match=r"messages\.parquet: fragments and kinds do not pair up; `make parse` makes it$"
+    ):
+        combined(history, PRESETS["default"])
 
 
 def test_every_group_has_a_file_whose_name_fits(tmp_path):
