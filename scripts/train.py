@@ -189,10 +189,11 @@ def full_settings(
     args: argparse.Namespace, given: Values, dataset: Fitted, system: str, plan: Plan, base: Path
 ) -> Values:
     """Return all settings for LLaMA-Factory: the user's, the plan's and the pipeline's."""
-    evaluation = {"do_eval": True, "eval_dataset": "alpaca_eval"} if dataset.held_out else {}
     # on the processor a run that was killed and resumed gives the same adapter as an uninterrupted one
     device = {"use_cpu": True, "full_determinism": True} if args.gpu == "none" else {}
     processes = world_size()
+    # the loss is the mean over batches, and several processes would have other ones: see `losses`
+    evaluation = {"do_eval": processes == 1, "eval_dataset": "alpaca_eval"} if dataset.held_out else {}
     if plan.accumulation % processes:
         raise UserError(
             f"gradient accumulation over {plan.accumulation} micro-batches cannot be divided among {processes} "
@@ -276,16 +277,15 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
         training.add(plan)
 
 
-def losses(values: Values, run_folder: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+def losses(args: argparse.Namespace, values: Values, run_folder: Path, threads: int | None) -> dict[str, Any]:
     """Return LLaMA-Factory's results, with evaluation loss and perplexity of the adapter and of the base model."""
     results = json.loads((run_folder / "all_results.json").read_text(encoding="utf-8"))
-    if "eval_loss" not in results:
+    if "eval_dataset" not in values:
         return results
-    folder = run_folder / "base"
-    base_values = {**values, "do_train": False, "output_dir": str(folder.absolute()), "plot_loss": False}
-    if not (folder / "all_results.json").exists():
-        run_program("train", base_values, folder, variables)
-    base_loss = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))["eval_loss"]
+    if "eval_loss" not in results:
+        adapter = {"adapter_name_or_path": str(run_folder.absolute())}
+        results["eval_loss"] = held_out_loss(args, {**values, **adapter}, "adapter", threads)
+    base_loss = held_out_loss(args, values, "base", threads)
     return {
         **results,
         "eval_perplexity": math.exp(results["eval_loss"]),
@@ -293,6 +293,18 @@ def losses(values: Values, run_folder: Path, variables: Mapping[str, str]) -> di
         "base_eval_perplexity": math.exp(base_loss),
         "eval_loss_gained": base_loss - results["eval_loss"],
     }
+
+
+def held_out_loss(args: argparse.Namespace, values: Values, name: str, threads: int | None) -> float:
+    """Return the loss of the held-out rows, from one process on one card; its files are in a folder `name` of the
+    run's."""
+    folder = args.out / RUN / name
+    if not (folder / "all_results.json").exists():
+        alone = {key: value for key, value in values.items() if key != "ddp_backend"}
+        alone |= {"do_train": False, "do_eval": True, "output_dir": str(folder.absolute()), "plot_loss": False}
+        variables = environment(args.gpu.split(",")[0], args.cache, args.out / RUN, threads) | {"FORCE_TORCHRUN": "0"}
+        run_program("train", alone, folder, variables)
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))["eval_loss"]
 
 
 def copy_results(stage: Stage, run_folder: Path) -> None:
@@ -356,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "found": device,
             "attempts": training.attempts,
             "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
-            "results": losses(values, run_folder, environment(args.gpu, args.cache, run_folder, training.plan.threads)),
+            "results": losses(args, values, run_folder, training.plan.threads),
             "results_are": RESULTS_ARE,
             "garbled_replies": sum(map(garbled, replies)),
         }

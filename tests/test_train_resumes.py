@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict
 from types import SimpleNamespace
 from unittest.mock import ANY
@@ -17,6 +18,7 @@ import pytest
 from helpers import CLEAN, ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
+from huiyin.training.launch import divide
 from huiyin.training.llamafactory import environment, run_program
 from huiyin.training.memory import GIB
 from huiyin.training.plan import Plan
@@ -80,6 +82,27 @@ def test_two_processes_train_together(training, monkeypatch):
     log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
     assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
     assert "under default dtype torch.float32.\n" in log  # fp32, whatever the type of the file
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 4])
+def test_each_step_has_the_rows_that_it_has_with_one_process(processes, size):
+    accumulation, rows_of_step = 2, size * 2 * processes
+    for count in range(1, 3 * rows_of_step):
+        order = list(range(count))[::-1]
+        batches = [order[start : start + size] for start in range(0, count, size)]
+        shares = [divide(batches, accumulation, processes, process) for process in range(processes)]
+        assert len(set(map(len, shares))) == 1  # they wait for each other
+        steps = range(0, len(shares[0]), accumulation)
+        assert len(steps) == -(-count // rows_of_step)
+        for number, first in enumerate(steps):
+            own = [batch for share in shares for batch in share[first : first + accumulation]]
+            assert all(0 < len(batch) <= size for batch in own)
+            rows = order[number * rows_of_step : (number + 1) * rows_of_step]
+            together = Counter(row for batch in own for row in batch)
+            assert together.keys() == set(rows)
+            if size > 1:
+                assert len(set(together.values())) == 1  # so that the mean over the words is the same
 
 
 LAUNCHER = """

@@ -4,18 +4,25 @@
 
 For several cards it starts torchrun, and that the workers, each in a session of its own: after the end of the first the
 others would go on beside our next run, on full cards. So Linux kills each when its parent ends.
+
+The workers divide the rows so that each step has the rows that it has with one process. Accelerate would fill up the
+last batches of an epoch with rows that were there already.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from huiyin.serving.process import end_with_parent
+
+Batch = list[int]  # rows of the dataset
 
 
 def load_in_32_bits() -> None:
@@ -34,6 +41,41 @@ def load_in_32_bits() -> None:
     loader.load_config = with_32_bits
 
 
+def divide(batches: list[Batch], accumulation: int, processes: int, process: int) -> list[Batch]:
+    """Return the batches of a process, `accumulation` of them a step, of those that one process would have in an epoch.
+
+    batches: all of the same size, but for the last one. The loss of a step is the sum over all words divided by their
+    number, so the batches of the last step may have any sizes. But each process must have as many of them: all wait for
+    each other at each. So all processes get all rows of a step that has fewer rows than there are processes. Where
+    batches of one row cannot be divided evenly, a row counts twice.
+    """
+    size = len(batches[0])
+    rows = [row for batch in batches for row in batch]
+    own: list[Batch] = []
+    for start in range(0, len(rows), size * accumulation * processes):
+        step = rows[start : start + size * accumulation * processes]
+        whole = len(step) < processes and len(step) <= size * accumulation
+        share = step if whole else step[process::processes] or step[:1]
+        number = math.ceil((len(step) if whole else math.ceil(len(step) / processes)) / size)
+        own += [share[index::number] or share[:1] for index in range(number)]
+    return own
+
+
+def divide_rows(accumulation: int) -> None:
+    """Let Accelerate divide the rows of each epoch by `divide`."""
+    from accelerate.data_loader import BatchSamplerShard
+
+    def batches(shard: BatchSamplerShard) -> Iterator[Batch]:
+        yield from divide(list(shard.batch_sampler), accumulation, shard.num_processes, shard.process_index)
+
+    def number(shard: BatchSamplerShard) -> int:
+        total, size = len(shard.batch_sampler.sampler), shard.batch_size
+        rows = [list(range(start, min(start + size, total))) for start in range(0, total, size)]
+        return len(divide(rows, accumulation, shard.num_processes, shard.process_index))
+
+    BatchSamplerShard.__iter__, BatchSamplerShard.__len__ = batches, number
+
+
 if __name__ == "__main__":
     end_with_parent()
     values = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
@@ -44,6 +86,7 @@ if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker
         from llamafactory.train.tuner import run_exp
 
+        divide_rows(values["gradient_accumulation_steps"])
         run_exp()
     else:
         launcher.__file__ = __file__  # what torchrun is to start
