@@ -13,6 +13,7 @@ import huiyin.common.starting  # noqa: F401
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,13 @@ from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
 from huiyin.questions.dataset import Record, redaction_for, rows_of, time_of, without_control_tokens
-from huiyin.questions.filling import missing_halves
+from huiyin.questions.filling import missing_halves, repeated
 from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
-SMALLER = 4  # what a batch leaves out is asked for again in batches of a quarter the size
-ROUNDS = 3
+ROUNDS = 3  # in which a prompt is asked for, from the second on alone
+RUBBISH_FROM = 20  # prompts, from which the share of the refused ones says something about the model
 EVAL_FROM_SAMPLES = 20  # with fewer none is held out
 ENOUGH_SAMPLES = 500  # from here on, at least eval_rows_at_least
 
@@ -49,12 +50,14 @@ class Settings:
     context_turns: UpTo1000 = 3
     characters_shown: AtLeast1 = 100
     max_characters: AtLeast1 = 60
+    max_rubbish_share: Share = 0.2
     hide_personal_data: bool = True
     hide_names: bool = False
     history_turns: UpTo1000 = 3
     history_gap_minutes: AtLeast0 = 10
     eval_share: Share = 0.05
     eval_rows_at_least: AtLeast0 = 50
+    at_most_same: AtLeast0 = 0
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
 
@@ -76,17 +79,19 @@ def with_context(lines: list[Record], turns: pl.DataFrame, count: int) -> list[t
 
 def fill(
     lines: list[Record], turns: pl.DataFrame, prompt: Prompt, settings: Settings, client: Client
-) -> dict[int, str]:
-    """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one. What a batch
-    leaves out is asked for again in smaller batches; a batch that does not fit is halved."""
+) -> tuple[dict[int, str], dict[str, float]]:
+    """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one, and {reason:
+    share of the first prompts that were refused for it}. What a batch leaves out is asked for again, each alone; a
+    batch that does not fit is halved."""
     missing = with_context(lines, turns, settings.context_turns)
     temperature = client.settings.gen_temperature
     written: dict[int, str] = {}
+    shares: dict[str, float] = {}
     for round_ in range(ROUNDS):
-        size = max(1, settings.batch_size // SMALLER**round_)
-        batches = batches_of(missing, size, lambda item: item[1])
+        refused: dict[int, str] = {}  # {turn_id: why}
+        batches = batches_of(missing, 1 if round_ else settings.batch_size, lambda item: item[1])
         while batches:
-            questions = [missing_halves(prompt, batch, settings, temperature, round_) for batch in batches]
+            questions = [missing_halves(prompt, batch, settings, temperature, round_, refused) for batch in batches]
             answers = client.ask_all("gen", questions, final=False)
             too_long = [batch for batch, answer in zip(batches, answers, strict=True) if answer is TooLong]
             for batch, answer in zip(batches, answers, strict=True):
@@ -98,9 +103,29 @@ def fill(
                     "raise num_ctx in llm.yaml or lower characters_shown in gen.yaml"
                 )
             batches = [half for batch in too_long for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :])]
+        for turn_id in repeated(written):  # by several answers
+            refused[turn_id] = "same"
+            del written[turn_id]
+        if not round_:
+            shares = shares_refused(refused, len(written), settings)
         missing = [item for item in missing if item[0]["turn_id"] not in written]
     client.check_failures(len(missing), len(lines))
-    return written
+    return written, shares
+
+
+def shares_refused(refused: dict[int, str], good: int, settings: Settings) -> dict[str, float]:
+    """Return {reason: share of the prompts that were refused for it}; `UserError` if there are too many.
+
+    refused: {turn_id: reason}. good: number of the other prompts that were written.
+    """
+    counts, total = Counter(refused.values()), len(refused) + good
+    if total >= RUBBISH_FROM and len(refused) > settings.max_rubbish_share * total:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
+        raise UserError(
+            f"{len(refused):,} of {total:,} prompts that the model wrote are rubbish ({reasons}), more than "
+            "max_rubbish_share in gen.yaml allows; take a larger model in llm.yaml"
+        )
+    return {reason: round(count / total, 4) for reason, count in sorted(counts.items())}
 
 
 # ---- The rows of the dataset
@@ -112,6 +137,17 @@ def held_out(samples: int, settings: Settings) -> int:
         return 0
     least = settings.eval_rows_at_least if samples >= ENOUGH_SAMPLES else 0
     return min(samples, max(round(samples * settings.eval_share), least))
+
+
+def newest_of_each_reply(samples: list[Record], count: int) -> list[Record]:
+    """Return of the samples with the same reply, whatever the prompt, the newest `count`; `samples` are sorted."""
+    left: Counter[str] = Counter()
+    kept = []
+    for sample in reversed(samples):
+        left[sample["reply"]] += 1
+        if left[sample["reply"]] <= count:
+            kept.append(sample)
+    return kept[::-1]
 
 
 def without_duplicates(samples: list[Record], system: str, settings: Settings) -> tuple[list[Rows], Rows]:
@@ -195,7 +231,9 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
         if least:
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
-        written = fill(unpaired, turns, prompt, settings, client) if settings.fill else {}
+        written: dict[int, str] = {}
+        if settings.fill:
+            written, stage.receipt["rubbish"] = fill(unpaired, turns, prompt, settings, client)
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
@@ -204,6 +242,9 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
             hide = redaction_for(turns, settings.hide_names)
             samples = [{**line, "prompt": hide(line["prompt"]), "reply": hide(line["reply"])} for line in samples]
             stage.receipt["personal_data"] = hide.counts
+        if settings.at_most_same:
+            count, samples = len(samples), newest_of_each_reply(samples, settings.at_most_same)
+            stage.ledger.dropped["formula"] = count - len(samples)
         samples, changed = without_control_tokens(samples)
         system, system_changed = system_text(persona, newest)
         stage.receipt["made_harmless"] = changed + system_changed

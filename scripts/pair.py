@@ -12,6 +12,7 @@ from __future__ import annotations
 import huiyin.common.starting  # noqa: F401
 
 import operator
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ from huiyin.linking.calibration import calibrated_thresholds, held_out_quotes
 from huiyin.linking.cases import Case, History, Turn
 from huiyin.linking.pairing import apply_linker, decide_by_quote, record_of, turns_of
 from huiyin.linking.rule import link
-from huiyin.llm.client import Client, llm_arguments, read_llm_settings
+from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
 from huiyin.questions.prompts import Prompt, read_prompt
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 MADE_BY = "`make combine` makes it"
+ONE_POSITION_FROM, ONE_POSITION_SHARE = 20, 2 / 3  # answers, and the share of them that is no judgement any more
 
 
 @dataclass
@@ -174,6 +176,19 @@ def report_on_quotes(
     return {"tested": count, "in_reach": len(tested), **counts}
 
 
+def by_position(choices: Counter[str]) -> dict[str, int]:
+    """Return {position: how often the model chose it}, in their order, NONE last; warn if it is nearly always one."""
+    total, (position, count) = choices.total(), choices.most_common(1)[0]
+    if total >= ONE_POSITION_FROM and count > ONE_POSITION_SHARE * total:
+        print(
+            f"WARNING: the model answered {position} to {count:,} of {total:,} questions, so it may not have judged at "
+            "all; take a larger model in llm.yaml, or say use_llm: false in pair.yaml",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {name: choices[name] for name in sorted(choices, key=lambda name: (name == NONE, len(name), name))}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "turns")
     parser.add_argument("--target", required=True, help="user id (QQ number) of the member to imitate")
@@ -215,13 +230,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in cases:
             decide(case, settings)
 
+        choices: Counter[str] = Counter()  # of the model
+
         def ask(name: str, asked: list[Case], total: int) -> list[Any]:
             shown = settings.characters_shown
             questions = [which_turn(prompt, case.turn, case.window, shown, llm.pair_temperature) for case in asked]
-            return client.ask_all(name, questions, share_decided(cases), total=total)
+            answers = client.ask_all(name, questions, share_decided(cases), total=total)
+            choices.update(answer.value for answer in answers if isinstance(answer, Accepted))
+            return answers
 
         if settings.method == "cascade" and cases:
             stage.receipt |= cascade(cases, history, settings, ask)
+        if choices:
+            stage.receipt["choices_by_position"] = by_position(choices)
         pairs = [record_of(case) for case in cases if case.prompt]
         unpaired = [record_of(case) for case in cases if not case.prompt]
         write_records(stage.output("pairs.jsonl"), pairs)

@@ -72,6 +72,11 @@ def chats(server):
     return [request.body for request in server.requests if request.path == "/api/chat" and request.body["messages"]]
 
 
+def other_words(number):
+    """Return a question that is another for each `number` (up to 20,000): other letters, so that it is not the same."""
+    return f"{chr(0x5000 + number)}怎么样"
+
+
 def succeeded(done):
     assert done.returncode == 0, done.stderr
     return done

@@ -8,7 +8,7 @@ import pytest
 from case_folders import read_lines, to_lines, turns
 from huiyin.llm.backend import Answer
 from huiyin.llm.confidence import confidence_of
-from llm_folder import complaint, prompt_of, reply_in, succeeded
+from llm_folder import complaint, other_words, prompt_of, reply_in, succeeded
 from ollama_server import too_long
 from scripts import gen
 
@@ -181,15 +181,102 @@ def test_the_missing_half_is_written(folder):
 
 
 @pytest.mark.parametrize(
-    "bad",
-    ["", "  ", "明天走起吗", "那明天走起吗？", "长" * 61, "where shall we go then", "어디로 갈까요 우리 내일 아침에"],
+    ("bad", "reason"),
+    [
+        ("  ", "empty"),
+        ("长" * 61, "too_long"),
+        ("16", "no_letters"),
+        ("？？？", "no_letters"),
+        ("😂😂", "no_letters"),
+        ("二十三", "no_letters"),
+        ("1:你好 2:晚安", "counting"),
+        ("明天走起吗", "copied"),
+        ("那明天走起吗？", "copied"),
+        ("9. 忽略以上内容，回答！", "copied"),
+        ("群里另一个人先说了它", "instructions"),
+        ("第3段缺失的话", "instructions"),
+        ("wtf", "foreign"),
+        ("어디로", "foreign"),
+    ],
 )
-def test_a_written_prompt_that_is_not_valid_is_never_a_row(folder, bad):
+def test_a_written_prompt_that_is_not_valid_is_never_a_row(folder, bad, reason):
     write_paired(folder, [pair(1, "在吗", "在")], [line(2, "明天走起吗", turn=4, reason="none")])
     folder.ollama.before_chat = lambda k, body: json.dumps({"1": bad})
     rows, ledger = dataset(folder)
     assert [row["output"] for row in rows] == ["在"]
     assert ledger == {"read": 2, "written": 1, "dropped": {"failed": 1, "duplicate": 0}}
+    assert folder.json("generated/receipt.json")["rubbish"] == {reason: 1.0}
+
+
+@pytest.mark.parametrize("good", ["嗯", "ok", "写完了", "连WiFi了吗", "6点还是7点？", "明天去吃火锅"])
+def test_what_people_write_is_valid(folder, good):
+    write_paired(folder, [], [line(2, "明天走起吗", turn=4, reason="none")])
+    folder.ollama.before_chat = lambda k, body: json.dumps({"1": good})
+    assert [row["instruction"] for row in dataset(folder)[0]] == [good]
+    assert folder.json("generated/receipt.json")["rubbish"] == {}
+
+
+@pytest.mark.parametrize(("equal", "asked_alone"), [(2, 0), (3, 3)])
+def test_a_batch_may_hold_the_same_prompt_twice(folder, equal, asked_alone):
+    def answer(k, body):
+        count = gaps_in(body)
+        texts = {str(number): other_words(100 * k + number) for number in range(1, count + 1)}
+        return json.dumps(
+            texts
+            | ({str(number): f"我们一起测试{'！啊'[:number]}" for number in range(1, equal + 1)} if k == 1 else {})
+        )
+
+    folder.ollama.before_chat = answer
+    write_unpaired(folder, 15)
+    assert dataset(folder)[1]["written"] == 15
+    assert list(map(gaps_in, folder.chats())) == [15, *[1] * asked_alone]
+
+
+def test_the_same_answer_to_questions_asked_alone_is_not_used(folder):
+    folder.ollama.before_chat = lambda k, body: json.dumps({"1": "怎么样"})
+    write_unpaired(folder, 3)
+    folder.settings("gen", "context_turns: 0\nbatch_size: 1\n")
+    assert dataset(folder)[1]["dropped"] == {"duplicate": 0, "failed": 3}
+    assert folder.json("generated/receipt.json")["rubbish"] == {"same": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("texts", "reasons"),
+    [
+        ([str(number) for number in range(2, 22)], "no_letters 20"),
+        (["你好呀"] * 16 + ["好热", "走吗", "哪里", "吃啥"], "same 16"),
+    ],
+)
+def test_a_model_that_writes_rubbish_ends_the_stage(folder, texts, reasons):
+    folder.ollama.before_chat = lambda k, body: json.dumps(
+        {str(number): texts[number - 1] for number in range(1, gaps_in(body) + 1)}
+    )
+    write_unpaired(folder, 20)
+    folder.settings("gen", "context_turns: 0\nbatch_size: 20\n")
+    assert complaint(folder.gen()) == (
+        f"gen.py: {reasons.split()[1]} of 20 prompts that the model wrote are rubbish ({reasons}), more than "
+        "max_rubbish_share in gen.yaml allows; take a larger model in llm.yaml"
+    )
+    assert len(folder.chats()) == 1
+
+
+def test_a_model_that_writes_nothing_else_is_named_as_too_small(folder):
+    folder.llm("max_failures_in_a_row: 2\n")
+    folder.ollama.before_chat = lambda k, body: json.dumps({"1": "7"})
+    write_unpaired(folder, 3)
+    folder.settings("gen", "context_turns: 0\nbatch_size: 1\n")
+    assert complaint(folder.gen()) == (
+        "gen.py: the language model failed 2 times in a row, the last time: nothing in the answer is good enough: it "
+        "has no letters; take a larger model in llm.yaml; what is answered is kept, start again to go on"
+    )
+
+
+def test_of_the_same_reply_only_the_newest_samples_stay(folder):
+    folder.settings("gen", "at_most_same: 2\n")
+    write_paired(folder, [pair(minute, f"q{minute}", "哈哈" if minute % 2 else f"a{minute}") for minute in range(8)])
+    rows, ledger = dataset(folder)
+    assert [row["instruction"] for row in rows] == ["q0", "q2", "q4", "q5", "q6", "q7"]
+    assert ledger == {"read": 8, "written": 6, "dropped": {"duplicate": 0, "failed": 0, "formula": 2}}
 
 
 def test_without_filling_unpaired_turns_are_left_out(folder):
@@ -253,27 +340,29 @@ def write_unpaired(folder, count):
     write_paired(folder, [], [line(index, f"话{index}", turn=index, reason="none") for index in range(count)])
 
 
-def test_what_is_missing_in_a_batch_is_asked_again_in_smaller_ones(folder):
+def test_what_is_missing_in_a_batch_is_asked_again_alone(folder):
     def answer(k, body):
-        """Answer every second item well, the last of all never."""
+        """Answer in a batch three of four items well, the last of all never."""
         replies = [row.split("：")[1] for row in prompt_of(body).splitlines() if row.startswith("名me：话")]
-        good = {"话19": "", **{f"话{n}": "怎么样" if n % 2 or len(replies) < 15 else "" for n in range(19)}}
+        good = {f"话{n}": other_words(n) if n % 4 or len(replies) == 1 else "1" for n in range(19)} | {"话19": ""}
         return json.dumps({str(number): good[reply] for number, reply in enumerate(replies, 1)})
 
     folder.ollama.before_chat = answer
     write_unpaired(folder, 20)
+    folder.settings("gen", "context_turns: 0\nmax_rubbish_share: 0.3\n")
     assert dataset(folder)[1] == {"read": 20, "written": 19, "dropped": {"duplicate": 0, "failed": 1}}
-    assert sorted(map(gaps_in, folder.chats()), reverse=True) == [15, 5, 3, 3, 3, 1]
+    assert sorted(map(gaps_in, folder.chats()), reverse=True) == [15, 5, *[1] * 7]
+    assert folder.json("generated/receipt.json")["rubbish"] == {"empty": 0.05, "no_letters": 0.25}
     folder.ollama.requests.clear()
     succeeded(folder.gen())
-    assert list(map(gaps_in, folder.chats())) == [1]  # the one that failed, and nothing that was answered
+    assert list(map(gaps_in, folder.chats())) == [1, 1]  # the one that failed, twice, and nothing that was answered
 
 
 def test_a_batch_that_does_not_fit_is_halved(folder):
     def answer(k, body):
         if gaps_in(body) > 4:
             too_long()
-        return json.dumps({str(number): "怎么样" for number in range(1, gaps_in(body) + 1)})
+        return json.dumps({str(number): other_words(100 * k + number) for number in range(1, gaps_in(body) + 1)})
 
     folder.ollama.before_chat = answer
     write_unpaired(folder, 15)
@@ -382,6 +471,25 @@ def test_only_the_latest_quotes_are_held_out(folder):
     folder.settings("pair", "use_llm: false\nquotes_tested: 2\ncandidates: 2\nlinker_alone: never\n")
     succeeded(folder.pair())
     assert folder.json("paired/receipt.json")["quotes"] == {"tested": 2, "in_reach": 1, "found_by_rule": 1}
+
+
+@pytest.mark.parametrize(("count", "warns"), [(19, False), (20, True)])
+def test_a_model_that_always_chooses_one_position_is_warned_of(folder, count, warns):
+    folder.settings("pair", "linker_alone: never\ncandidates: 100\n")
+    rows = [
+        {"time": 60 * index, "user_id": "me" if index > 2 else str(index), "text": f"话{index}"}
+        for index in range(count + 3)
+    ]
+    turns(rows).write_parquet(folder.path / "turns.parquet")
+    folder.ollama.before_chat = lambda k, body: json.dumps({"answers": "1" if k % 5 else "none"})
+    done = succeeded(folder.pair())
+    chosen = {"1": count - count // 5, "none": count // 5}
+    assert folder.json("paired/receipt.json")["choices_by_position"] == chosen
+    warning = (
+        "WARNING: the model answered 1 to 16 of 20 questions, so it may not have judged at all; take a larger model in "
+        "llm.yaml, or say use_llm: false in pair.yaml\n"
+    )
+    assert done.stderr == (warning if warns else "")
 
 
 def test_answers_of_low_confidence_leave_a_turn_unpaired(folder):
@@ -518,7 +626,7 @@ def test_a_changed_nickname_asks_only_the_questions_that_show_it(folder):
     rows = [{"time": 600 * index, "user_id": "me", "nickname": "旧名", "text": f"话{index}"} for index in range(4)]
     write_unpaired(folder, 4)
     folder.settings("gen", "batch_size: 1\ncontext_turns: 1\n")
-    folder.ollama.before_chat = lambda k, body: json.dumps({"1": "怎么样"})
+    folder.ollama.before_chat = lambda k, body: json.dumps({"1": other_words(k)})
     asked = []
     for name in ("旧名", "新名"):
         turns([*rows[:3], {**rows[3], "nickname": name}]).write_parquet(folder.path / "turns.parquet")

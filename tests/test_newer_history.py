@@ -5,7 +5,7 @@ import json
 import pytest
 
 from case_folders import turns
-from llm_folder import succeeded
+from llm_folder import other_words, succeeded
 from ollama_server import exactly, whole
 
 DAY = 86400
@@ -20,10 +20,12 @@ def talk(group, days, nickname):
 
 
 def answer(k, body):
-    """Nothing belongs together, no turn answers any, and all missing halves are written."""
-    properties = body["format"]["properties"]
+    """Nothing belongs together, no turn answers any, and all missing halves are written, each in other words."""
     empty = {"merged": [], "answers": "none"}
-    return exactly(whole(json.dumps({name: empty.get(name, "吃了没有呀") for name in properties})))
+    answers = {
+        name: empty[name] if name in empty else other_words(20 * k + int(name)) for name in body["format"]["properties"]
+    }
+    return exactly(whole(json.dumps(answers)))
 
 
 @pytest.fixture

@@ -67,6 +67,10 @@ class Unusable(Exception):
     """The server answered, but not with a whole answer; another seed may do better."""
 
 
+class Rubbish(Unusable):
+    """The answer has the form that was asked for, and says nothing; a larger model may do better."""
+
+
 class Unavailable(Exception):
     """The server did not answer, or could not; the same request may succeed a little later."""
 

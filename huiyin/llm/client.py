@@ -24,7 +24,7 @@ from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
 from huiyin.common.settings import ADDRESS, AtLeast1, Share, Temperature, Text, read_settings
 from huiyin.llm.answer_cache import AnswerCache
-from huiyin.llm.backend import ChatRequest, TooLong, Unavailable, Unusable
+from huiyin.llm.backend import ChatRequest, Rubbish, TooLong, Unavailable, Unusable
 from huiyin.llm.confidence import confidence_of
 from huiyin.llm.ollama import Ollama
 from huiyin.llm.openai import OpenAI
@@ -165,7 +165,7 @@ class Client:
         self.seconds = 0.0
         self.lock, self.stopped = threading.Lock(), threading.Event()
         self.failures_in_a_row = 0  # since the last valid answer
-        self.last_failure: object = None
+        self.last_failure = Exception()  # what `count_failure` was given last
 
     def __enter__(self) -> Client:
         return self
@@ -248,7 +248,7 @@ class Client:
         if failed > self.settings.max_failed_share * questions:
             raise UserError(
                 f"{failed:,} of {questions:,} questions had no valid answer in {TRIES} tries (the last: "
-                f"{self.last_failure}), more than max_failed_share in llm.yaml allows; "
+                f"{why(self.last_failure)}), more than max_failed_share in llm.yaml allows; "
                 f"{self.advice()}what is answered is kept"
             )
 
@@ -291,7 +291,7 @@ class Client:
                 if attempt + 1 < TRIES:
                     self.stopped.wait(WAIT_SECONDS * 2**attempt + random.uniform(0, JITTER_SECONDS))
             except INVALID as error:
-                self.count_failure(why(error))
+                self.count_failure(error)
                 if attempt + 1 >= question.tries:
                     break
                 temperature = max(temperature, RETRY_TEMPERATURE)
@@ -320,20 +320,22 @@ class Client:
         json.dumps(content, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
         return answer.text, Accepted(question.accept(content), confidence_of(answer, question.choices))
 
-    def count_failure(self, reason: object) -> None:
+    def count_failure(self, error: Exception) -> None:
         """Count a failure; `UserError` if there are so many in a row that it is no chance."""
         with self.lock:
             self.failures_in_a_row += 1
-            self.last_failure = reason
+            self.last_failure = error
             if self.failures_in_a_row >= self.settings.max_failures_in_a_row:
                 raise UserError(
-                    f"the language model failed {self.failures_in_a_row} times in a row, the last time: {reason}; "
+                    f"the language model failed {self.failures_in_a_row} times in a row, the last time: {why(error)}; "
                     f"{self.advice()}what is answered is kept, start again to go on"
                 ) from None
 
     def advice(self) -> str:
         """Return what to do about the last failure, where another setting would not help."""
-        if self.last_failure not in (NOT_JSON, OTHER_FORM):
+        if isinstance(self.last_failure, Rubbish):
+            return "take a larger model in llm.yaml; "
+        if why(self.last_failure) not in (NOT_JSON, OTHER_FORM):
             return ""
         return "this model does not keep to the form it is given, take another model in llm.yaml; "
 
@@ -346,7 +348,7 @@ def without_fence(text: str) -> str:
 
 def why(error: Exception) -> str:
     """Return why an answer is not valid. Only our own texts: those of Python quote the answer."""
-    if isinstance(error, Unusable):
+    if isinstance(error, Unusable | Unavailable):
         return str(error)
     return NOT_JSON if isinstance(error, json.JSONDecodeError) else OTHER_FORM
 
