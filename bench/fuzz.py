@@ -372,6 +372,7 @@ def make_sound(folder, url):
         "llm": f"{llm}max_failures_in_a_row: 100\n",
         "pair_alone": "use_llm: false\n",
         "leniently": "skip_bad_lines: true\n",
+        "gen": "max_rubbish_share: 1\n",
         "export": "ollama: none\n",
     }
     train = (ROOT / "config/demo/train.yaml").read_text(encoding="utf-8")

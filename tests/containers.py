@@ -89,7 +89,7 @@ class Box:
 
     def __init__(self, parent, folder, base_image, llm):
         self.project = copy_project(parent)
-        pair, gen = "newest: 60\nquotes_tested: 10\n", "batch_size: 6\nmax_characters: 20\n"
+        pair, gen = "newest: 60\nquotes_tested: 10\n", "batch_size: 6\nmax_characters: 20\nmax_rubbish_share: 1\n"
         for name, settings in (("llm", llm), ("pair", pair), ("gen", gen)):
             (self.project / f"config/{name}.yaml").write_text(settings)
         self.words = ["TARGET=10002", f"SOURCE={folder}/chat/nt_msg.db", f"KEY={folder}/key/key.txt"]
