@@ -25,7 +25,7 @@ REFUSED = {  # why a written prompt is not used, as the receipt has it and in wo
 RUN_FROM = 4  # letters in a row that two texts share by more than chance
 # A run of this share is a copy. Of a reply half is enough: it would answer itself. A turn on the same subject may use
 # half of the words of an earlier one.
-SHARE_OF_REPLY, SHARE_OF_INSTRUCTIONS, SHARE_OF_TEXT = 0.5, 0.5, 0.8
+SHARE_OF_REPLY, SHARE_OF_INSTRUCTIONS, SHARE_OF_TURN, SHARE_OF_TEXT = 0.5, 0.5, 0.6, 0.8
 FOREIGN_FROM, RARE_SHARE, OWN_SHARE = 3, 0.05, 0.2  # see `foreign`
 SAME_UP_TO, SAME_SHARE = 2, 2 / 15  # of the prompts may be equal: turns like "yes" follow many a question
 LABEL = re.compile(r"(?<!\S)(\d+)\s*[:：.、)）]")
@@ -96,7 +96,7 @@ def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str,
         "too_long": len(text) > max_characters,
         "no_letters": not letters,
         "counting": LABEL.findall(text)[:2] == ["1", "2"],
-        "copied": copied or any(shares(letters, letters_of(said), SHARE_OF_TEXT) for said in (reply, *turns)),
+        "copied": copied or any(shares(letters, letters_of(said), SHARE_OF_TURN) for said in (reply, *turns)),
         "instructions": shares(letters, instructions, SHARE_OF_INSTRUCTIONS),
         "foreign": foreign(letters, letters_of("".join([reply, *turns]))),
     }
