@@ -208,14 +208,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.use(args.config, settings), stage.use(args.llm, llm)
         for file in (args.prompt, args.merge_prompt):
             stage.after(stage.input(file))
-        path = stage.input(need(args.turns, MADE_BY))
+        stage.input(need(args.turns, MADE_BY))
         stage.depends_on(args.target)
         stage.stop_if_done()
-        turns = scan_table(path, TURNS, MADE_BY).collect()
+        turns = scan_table(args.turns, TURNS, MADE_BY).collect()
         kept, counts = turns_of(turns, args.target, settings.newest)
-        stage.ledger.read = counts["read"]
-        stage.ledger.dropped["older"] = counts["older"]
-        stage.ledger.dropped["repeats_previous"] = counts["repeats_previous"]
+        stage.ledger.read = counts.pop("read")
+        stage.ledger.dropped.update(counts)
         if not stage.ledger.read:
             raise UserError(
                 f"nobody with the id {args.target} has written anything here; "
