@@ -79,6 +79,7 @@ class Stage:
         self.settings: dict[str, Any] = {}
         self.outputs: list[str] = []
         self.others: list[Any] = []
+        self.newest = 0  # date (ns) of the newest prerequisite, but not before the stage began
         self.earlier = read_receipt(self.out)
         self.digests = Digests(known_files(self.earlier))
 
