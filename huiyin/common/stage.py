@@ -191,6 +191,8 @@ class Stage:
         finally:
             if self._has_folder():
                 self._remove_parts()
+                with suppress(OSError):  # not if there is anything in it
+                    self.out.rmdir()
             os.close(self.folder)
         return kind is Unchanged
 

@@ -86,7 +86,7 @@ if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker
         from llamafactory.train.tuner import run_exp
 
-        divide_rows(values["gradient_accumulation_steps"])
+        divide_rows(values.get("gradient_accumulation_steps", 1))
         run_exp()
     else:
         launcher.__file__ = __file__  # what torchrun is to start
