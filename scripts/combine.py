@@ -23,7 +23,7 @@ from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
 from huiyin.common.stage import Stage, anew, arguments, need
 from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, TURNS, scan_table
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
 NAMES_OF_EVERYBODY = dict.fromkeys(["全体成员", "所有人"], EVERYBODY)  # QQ's, and what other programs write
@@ -253,7 +253,7 @@ def turns_of(messages, settings):
     if settings.quotes_start_a_turn:
         continues &= ~quotes
     return (
-        messages.with_columns(index=pl.int_range(pl.len()))
+        messages.with_columns(pl.col("mentions").list.unique(maintain_order=True), index=pl.int_range(pl.len()))
         .with_columns(before=before)
         .with_columns(first=pl.when(~continues.fill_null(False)).then("index"))
         .with_columns(pl.col("first").forward_fill().over("group_id", "user_id"))
@@ -265,12 +265,14 @@ def turns_of(messages, settings):
             time=pl.col("time").dt.timestamp("ms").sum().floordiv(pl.len()).cast(pl.Datetime("ms", "UTC")),
             first_time=pl.col("time").first(),
             last_time=pl.col("time").last(),
-            text=pl.col("text"),
+            texts=pl.col("text"),
+            times=pl.col("time"),
+            mentioned=pl.col("mentions"),
             message_ids=pl.col("message_id"),
             mentions=pl.col("mentions").list.explode(keep_nulls=False, empty_as_null=False).unique(maintain_order=True),
             quoted=pl.col("reply_to").filter(quotes),  # null for a message that is not in the history
         )
-        .with_columns(pl.col("text").list.join(COMMA))
+        .with_columns(text=pl.col("texts").list.join(COMMA))
         .sort("group_id", "time", "position")
     )
 

@@ -35,6 +35,9 @@ from huiyin.questions.prompts import Prompt, read_prompt
 RESULTS = 2  # to be raised when the same input gives another result
 MADE_BY = "`make combine` makes it"
 ONE_POSITION_FROM, ONE_POSITION_SHARE = 20, 2 / 3  # answers, and the share of them that is no judgement any more
+OF_MESSAGES = ["message_ids", "texts", "times", "mentioned"]  # what a turn has for each of its messages
+COLUMNS = ["turn_id", "group_id", "user_id", "nickname", "time", "text", "mentions", "reply_to_turn", "quotes_outside"]
+COLUMNS += OF_MESSAGES  # that are read: a history has millions of turns
 
 
 @dataclass
@@ -79,7 +82,7 @@ def as_one(parts: Sequence[Turn], text: str) -> Turn:
     return {
         **parts[0],
         "text": text,
-        "turn_ids": [turn_id for part in parts for turn_id in part["turn_ids"]],
+        **{name: [item for part in parts for item in part[name]] for name in ("turn_ids", *OF_MESSAGES)},
         "mentions": list(dict.fromkeys(user for part in parts for user in part["mentions"])),
         "reply_to_turn": quoted[0] if quoted else None,
         "quotes_outside": any(part["quotes_outside"] for part in parts),
@@ -211,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.input(need(args.turns, MADE_BY))
         stage.depends_on(args.target)
         stage.stop_if_done()
-        turns = scan_table(args.turns, TURNS, MADE_BY).collect()
+        turns = scan_table(args.turns, {name: TURNS[name] for name in COLUMNS}, MADE_BY).collect()
         kept, counts = turns_of(turns, args.target, settings.newest)
         stage.ledger.read = counts.pop("read")
         stage.ledger.dropped.update(counts)

@@ -80,5 +80,6 @@ def turns(rows):
             "seconds_since_previous": 0,
         }
         time = START + timedelta(seconds=row["time"])
-        full.append({**plain, **row, "time": time, "first_time": time, "last_time": time})
+        row = {**plain, **row, "time": time, "first_time": time, "last_time": time}
+        full.append({"texts": [row["text"]], "times": [time], "mentioned": [row["mentions"]], **row})
     return pl.DataFrame(full, TURN)

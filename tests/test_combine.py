@@ -90,7 +90,8 @@ def combined(history, chosen, part=combine.PART):
         history.write_parquet(path, metadata={"placeholders": ""})
         turns = combine.combine(path, chosen, ledger)
     ledger.check()
-    return turns.with_columns(pl.col("time", "first_time", "last_time").dt.timestamp("ms")).to_dicts(), ledger.as_dict()
+    moments = pl.col("time", "first_time", "last_time").dt.timestamp("ms"), pl.col("times").cast(pl.List(pl.Int64))
+    return turns.with_columns(*moments).to_dicts(), ledger.as_dict()
 
 
 def plain(history, chosen):

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 import huiyin.linking.linker
-from case_folders import cases, compare, ledger_of, read_lines, turns
-from huiyin.linking.calibration import calibrated_threshold
+from case_folders import START, cases, compare, ledger_of, read_lines, turns
+from huiyin.linking.calibration import calibrated_threshold, held_out_quotes
 from huiyin.linking.cases import Case, History
 from huiyin.linking.conversation import WIDTH, Conversation
 from huiyin.linking.features import NAMES, OF_LINE, OF_PAIR, features
@@ -44,19 +44,20 @@ def test_the_linker_decides_alone_only_where_it_finds_the_quotes(case, folder):
     compare(case, {"ledger.json": ledger, "linker.json": linker, **lines, "said.txt": "\n".join(printed) + "\n"})
 
 
-def sent(minute, user, text, messages=1, mentions=(), seconds=0):
-    """A turn sent at `minute`, its messages `minute` * 10 and the next; the last `seconds` after the first."""
-    ids = [minute * 10 + number for number in range(messages)]
+def sent(minute, user, *texts, mentions=(), seconds=0):
+    """A turn sent at `minute`: its messages `minute` * 10 and the next, `seconds` apart; `mentions` of the last one."""
     row = {
         "turn_id": minute,
         "user_id": user,
-        "text": text,
-        "message_ids": ids,
+        "text": "，".join(texts),
+        "texts": texts,
+        "times": [START + timedelta(minutes=minute, seconds=seconds * number) for number in range(len(texts))],
+        "mentioned": [*([] for _ in texts[1:]), mentions],
+        "message_ids": [minute * 10 + number for number in range(len(texts))],
         "mentions": mentions,
         "time": 60 * minute,
     }
-    [turn] = turns([row]).to_dicts()
-    return {**turn, "earlier_turns": 0, "last_time": turn["first_time"] + timedelta(seconds=seconds)}
+    return turns([row]).to_dicts()[0] | {"earlier_turns": 0}
 
 
 @pytest.mark.parametrize("at_once", [1, 100])
@@ -72,17 +73,24 @@ def test_what_a_held_out_quote_mentions_is_seen_by_nobody(monkeypatch, at_once):
     assert linker.decide_cases([Case(quoting[8], [], [])], history) != linker.decide_cases(cases[1:2], history)
 
 
-def test_messages_are_in_the_order_in_which_they_were_sent():
+def test_a_held_out_quote_mentions_the_author_of_the_quote_in_none_of_its_messages():
+    quoting = {**sent(1, "b", "so", "oh", mentions=["a", "c"]), "reply_to_turn": 0, "mentioned": [["a"], ["a", "c"]]}
+    history = pl.DataFrame([sent(0, "a", "hm"), quoting]).drop("earlier_turns")
+    [case] = held_out_quotes(History(history, 10, False), ["g"])
+    assert (case.turn["mentions"], case.turn["mentioned"]) == (["c"], [[], ["c"]])
+
+
+def test_messages_are_as_they_were_sent_and_in_that_order():
     history = [
-        sent(0, "a", "one，two", 2, mentions=["b"]),
+        sent(0, "a", "one，one", "two", "three", mentions=["b"], seconds=20),
         {**sent(0, "b", "between"), "message_ids": [0.5]},
-        sent(1, "c", "x，y，z", 2, seconds=30),
+        {**sent(1, "c", "x", "y，z", seconds=7), "message_ids": [9, 7]},
     ]
     conversation, turn_of, message_ids = messages_of(history, lambda turn: turn["mentions"])
-    assert (conversation.texts, turn_of.tolist()) == (("one", "between", "two", "x", "y，z"), [0, 1, 0, 2, 2])
-    assert message_ids == (0, 0.5, 1, 10, 11)
-    assert np.diff(conversation.times)[3] == pytest.approx(30)
-    assert (conversation.named[:, 0] >= 0).tolist() == [True, False, False, False, False]
+    assert conversation.texts == ("one，one", "between", "two", "three", "x", "y，z")
+    assert (turn_of.tolist(), message_ids) == ([0, 1, 0, 0, 2, 2], (0, 0.5, 1, 2, 9, 7))
+    assert np.diff(conversation.times).tolist() == [0, 20, 20, 20, 7]
+    assert (conversation.named[:, 0] >= 0).tolist() == [False, False, False, True, False, False]
 
 
 def test_a_turn_replies_to_what_its_most_confident_message_replies_to():

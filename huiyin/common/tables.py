@@ -32,7 +32,9 @@ MESSAGES_ORDER = ["group_id", "time", "seq", "message_id"]  # nulls first
 TURNS = {  # turns.parquet
     **{"turn_id": "Int64", "group_id": "String", "user_id": "String", "nickname": "String"},
     **dict.fromkeys(["time", "first_time", "last_time"], "Datetime(ms, UTC)"),
-    **{"text": "String", "message_ids": "List(Int64)", "mentions": "List(String)"},
+    "text": "String",
+    **{"texts": "List(String)", "times": "List(Datetime(ms, UTC))", "mentioned": "List(List(String))"},
+    **{"message_ids": "List(Int64)", "mentions": "List(String)"},
     **{"reply_to_turn": "Int64", "quotes_outside": "Boolean", "seconds_since_previous": "Int64"},
 }
 
@@ -56,20 +58,22 @@ def schema(columns: Mapping[str, str]) -> dict[str, Any]:
         **{"Int64": pl.Int64(), "String": pl.String(), "Boolean": pl.Boolean()},
         **{"Datetime(ms, UTC)": pl.Datetime("ms", "UTC")},
         **{"List(String)": pl.List(pl.String), "List(Int64)": pl.List(pl.Int64)},
+        "List(Datetime(ms, UTC))": pl.List(pl.Datetime("ms", "UTC")),
+        "List(List(String))": pl.List(pl.List(pl.String)),
     }
     return {name: types[type_name] for name, type_name in columns.items()}
 
 
 def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.LazyFrame":
-    """Return the parquet file at `path`, to be read; `UserError` unless it has each of `columns` in its type, and in
-    them what the stages count on. `made_by`: what makes such a file, as in "`make parse` makes it"."""
+    """Return `columns` of the parquet file at `path`, unread; `UserError` unless it has each of them in its type, and
+    in them what the stages count on. `made_by`: what makes such a file, as in "`make parse` makes it"."""
     try:
         found = pl.read_parquet_schema(path)
         for name, wanted in schema(columns).items():
             if found.get(name) != wanted:
                 held = f"{name} is {found[name]}" if name in found else f"no column {name}"
                 raise UserError(f"{path}: {held}, it must be {columns[name]}; {anew(path, made_by)}")
-        table = pl.scan_parquet(path)
+        table = pl.scan_parquet(path).select(*columns)
         broken = table.select(**rules_broken(columns)).collect(engine="streaming").row(0, named=True)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: not a parquet file ({error}); {anew(path, made_by)}") from None

@@ -27,7 +27,10 @@ def held_out_quotes(history: History, groups: Iterable[str]) -> list[Case]:
     cases = history.cases(latest.sort("turn_id").iter_rows(named=True))
     for case in cases:
         author = case.quoted and case.quoted["user_id"]
-        case.turn = {**case.turn, "mentions": [user for user in case.turn["mentions"] if user != author]}
+        mentions, *mentioned = (
+            [user for user in users if user != author] for users in (case.turn["mentions"], *case.turn["mentioned"])
+        )
+        case.turn = {**case.turn, "mentions": mentions, "mentioned": mentioned}
     return cases
 
 

@@ -1,12 +1,10 @@
 """Turns split into their messages: within a turn the first may reply and the next may not, so messages are scored."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
-from huiyin.common.tables import COMMA
 from huiyin.linking.cases import Namer, Turn
 from huiyin.linking.conversation import Conversation
 
@@ -19,30 +17,19 @@ def with_earlier_turns(turns: pl.DataFrame) -> pl.DataFrame:
 def messages_of(turns: Sequence[Turn], named: Namer) -> tuple[Conversation, np.ndarray, tuple[int, ...]]:
     """Return (the Conversation of the messages of `turns`, the index of the turn of each message, its message id).
 
-    turns: those of one group, oldest first, with `earlier_turns`. Turns do not say when the messages between their
-    first and last one were sent (their times are spread evenly), nor which of them mentions whom (the first counts).
+    turns: those of one group, oldest first, with `earlier_turns`.
     """
     messages = []
     for index, turn in enumerate(turns):
-        ids, first, last = turn["message_ids"], turn["first_time"].timestamp(), turn["last_time"].timestamp()
-        for number, (message_id, text) in enumerate(zip(ids, split_text(turn["text"], len(ids)), strict=True)):
-            time = first + (last - first) * number / max(len(ids) - 1, 1)
-            mentions = turn["mentions"] if number == 0 else []
-            messages.append((time, message_id, index, text, named({**turn, "text": text, "mentions": mentions})))
+        columns = (turn[name] for name in ("times", "message_ids", "texts", "mentioned"))
+        for time, message_id, text, mentions in zip(*columns, strict=True):
+            names = named({**turn, "text": text, "mentions": mentions})
+            messages.append((time.timestamp(), message_id, index, text, names))
     messages.sort(key=lambda message: message[:3])  # ids of the same time increase in the order of sending
     times, message_ids, turn_of, texts, names = zip(*messages, strict=True)
     users = [turns[index]["user_id"] for index in turn_of]
     earlier_turns = [turns[index]["earlier_turns"] for index in turn_of]
     return Conversation(users, times, texts, names, earlier_turns), np.array(turn_of), message_ids
-
-
-def split_text(text: str, count: int) -> list[str]:
-    """Return `text` as the texts of `count` messages; if they contain commas themselves, the parts are dealt evenly."""
-    if count == 1:
-        return [text]
-    parts = text.split(COMMA)
-    ends = [len(parts) * number // count for number in range(count + 1)]
-    return [COMMA.join(parts[start:end]) for start, end in pairwise(ends)]
 
 
 def probabilities_of_turns(probabilities: np.ndarray, turn_of: np.ndarray, turns: int, horizon: int) -> np.ndarray:
