@@ -28,8 +28,10 @@ MADE_BY = "`make parse` makes it"
 PART = 500_000  # messages processed at a time: memory depends on the turns, not on the intermediate frames
 NAMES_OF_EVERYBODY = dict.fromkeys(["全体成员", "所有人"], EVERYBODY)  # QQ's, and what other programs write
 LONGEST_NAME, DIGITS = 220, 16  # characters of a file's name that stand for a group, of its digest
+FACES = ["face", "market_face"]  # kinds of elements that have a fragment if they have a name
 BLANK = re.compile(f"[{WHITE_SPACE}]")
 WORD = re.compile("[A-Za-z0-9]")
+BRACKETED = re.compile(r"\[.+\]", re.DOTALL)
 
 
 @dataclass
@@ -55,8 +57,9 @@ class Settings:
 def combine(path, settings, ledger):
     """Return the turns (contract, section 3) of the messages in the parquet file at `path`."""
     history = in_order(scan_table(path, MESSAGES, MADE_BY))
-    placeholders = pl.read_parquet_metadata(path).get("placeholders", "")
-    with_fragment = ["text", "at", *filter(None, placeholders.split(","))]
+    metadata = pl.read_parquet_metadata(path)
+    with_fragment = ["text", "at", *filter(None, metadata.get("placeholders", "").split(","))]
+    faces = [kind for kind in FACES if metadata.get("faces") == "names" and kind not in with_fragment]
     names = names_by_group(history)
     ledger.read = history.select(pl.len()).collect().item()
     ledger.dropped["empty"] = ledger.merged = 0
@@ -64,7 +67,7 @@ def combine(path, settings, ledger):
     with Progress("combine", ledger.read, "messages") as progress:
         for messages in parts(history, settings):
             try:
-                with_words, dropped = with_text(messages, with_fragment, names, settings)
+                with_words, dropped = with_text(messages, with_fragment, faces, names, settings)
             except pl.exceptions.ShapeError:
                 raise UserError(f"{path}: fragments and kinds do not pair up; {anew(path, MADE_BY)}") from None
             ledger.dropped.update(dropped)
@@ -107,19 +110,23 @@ def parts(messages, settings):
 # ---- the text of a message
 
 
-def with_text(messages, with_fragment, names, settings):
-    """Return the messages that have a text, with this `text`, and {reason: count} of the others."""
-    kinds = pl.col("kinds").list.filter(pl.element().is_in(with_fragment))
+def with_text(messages, with_fragment, faces, names, settings):
+    """Return the messages that have a text, with this `text`, and {reason: count} of the others.
+
+    with_fragment: the kinds of elements that have a fragment; faces: those that have one if they have a name.
+    """
+    kinds = pl.col("kinds").list.filter(pl.element().is_in(with_fragment + faces))
     fragments = (
         messages.select("position", "group_id", "seq", text="fragments", kind=kinds)
         .filter(pl.col("text").list.len() > 0)
+        .pipe(without_nameless, faces)
         .explode("text", "kind")
         .filter(pl.col("kind") != "at")  # in QQNT a mention is a fragment of its own
         .with_row_index("row")
         .with_columns(pl.col("text").str.strip_chars(WHITE_SPACE))
     )
     # few texts hold anything to remove: only these are processed closely
-    odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]))
+    odd = fragments.filter(pl.col("text").str.contains_any(["@", *settings.special_texts]), pl.col("kind") == "text")
     odd, typed = without_typed_mentions(odd, names)
     odd = without_special_texts(odd, settings.special_texts)
     odd = odd.select("row", "special", rest="text")
@@ -153,6 +160,38 @@ def with_text(messages, with_fragment, names, settings):
             .drop("typed")
         )
     return with_words, dict(dropped.iter_rows())
+
+
+def without_nameless(messages, faces):
+    """Remove the faces without a name from each `kind`, so that it is as long as `text`, the list of fragments."""
+    some = messages.filter(pl.col("kind").list.len() > pl.col("text").list.len())
+    if some.is_empty():
+        return messages
+    rows = some.select("kind", "text").iter_rows()
+    named = pl.Series([kinds_of(kinds, fragments, faces) for kinds, fragments in rows], dtype=pl.List(pl.String))
+    named = some.select("position", named=named)
+    messages = messages.join(named, on="position", how="left", maintain_order="left")
+    return messages.with_columns(kind=pl.coalesce("named", "kind")).drop("named")
+
+
+def kinds_of(kinds, fragments, faces):
+    """Return the kind of each of `fragments`, where `kinds` has more, because some of the `faces` have no name.
+
+    Which ones only the form of the fragments tells: if a message has faces with and without a name, a text that is all
+    in brackets may count as a face.
+    """
+    named: list[str] = []
+    nameless, others = len(kinds) - len(fragments), sum(kind not in faces for kind in kinds)  # that are still to come
+    for kind in kinds:
+        if kind not in faces:
+            others -= 1
+        elif nameless:
+            looks_so = BRACKETED.fullmatch(fragments[len(named)]) if len(named) < len(fragments) else None
+            if not looks_so or len(fragments) - len(named) == others:
+                nameless -= 1
+                continue
+        named.append(kind)
+    return named
 
 
 def without_special_texts(fragments, special_texts):

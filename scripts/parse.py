@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huiyin.common.characters import skip_bom
 from huiyin.common.digests import sha256
@@ -26,7 +26,7 @@ from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
 from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 EPOCH = date(1970, 1, 1)
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
@@ -35,12 +35,15 @@ Placeholder = Literal[
 
 @dataclass
 class Settings:
+    faces: Literal["names", "none"] = "names"
     placeholders: list[Placeholder] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     since: date | None = None
     until: date | None = None
     leave_out: list[str] = field(default_factory=list)
     skip_bad_lines: bool = False
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "seed": {"faces": "none"}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if messages.is_empty():
             raise UserError(f"{args.source}: no message left ({stage.ledger}); see {args.config}")
         stage.receipt["share_with_text"] = round(messages["fragments"].list.len().gt(0).sum() / messages.height, 4)
-        messages.write_parquet(
-            stage.output("messages.parquet"), metadata={"placeholders": ",".join(settings.placeholders)}
-        )
+        metadata = {"faces": settings.faces, "placeholders": ",".join(settings.placeholders)}
+        messages.write_parquet(stage.output("messages.parquet"), metadata=metadata)
         write_csv(messages, stage.output("messages.csv"))
 
 
@@ -87,7 +89,7 @@ def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFr
     rows: a frame with the columns of messages.parquet, `time` in seconds, and also `dropped` (the reason, null if there
     is none) and `copy_of` (the id of the message that this one repeats, or null). Only the reader in use is imported.
     """
-    bad_lines = 0
+    bad_lines, name_faces = 0, settings.faces == "names"
     if path.suffix == ".db":
         from concurrent.futures import ThreadPoolExecutor
 
@@ -95,7 +97,7 @@ def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFr
 
         with ThreadPoolExecutor(1) as hashing:
             digest = hashing.submit(sha256, path)
-            rows, report = read_history(path, settings.placeholders)
+            rows, report = read_history(path, settings.placeholders, name_faces)
             stage.input(path, digest.result())
         return rows, report, bad_lines
     if path.suffix not in (".json", ".jsonl", ".csv"):
@@ -108,7 +110,7 @@ def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFr
         else:
             from huiyin.sources.browser_json import read_export
 
-            rows, report = read_export(path, file, settings.placeholders)
+            rows, report = read_export(path, file, settings.placeholders, name_faces)
     stage.input(path, file.digest.hexdigest())
     return rows, report, bad_lines
 

@@ -72,12 +72,17 @@ def burst_to_join(with_text, index, max_gap_seconds, max_others_between):
 
 def what_it_says(row, longest_first, names, special_texts, placeholders, invisible_is_empty):
     """Return a message's text, whom it mentions, and the first special text in it."""
-    with_fragment = [kind for kind in row["kinds"] if kind in ("text", "at", *placeholders)]
+    with_fragment = [kind for kind in row["kinds"] if kind in ("text", "at", "face", *placeholders)]
+    if len(with_fragment) > len(row["fragments"]):  # then none of its faces has a name
+        with_fragment = [kind for kind in with_fragment if kind != "face"]
     kept, mentions, special = [], list(row["mentions"]), None
     for kind, text in zip(with_fragment, row["fragments"], strict=True):
         if kind == "at":
             continue
         text = text.strip()
+        if kind == "face":
+            kept.append(text)
+            continue
         if pd.isna(row["seq"]):
             text = without_typed_mentions(text, longest_first, names, mentions).strip()
         found = [entry for entry in special_texts if entry in text and (in_brackets(entry) or is_notice(text, entry))]

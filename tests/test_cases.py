@@ -17,7 +17,8 @@ from llm_folder import arguments, succeeded
 
 @cases("combine")
 def test_combine(case, tmp_path):
-    messages(read_lines(case / "messages.jsonl")).write_parquet(tmp_path / "messages.parquet")
+    metadata = {"faces": "names", "placeholders": ""}
+    messages(read_lines(case / "messages.jsonl")).write_parquet(tmp_path / "messages.parquet", metadata=metadata)
     config, out = case / "combine.yaml", tmp_path / "out"
     succeeded(run_script("combine", tmp_path / "messages.parquet", "--config", config, "--out", out))
     turns = pl.read_parquet(tmp_path / "out/turns.parquet")
@@ -104,10 +105,22 @@ def test_parse(case, tmp_path):
     receipt = json.loads((tmp_path / "out/receipt.json").read_text(encoding="utf-8"))
     metadata = pl.read_parquet_metadata(tmp_path / "out/messages.parquet")
     report = {name: receipt[name] for name in REPORT if name in receipt}
-    report |= {"placeholders": metadata["placeholders"]}
+    report |= {name: metadata[name] for name in ("faces", "placeholders")}
     messages = to_lines(pl.read_parquet(tmp_path / "out/messages.parquet").iter_rows(named=True))
     ledger = ledger_of(tmp_path / "out")
     compare(case, {"ledger.json": ledger, "messages.jsonl": messages, "report.jsonl": to_lines(report.items())})
+
+
+@cases("to_the_dataset")
+def test_from_rows_to_the_dataset(case, tmp_path):
+    parsed, combined, llm = tmp_path / "parsed", tmp_path / "combined", "config/llm.yaml"
+    write_history(case, tmp_path / "nt_msg.db")
+    succeeded(run_script("parse", tmp_path / "nt_msg.db", "--config", "config/parse.yaml", "--out", parsed))
+    messages = parsed / "messages.parquet"
+    succeeded(run_script("combine", messages, "--config", "config/combine.yaml", "--out", combined))
+    succeeded(run_script("pair", *arguments("pair", combined, config=case / "pair.yaml", llm=llm, target="111")))
+    succeeded(run_script("gen", *arguments("gen", combined, config=case / "gen.yaml", llm=llm)))
+    compare(case, {"alpaca.json": (combined / "generated/alpaca.json").read_text(encoding="utf-8")})
 
 
 # ---- decrypt: a database as each platform keeps it

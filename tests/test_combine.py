@@ -48,7 +48,8 @@ text = st.lists(piece, max_size=4).map("".join)
 element = st.one_of(
     st.tuples(st.just("text"), text),
     st.tuples(st.just("at"), st.sampled_from(["@小明", "@1"])),
-    st.tuples(st.sampled_from(["image", "reply", "face"]), st.none()),
+    st.tuples(st.sampled_from(["image", "reply"]), st.none()),
+    st.tuples(st.just("face"), st.sampled_from(["[捂脸]", "[图片]"])),
 )
 pause = st.sampled_from([0, 0, 1, 1_000, 20_000, 59_000, 59_999, 60_000, 61_000, 100_000])
 
@@ -63,6 +64,8 @@ def histories(draw):
         elements = draw(
             st.lists(st.tuples(st.just("text"), text), max_size=3) if csv else st.lists(element, max_size=4)
         )
+        if draw(st.booleans()):  # its faces have no name
+            elements = [(kind, None if kind == "face" else t) for kind, t in elements]
         quote = None if csv else draw(st.sampled_from([None, None, None, "dangling", *range(count + 2)]))
         rows.append(
             {
@@ -87,7 +90,7 @@ def combined(history, chosen, part=combine.PART):
     ledger = Ledger()
     with tempfile.TemporaryDirectory() as folder, patch.object(combine, "PART", part):
         path = Path(folder) / "messages.parquet"
-        history.write_parquet(path, metadata={"placeholders": ""})
+        history.write_parquet(path, metadata={"faces": "names", "placeholders": ""})
         turns = combine.combine(path, chosen, ledger)
     ledger.check()
     moments = pl.col("time", "first_time", "last_time").dt.timestamp("ms"), pl.col("times").cast(pl.List(pl.Int64))

@@ -90,7 +90,7 @@ def expected(message):
         "seq": message.seq,
         "user_id": str(message.sender.qq),
         "nickname": message.sender.name_in(message.group),
-        "fragments": [part.text for part in parts if part.kind in ("text", "at")],
+        "fragments": [part.fragment for part in parts if part.fragment],
         "kinds": [part.kind for part in parts],
         "mentions": [part.user_id for part in parts if part.kind == "at"],
         "reply_to": quote.message_id if quote else None,
@@ -382,7 +382,7 @@ def test_no_json_raises_anything_but_a_user_error(tmp_path, content, cut):
     source = write(tmp_path / "chat.json", text[: len(text) - cut])
     with contextlib.suppress(UserError), open(source, "rb") as file:
         for rows in json_chunks(source, file):
-            assert to_chunk(rows, ()).rows.height == len(rows)
+            assert to_chunk(rows, (), True).rows.height == len(rows)
 
 
 # ---- errors
@@ -494,8 +494,8 @@ def test_a_view_is_not_asked(decrypted, tmp_path):
         ),
         (
             "colour: red",
-            "out.yaml: unknown setting 'colour'; known are: preset, placeholders, groups, since, until, leave_out, "
-            "skip_bad_lines",
+            "out.yaml: unknown setting 'colour'; known are: preset, faces, placeholders, groups, since, until, "
+            "leave_out, skip_bad_lines",
         ),
     ],
 )

@@ -23,8 +23,8 @@ def messages_of(turns: Sequence[Turn], named: Namer) -> tuple[Conversation, np.n
     for index, turn in enumerate(turns):
         columns = (turn[name] for name in ("times", "message_ids", "texts", "mentioned"))
         for time, message_id, text, mentions in zip(*columns, strict=True):
-            names = named({**turn, "text": text, "mentions": mentions})
-            messages.append((time.timestamp(), message_id, index, text, names))
+            of_message = {**turn, "text": text, "mentions": mentions}
+            messages.append((time.timestamp(), message_id, index, text, named(of_message)))
     messages.sort(key=lambda message: message[:3])  # ids of the same time increase in the order of sending
     times, message_ids, turn_of, texts, names = zip(*messages, strict=True)
     users = [turns[index]["user_id"] for index in turn_of]

@@ -46,11 +46,13 @@ DEEPEST = 1000  # lists in lists: ijson takes seconds for 20,000, and crashes at
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
-def read_export(path: Path, file: Any, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
+def read_export(
+    path: Path, file: Any, placeholders: Iterable[str], name_faces: bool
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do."""
     nobody = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String)) for columns in COMPANIONS.values()]
     with workers(tasks=cores()) as share_out:
-        chunks = share_out(to_chunk, ((rows, placeholders) for rows in json_chunks(path, file)))
+        chunks = share_out(to_chunk, ((rows, placeholders, name_faces) for rows in json_chunks(path, file)))
         return to_history(path, AGAIN, chunks, *nobody)
 
 

@@ -32,11 +32,12 @@ DECRYPT = "if it is encrypted, decrypt it first"
 AGAIN = "copy it again with QQ closed, and decrypt it again"
 
 
-def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
+def read_history(path: Path, placeholders: Iterable[str], name_faces: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return all rows of the database at `path`, and what the receipt says of them.
 
     The rows have the columns of messages.parquet, `time` in seconds, and also `dropped` (the reason, null if there is
-    none) and `copy_of` (the id of the message that this one repeats, or null).
+    none) and `copy_of` (the id of the message that this one repeats, or null). placeholders, name_faces: those of
+    `BodyReader`.
     """
     try:
         with closing(open_database(path)) as connection:
@@ -50,7 +51,7 @@ def read_history(path: Path, placeholders: Iterable[str]) -> tuple[pl.DataFrame,
                 ranges = list(ranges_of(connection))  # while the workers start
                 with Progress("parse", sum(count for *_, count in ranges), "rows") as progress:
                     query = select(existing)
-                    arguments = [(path, query, placeholders, low, high) for low, high, _ in ranges]
+                    arguments = [(path, query, placeholders, name_faces, low, high) for low, high, _ in ranges]
                     chunks = counted(share_out(read_range, arguments), progress)
                     return to_history(path, AGAIN, chunks, *tables)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the second: a damaged schema in an error's message
@@ -107,7 +108,7 @@ def select(existing: set[int]) -> str:
     return f"SELECT {values} FROM {GROUP_MESSAGES} WHERE rowid > ? AND rowid <= ?"
 
 
-def read_range(path: Path, query: str, placeholders: Iterable[str], low: int, high: int) -> Chunk:
+def read_range(path: Path, query: str, placeholders: Iterable[str], name_faces: bool, low: int, high: int) -> Chunk:
     """Return the `Chunk` of the rows with low < rowid <= high; runs in a worker process."""
     with closing(open_database(path)) as connection:
-        return to_chunk(connection.execute(query, (low, high)).fetchall(), placeholders)
+        return to_chunk(connection.execute(query, (low, high)).fetchall(), placeholders, name_faces)

@@ -104,10 +104,10 @@ def missing_columns(existing: Iterable[int]) -> str:
 # ---- a chunk of rows
 
 
-def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str]) -> Chunk:
-    """Return the `Chunk` of rows with the values of COLUMNS, texts as bytes."""
+def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str], name_faces: bool) -> Chunk:
+    """Return the `Chunk` of rows with the values of COLUMNS, texts as bytes; the others are those of `BodyReader`."""
     values: dict[str, tuple] = dict(zip(FIELDS, zip(*rows, strict=True), strict=True))
-    reader = BodyReader(placeholders)
+    reader = BodyReader(placeholders, name_faces)
     contents = [reader.read(body) if body else NO_CONTENT for body in values["body"]]
     kinds = (tuple(content.kinds) for content in contents)
     tables = {name: Numbered() for name in SHARED}

@@ -39,6 +39,7 @@ SPECIAL_CASES = """
     numberless other_kinds
 """.split()
 BATCH = 5_000
+FACES = {"/捂脸": 264, "/斜眼笑": 178, "/吃瓜": 271, "/狂笑": 283, "/打call": 311}  # label -> id
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Part:
     kind: str
     text: str = ""
     user_id: str = ""
+
+    @property
+    def fragment(self) -> str:
+        """What parse must make of it; "" for no fragment."""
+        if self.kind in ("face", "market_face"):
+            return f"[{self.text.strip('/[]')}]"
+        return self.text if self.kind in ("text", "at") else ""
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,9 @@ class Conversation:
 
     def extra(self) -> list[Part]:
         dice = self.rng.random()
-        return [Part("face", "/捂脸")] if dice < 0.06 else [Part("image")] if dice < 0.1 else []
+        if dice < 0.06:
+            return [Part("face", list(FACES)[int(dice / 0.06 * len(FACES))])]
+        return [Part("image")] if dice < 0.1 else []
 
     def remark(self, member: Member) -> str:
         return self.rng.choice(TARGET_REMARKS if member is TARGET else REMARKS)
@@ -323,7 +333,9 @@ def to_element(part: Part, message: Message, index: int) -> Element:
         case "voice":
             kind, fields = 4, {"voice_seconds": 3}
         case "face":
-            kind, fields = 6, {"face_id": 264, "face_label": text}
+            kind, fields = 6, {"face_id": FACES[part.text]}
+            if message.seq % 2:  # QQ does not always write the label
+                fields["face_label"] = text
         case "reply":
             assert message.quote is not None
             kind, fields = 7, quote_fields(message.quote)
