@@ -357,7 +357,8 @@ def file_name(group):
 
 
 def write_turns(turns, path):
-    turns.write_parquet(path, compression_level=1)  # half the time of the default level, for a file 4 % larger
+    # level 1: half the time of the default, for a file 4 % larger; nobody looks for rows by their statistics
+    turns.write_parquet(path, compression_level=1, statistics=False)
 
 
 def write_json(turns, path):
