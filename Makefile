@@ -135,8 +135,8 @@ all: export## all stages up to export
 # What the results come from: path, size and date (ns) of each file that is read, a line each. It is written only when
 # one of them is another than it was, so that their own dates do not count: Make never sees them.
 # A symbolic link stands for the file that it leads to, and what lies beside that.
-beside = "$$real"-wal "$${real%/*}"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))
-note = real=$$(realpath -- $(call shell-quote,$(source)) 2> /dev/null); \
+beside = "$$real"-wal "$$(dirname -- "$$real")"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))
+note = real=$(call shell-quote,$(source)); [ ! -L "$$real" ] || real=$$(realpath -- "$$real" 2> /dev/null); \
 	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true

@@ -149,7 +149,7 @@ def test_another_source_redoes_everything_whatever_its_date(demo):
 def test_another_database_put_in_its_place_is_noticed_although_it_is_older(demo, tmp_path):
     project = copy_project(tmp_path)
     shutil.copytree(demo[0] / "data/demo", project / "data/demo")
-    words = ["SOURCE=chat.db", f"KEY={project}/data/demo/sample/key.txt", "RUN_IN=host", "TARGET=10002"]
+    words = ["SOURCE=chat.db", f"KEY={project}/data/demo/sample/key.txt", "RUN_IN=host", "GPU=none", "TARGET=10002"]
     shutil.copy2(project / "data/demo/sample/nt_msg.db", project / "chat.db")
     assert make(project, "parse", *words).returncode == 0
     assert make(project, "--question", "parse", *words).returncode == 0
