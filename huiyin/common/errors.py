@@ -80,7 +80,8 @@ def signals_end_it() -> Iterator[None]:
     arrived, write = os.pipe()
     os.set_blocking(write, False)
     written_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=end_after_signal, args=(arrived, threading.get_ident()), daemon=True).start()
+    watch = threading.Thread(target=end_after_signal, args=(arrived, threading.get_ident()), daemon=True)
+    watch.start()
     try:
         yield
     except BaseException:
@@ -90,6 +91,7 @@ def signals_end_it() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(written_before)
         os.close(write)
+        watch.join(GRACE_SECONDS)  # it closes the other end
         for number, handler in before.items():
             signal.signal(number, handler)
 
