@@ -485,7 +485,7 @@ def test_a_killed_run_leaves_no_copy(source, tmp_path, number, moment):
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env=CLEAN, capture_output=True, text=True)
     assert done.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
     assert done.stderr.count("\n") == (number != signal.SIGKILL)
-    left = {path.name for path in out.iterdir()}
+    left = {path.name for path in out.glob("*")}  # the folder may be gone
     assert left <= ({".copy.part", ".nt_msg.db.part"} if number == signal.SIGKILL else set())
     assert_decrypted(decrypt(source, out), out)
     assert {path.name for path in out.iterdir()} == {"nt_msg.db", "receipt.json"}
