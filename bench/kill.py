@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from leaks import copy_project
 ROOT = Path(__file__).parent.parent
 
 MESSAGES = 400
+SYLLABLES = "今明早晚山水书饭车票猫狗店票茶雨"  # of the answers of the language model
 LIMIT = 120  # seconds until a run counts as one that hangs; five times the usual time, if that is more
 GRACE = 5  # seconds after which nobody may be left of a group that was sent a signal
 TOLERANCE = 1e-5  # of a weight
@@ -45,6 +47,19 @@ GOALS = {"data": "gen", "training": "export"}
 # What differs between two runs of the same: times, and which of them asked the language model
 VARIABLE = {"made_at", "seconds", "mtime_ns", "asked", "from_journal", "tokens"}
 VARIABLE |= {"found", "attempts", "results", "losses", "check"}
+
+
+def answer(_, body):
+    """Return an answer that is accepted, the same to the same question: what is refused may well be asked again. None,
+    which leaves it to the model, where no form is asked for."""
+    properties = (body.get("format") or {}).get("properties", {})
+    if "answers" in properties:
+        return json.dumps({"answers": "1"})
+    digests = {name: zlib.crc32(f"{name} {body['messages']}".encode()) for name in properties}
+    words = {
+        name: "".join(SYLLABLES[digest >> shift & 15] for shift in range(0, 20, 4)) for name, digest in digests.items()
+    }
+    return json.dumps(words) if words else None
 
 
 class Project:
@@ -262,7 +277,7 @@ def main(argv=None):
     folder.mkdir(parents=True)
     subprocess.run([sys.executable, ROOT / "scripts/demo/tiny.py", "--out", folder / "tiny"], cwd=ROOT, check=True)
     with OllamaServer(folder / "tiny/tiny.gguf", ["tiny"]) as server:
-        server.remembered = {}
+        server.before_chat, server.remembered = answer, {}
         project, table = set_up(folder, server), {}
         try:
             for part in PARTS:
