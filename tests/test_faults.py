@@ -96,7 +96,7 @@ def test_a_fault_that_stays_ends_the_stage_with_a_clear_error(folder, fault, err
         "what is answered is kept, start again to go on"
     )
     assert not (folder.path / "paired/receipt.json").exists()
-    assert list((folder.path / "paired").iterdir()) == []
+    assert list((folder.path / "paired").glob("*")) == []
 
 
 def test_a_question_beyond_the_time_out_is_asked_again(folder, undisturbed):

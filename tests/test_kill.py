@@ -62,7 +62,7 @@ class Project:
         self.ollama.requests.clear()
 
     def results(self):
-        files = [file for folder in RESULTS.values() for file in (self.path / folder).iterdir()]
+        files = [file for folder in RESULTS.values() for file in (self.path / folder).glob("*")]
         return {file: file.read_bytes() for file in files if file.name != "receipt.json"}
 
     def questions(self):

@@ -145,7 +145,7 @@ def test_a_full_disk_is_refused_before_llamafactory_starts(training, monkeypatch
     monkeypatch.setattr(base.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100 << 30, 100 << 30, 1000))
     line = r"training \(checkpoints and prepared rows\) needs \d+ MiB of disk and 0 MiB are free; make room"
     assert re.fullmatch(line, training.error())
-    assert [path.name for path in (training.path / "trained").iterdir()] == []
+    assert [path.name for path in (training.path / "trained").glob("*")] == []
 
 
 def test_a_diverging_loss_ends_the_training(training):
