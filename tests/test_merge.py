@@ -115,7 +115,8 @@ def test_the_losses_of_words_and_end_mark_are_apart(demo):
     model, tokenizer = load_model(folder, None, False), AutoTokenizer.from_pretrained(folder)
     row = {"system": "你是小明", "history": [], "instruction": "吃了吗", "output": "还没呢"}
     with torch.inference_mode():
-        words, end = losses(model, tokenizer, row)
+        found = losses(model, tokenizer, row)
+        words, end = found["words"], found["end"]
         text = "<|im_start|>system\n你是小明<|im_end|>\n<|im_start|>user\n吃了吗<|im_end|>\n<|im_start|>assistant\n"
         before = tokenizer.encode(text)
         reply = tokenizer.encode("还没呢")

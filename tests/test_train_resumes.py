@@ -221,14 +221,18 @@ class Program:
     def __init__(self, *ends):
         self.ends, self.states = list(ends), []
 
-    def __call__(self, command, values, folder, variables, watch):
+    def __call__(self, command, values, folder, variables, watch=None):
+        if folder.name == "base":  # its loss
+            folder.mkdir()
+            (folder / "all_results.json").write_text('{"eval_loss": 2.0}')
+            return
         state = folder / "checkpoint-4/trainer_state.json"
         self.states.append(json.loads(state.read_text()) if state.exists() else None)
         state.parent.mkdir(parents=True, exist_ok=True)
         state.write_text('{"global_step": 4, "max_steps": 6}')
         if end := self.ends.pop(0):
             raise end
-        (folder / "all_results.json").write_text("{}")
+        (folder / "all_results.json").write_text('{"eval_loss": 1.0}')
         for name in RESULTS:
             (folder / name).touch()
 

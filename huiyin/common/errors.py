@@ -91,7 +91,8 @@ def signals_end_it() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(written_before)
         os.close(write)
-        watch.join(GRACE_SECONDS)  # it closes the other end
+        if not received:
+            watch.join(GRACE_SECONDS)  # it closes the other end
         for number, handler in before.items():
             signal.signal(number, handler)
 
