@@ -218,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = read_trained(args.trained, args.generated, stage)
         stage.depends_on(args.name, trained.receipt["base_model"]["sha256"])
         ollama = find_ollama(settings, args.ollama_url, args.name)
-        if (ollama.digest() if ollama else None) == stage.earlier.get("ollama", {}).get("digest"):
+        made = stage.earlier.get("ollama", {}).get("digest")
+        if ollama is None or (made and ollama.digest() == made):  # one that is there is to have the model
             stage.stop_if_done()
         if ollama:
             check_servable(trained.used["template"], trained.base / "config.json")

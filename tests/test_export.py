@@ -27,6 +27,7 @@ from huiyin.training.memory import GIB, check_memory
 from huiyin.training.template import Encoding
 from llm_folder import succeeded
 from ollama_server import OllamaServer, Refusal
+from scripts import export as export_script
 from scripts.export import (
     BEING_CREATED,
     check_name,
@@ -137,6 +138,18 @@ def test_ollama_is_given_what_its_api_asks_for(exported):
     assert made["parameters"] == {**PARAMETERS, "num_ctx": num_ctx}
     modelfile = (exported.folder / "Modelfile").read_text(encoding="utf-8")
     assert f'TEMPLATE """{made["template"]}"""' in modelfile and f'SYSTEM """{exported.system}"""' in modelfile
+
+
+def test_a_finished_export_is_repeated_only_where_ollama_lacks_its_model(exported, monkeypatch):
+    def make_model(*arguments):
+        raise UserError("begun")
+
+    monkeypatch.setattr(export_script, "make_model", make_model)
+    assert succeeded(exported.run()).stdout == "export: nothing has changed\n"
+    monkeypatch.delitem(exported.ollama.models, NAME)
+    assert exported.run().stderr == "export.py: begun\n"
+    monkeypatch.setattr(export_script, "find_ollama", lambda *arguments: None)  # none is there to have it
+    assert succeeded(exported.run()).stdout == "export: nothing has changed\n"
 
 
 def test_the_receipt_is_the_model_card(exported):
