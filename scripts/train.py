@@ -137,10 +137,11 @@ def find_plan(
     return device, work, training, fit(measured, training.plan.cutoff_len)
 
 
-def whole_base(stage: Stage, given: Values, cache: Path) -> None:
-    """Fetch the base model, unless it is there, and note that the result depends on its files."""
+def whole_base(stage: Stage, given: Values, cache: Path) -> Path:
+    """Return the folder of the base model, fetched unless it is there; the result depends on its files."""
     base = find_base(given["model_name_or_path"], cache, whole=True)
     stage.depends_on(stage.digests.of_tree(base))
+    return base
 
 
 def gib(size: int) -> float:
@@ -342,16 +343,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             stage.input(file)
         # another base model is fetched only when it is known to fit
         known = stage.earlier.get("base_model", {}).get("name") == given["model_name_or_path"]
-        if known:
-            whole_base(stage, given, args.cache)
+        base = whole_base(stage, given, args.cache) if known else None
+        if base:
             stage.stop_if_done()
         if args.gpu != "none":
             # before preflight, which counts the free memory of the card
             unload_model(read_llm_settings(args), args.ollama_url)
         device, work, training, fitted = find_plan(args, given, settings, dataset)
-        if not known:
-            whole_base(stage, given, args.cache)
-        base, run_folder = find_base(given["model_name_or_path"], args.cache, whole=False), training.folder
+        base, run_folder = base or whole_base(stage, given, args.cache), training.folder
         check_disk(args.out, disk_bytes(given, work, dataset.files[0]), "training (checkpoints and prepared rows)")
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)
         replies = train(args, values, training, dataset, fitted)
