@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from huiyin.common.errors import UserError
-from huiyin.common.stage import anew, need, read_text
+from huiyin.common.stage import anew, need, need_receipt, read_text
 from huiyin.training.template import Encoding
 
 MADE_BY = "`make gen` makes it"
@@ -173,6 +173,14 @@ def read_dataset(folder: Path) -> Dataset:
 def read_system(folder: Path) -> str:
     """Return the system text of the dataset that gen has written into `folder`."""
     return read_text(folder / "system.txt", MADE_BY)
+
+
+def read_gen_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings with which gen has made the dataset in `folder`, from its receipt."""
+    for used in need_receipt(folder, MADE_BY)["settings"].values():
+        if "history_turns" in used.get("values", {}):
+            return used["values"]
+    raise UserError(f"{folder}/receipt.json: not the receipt of gen; `make clean-gen gen` makes it")
 
 
 def read_rows(file: Path) -> list[Row]:

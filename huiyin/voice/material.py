@@ -15,9 +15,9 @@ import msgspec
 from huiyin.common.control import harmless
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
-from huiyin.common.stage import Stage, need, need_receipt
+from huiyin.common.stage import Stage, need
 from huiyin.common.tables import COMMA, NOT_ONE_PERSON, SOURCE, TURNS, read_records, scan_table
-from huiyin.training.rows import Dataset, Row, read_dataset
+from huiyin.training.rows import Dataset, Row, read_dataset, read_gen_settings
 from huiyin.training.template import Encoding
 from huiyin.voice.copies import can_be_drawn_out, first_third
 from huiyin.voice.others import Clean, Rows, held_out_rows, most_active
@@ -61,14 +61,6 @@ class Fitter:
             row for row, found in zip(plain, texts, strict=True) if not any(map(self.encoding.control_token, found))
         ]
         return [row for row in self(safe) if row]
-
-
-def gen_settings(generated: Path) -> Any:
-    """Return the settings with which the dataset was made."""
-    for used in need_receipt(generated, MADE_BY)["settings"].values():
-        if "history_turns" in used.get("values", {}):
-            return SimpleNamespace(**used["values"])
-    raise UserError(f"{generated}/receipt.json: not the receipt of gen; `make clean-gen gen` makes it")
 
 
 def begin(rows: Sequence[Row], fit: Fitter, count: int, seed: int) -> Rows:
@@ -136,7 +128,7 @@ def read_material(
     """Return what is measured with. settings: those of voice; cutoff_len: that of the training."""
     from huiyin.questions.dataset import redaction_for
 
-    dataset, used = read_dataset(generated), gen_settings(generated)
+    dataset, used = read_dataset(generated), SimpleNamespace(**read_gen_settings(generated))
     fit = Fitter(dataset, encoding, cutoff_len)
     own, sources, all_sources = read_held_out(generated, dataset, fit, settings.replies, stage)
     made_by = "`make combine` makes it"

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huiyin.common.errors import UserError, run
+from huiyin.common.errors import run
 from huiyin.common.settings import read_settings, without_credentials
 from huiyin.common.stage import arguments, need_receipt
 from huiyin.serving.finished import Settings, model_arguments
-from huiyin.training.rows import read_system
+from huiyin.training.rows import read_gen_settings, read_system
 
-MADE_BY_GEN = "`make gen` makes it"
 SETTINGS = """\
 The model {name} at {url}
 It contains its chat template, its parameters and its system prompt. A system prompt that a client sends replaces that
@@ -58,15 +57,6 @@ This Ollama is in the containers' own network, and none of its ports is publishe
 """
 
 
-def trained_exchanges(generated: Path) -> int:
-    """Return how many earlier exchanges the rows of the dataset have at most: `history_turns` of gen."""
-    settings = need_receipt(generated, MADE_BY_GEN)["settings"].values()
-    found = [used["values"]["history_turns"] for used in settings if "history_turns" in used.get("values", {})]
-    if not found:
-        raise UserError(f"{generated}/receipt.json: not the receipt of that stage; {MADE_BY_GEN}")
-    return found[0]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "exported", config=False, out=False)
     parser.add_argument("--generated", type=Path, required=True, metavar="FOLDER", help="the dataset")
@@ -74,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_arguments(parser)
     args = parser.parse_args(argv)
     receipt = need_receipt(args.exported, "`make export` makes it", "parameters", "quantize", "fixed_system")
-    system, exchanges = read_system(args.generated), trained_exchanges(args.generated)
+    system, exchanges = read_system(args.generated), read_gen_settings(args.generated)["history_turns"]
     ollama = read_settings(args.export, Settings).ollama
     url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
