@@ -14,7 +14,6 @@ import huiyin.common.starting  # noqa: F401
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,22 +23,23 @@ from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
-from huiyin.common.tables import PAIR, SOURCE, TURNS, UNPAIRED, read_records, scan_table, write_records
+from huiyin.common.tables import ORIGIN, PAIR, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
-from huiyin.questions.dataset import Record, redaction_for, rows_of, time_of, without_control_tokens
+from huiyin.questions.conversations import Conversation, order, time_of, with_threads
+from huiyin.questions.dataset import Record, held_out_rows, redaction_for, training_rows, without_control_tokens
 from huiyin.questions.filling import missing_halves, repeated
 from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
 
-RESULTS = 2  # to be raised when the same input gives another result
+RESULTS = 3  # to be raised when the same input gives another result
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 ROUNDS = 3  # in which a prompt is asked for, from the second on alone
 RUBBISH_FROM = 20  # prompts, from which the share of the refused ones says something about the model
 EVAL_FROM_SAMPLES = 20  # with fewer none is held out
 ENOUGH_SAMPLES = 500  # from here on, at least eval_rows_at_least
 
-Rows = list[Record]
+Made = tuple[Record, Conversation]  # a row, and the samples that it teaches or measures
 
 
 @dataclass
@@ -150,18 +150,18 @@ def newest_of_each_reply(samples: list[Record], count: int) -> list[Record]:
     return kept[::-1]
 
 
-def without_duplicates(samples: list[Record], system: str, settings: Settings) -> tuple[list[Rows], Rows]:
-    """Return the dataset rows [training, evaluation] and the samples they come from; of equal rows the first stays."""
+def without_duplicates(samples: list[Record], system: str, settings: Settings) -> list[list[Made]]:
+    """Return the rows [training, evaluation] of the samples, each with its own; of equal rows the first stays."""
     while True:
         cut = len(samples) - held_out(len(samples), settings)
-        rows = [rows_of(part, system, settings) for part in (samples[:cut], samples[cut:])]
-        first: dict[str, int] = {}
-        for index, row in enumerate(rows[0] + rows[1]):
-            first.setdefault(json.dumps(row), index)
-        if len(first) == len(samples):
-            return rows, samples
-        # without them the history of other rows differs, so that these may be equal now
-        samples = [samples[index] for index in first.values()]
+        made = training_rows(samples[:cut], system, settings), held_out_rows(samples[cut:], system, settings)
+        first: dict[str, Made] = {}
+        for row, of_row in made[0] + made[1]:
+            first.setdefault(json.dumps(row), (row, of_row))
+        if len(first) == len(made[0]) + len(made[1]):
+            return list(made)
+        # with fewer samples others are held out, and their history differs, so that rows may be equal now
+        samples = sorted((sample for _, of_row in first.values() for sample in of_row), key=order)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -193,17 +193,22 @@ def system_text(persona: Prompt, newest: Record) -> tuple[str, bool]:
     return harmless(persona.fill(name=name_in_quotes(newest))[1]), harmless(plain) != plain
 
 
-def write_dataset(stage: Stage, rows: list[list[Record]], system: str, samples: Iterable[Record]) -> None:
-    """Write the five files; `samples` are those of the rows, in their order."""
-    write_json(stage.output("alpaca.json"), rows[0])
-    write_json(stage.output("alpaca_eval.json"), rows[1])
+def write_dataset(stage: Stage, rows: list[list[Made]], system: str) -> None:
+    """Write the five files; rows: [training, evaluation]."""
+    for name, part in zip(("alpaca.json", "alpaca_eval.json"), rows, strict=True):
+        write_json(stage.output(name), [row for row, _ in part])
     # which field of a row is what; all ASCII, since LLaMA-Factory opens this one without naming an encoding
     fields = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
     info = {name: {"file_name": f"{name}.json", "columns": fields} for name in ("alpaca", "alpaca_eval")}
     write_json(stage.output("dataset_info.json"), info)
     stage.output("system.txt").write_text(system, encoding="utf-8")
-    sources = ({key: (sample | {"row": row}).get(key) for key in SOURCE} for row, sample in enumerate(samples))
-    write_records(stage.output("sources.jsonl"), sources)
+    write_records(stage.output("sources.jsonl"), (source(row, made) for row, (_, made) in enumerate(rows[0] + rows[1])))
+
+
+def source(row: int, samples: Conversation) -> Record:
+    """Return the line of sources.jsonl of a row with these samples."""
+    origins = [{key: sample.get(key) for key in ORIGIN} for sample in samples]
+    return {"row": row, **origins[-1], "samples": origins}
 
 
 def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, from its arguments to its receipt
@@ -237,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
-        samples.sort(key=lambda line: (line["time"], line["turn_id"]))
+        samples = sorted(with_threads(samples, turns), key=order)
         if settings.hide_personal_data:
             hide = redaction_for(turns, settings.hide_names)
             samples = [{**line, "prompt": hide(line["prompt"]), "reply": hide(line["reply"])} for line in samples]
@@ -248,10 +253,12 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         samples, changed = without_control_tokens(samples)
         system, system_changed = system_text(persona, newest)
         stage.receipt["made_harmless"] = changed + system_changed
-        rows, used = without_duplicates(samples, system, settings)
-        stage.ledger.dropped["duplicate"] = len(samples) - len(used)
-        write_dataset(stage, rows, system, used)
-        stage.ledger.written = len(used)
+        rows = without_duplicates(samples, system, settings)
+        stage.ledger.written = len(rows[0]) + len(rows[1])
+        used = sum(len(of_row) for part in rows for _, of_row in part)
+        stage.ledger.merged = used - stage.ledger.written
+        stage.ledger.dropped["duplicate"] = len(samples) - used
+        write_dataset(stage, rows, system)
         stage.receipt |= client.receipt()
 
 

@@ -49,7 +49,8 @@ REPLY = {
 DECIDED = {"decided_by": str, "confidence": float | None}
 PAIR = {**REPLY, "prompt_turn_id": TurnId, "prompt": str, **DECIDED, "candidates": list[TurnId]}  # of pairs.jsonl
 UNPAIRED = {**REPLY, "reason": str}  # of unpaired.jsonl
-SOURCE = {"row": int, "turn_ids": list[TurnId], **DECIDED}  # of sources.jsonl
+ORIGIN = {"turn_ids": list[TurnId], **DECIDED}
+SOURCE = {"row": int, **ORIGIN, "samples": list[dict[str, Any]]}  # of sources.jsonl
 
 
 def schema(columns: Mapping[str, str]) -> dict[str, Any]:

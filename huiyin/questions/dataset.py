@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.control import harmless
 from huiyin.common.lazy import polars as pl
+from huiyin.questions.conversations import Conversation, conversations, order
 
 if TYPE_CHECKING:
     from huiyin.questions.redaction import Redaction
@@ -14,20 +14,27 @@ if TYPE_CHECKING:
 Record = dict[str, Any]  # a line of pairs.jsonl or unpaired.jsonl, a turn, a sample or a row of the dataset
 
 
-def rows_of(samples: list[Record], system: str, settings: Any) -> list[Record]:
-    """Return the dataset rows of one split; `samples` are sorted by time. `history` never leaves
-    the split. settings: those of gen."""
-    gap, rows = timedelta(minutes=settings.history_gap_minutes), []
-    earlier: dict[str, list[Record]] = {}  # by group, since the last gap
-    for sample in samples:
-        chain = earlier.setdefault(sample["group_id"], [])
-        if chain and time_of(sample) - time_of(chain[-1]) >= gap:
-            chain.clear()
-        history = chain[-settings.history_turns :] if settings.history_turns else []
-        row = {"instruction": sample["prompt"], "input": "", "output": sample["reply"], "system": system}
-        rows.append({**row, "history": [[old["prompt"], old["reply"]] for old in history]})
-        chain.append(sample)
-    return rows
+def training_rows(samples: list[Record], system: str, settings: Any) -> list[tuple[Record, Conversation]]:
+    """Return (dataset row, the samples in it, of which it learns the reply), each sample in one row only.
+
+    samples: of `with_threads`, sorted by time; settings: those of gen.
+    """
+    found = conversations(samples, settings.history_turns + 1, settings.history_gap_minutes)
+    return [(row_of(one, system), one) for one in found]
+
+
+def held_out_rows(samples: list[Record], system: str, settings: Any) -> list[tuple[Record, Conversation]]:
+    """Return (dataset row, its one sample) for each of the samples, as `training_rows`; the others of its conversation,
+    the latest before it, are its history, of which nothing is counted."""
+    found = conversations(samples, None, settings.history_gap_minutes)
+    latest = [one[max(0, stop - 1 - settings.history_turns) : stop] for one in found for stop in range(1, len(one) + 1)]
+    return [(row_of(one, system), one[-1:]) for one in sorted(latest, key=lambda one: order(one[-1]))]
+
+
+def row_of(conversation: Conversation, system: str) -> Record:
+    *history, last = conversation
+    row = {"instruction": last["prompt"], "input": "", "output": last["reply"], "system": system}
+    return {**row, "history": [[sample["prompt"], sample["reply"]] for sample in history]}
 
 
 def redaction_for(turns: pl.DataFrame, hide_names: bool) -> Redaction:
@@ -45,7 +52,3 @@ def without_control_tokens(samples: list[Record]) -> tuple[list[Record], int]:
     safe = [{**sample, "prompt": harmless(sample["prompt"]), "reply": harmless(sample["reply"])} for sample in samples]
     both = zip(samples, safe, strict=True)
     return safe, sum(before[part] != after[part] for before, after in both for part in ("prompt", "reply"))
-
-
-def time_of(sample: Record) -> datetime:
-    return datetime.fromisoformat(sample["time"])

@@ -9,7 +9,8 @@ from typing import Any
 from huiyin.common.lazy import polars as pl
 from huiyin.linking.cases import Turn
 from huiyin.linking.pairing import pairs_by_linker, turns_of
-from huiyin.questions.dataset import rows_of, time_of
+from huiyin.questions import dataset
+from huiyin.questions.conversations import order, with_threads
 
 CANDIDATES = 10  # turns before one that it may reply to, as in pair
 LEAST_TURNS = 5  # of a member after the cut, to be one of those compared with
@@ -37,7 +38,8 @@ def held_out_rows(
         author |= {turn["turn_id"]: turn for turn in latest}
     pairs = pairs_by_linker(turns, [author[turn_id] for turn_id in sorted(author)], CANDIDATES) if author else []
     samples: dict[str, Rows] = {user: [] for user in users}
-    for pair in sorted(pairs, key=lambda pair: (time_of(pair), pair["turn_id"])):
+    for pair in sorted(with_threads(pairs, turns), key=order):
         sample = {**pair, "prompt": clean(pair["prompt"]), "reply": clean(pair["reply"])}
         samples[author[pair["turn_id"]]["user_id"]].append(sample)
-    return {user: rows_of(of_user, system, settings)[-most:] for user, of_user in samples.items()}
+    rows = {user: dataset.held_out_rows(of_user, system, settings) for user, of_user in samples.items()}
+    return {user: [row for row, _ in of_user[-most:]] for user, of_user in rows.items()}
