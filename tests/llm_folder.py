@@ -39,6 +39,9 @@ class Folder:
         turns(HISTORY).write_parquet(path / "turns.parquet")
 
     def settings(self, name, text):
+        """Write a settings file. Each sample is a row of its own, unless the text says otherwise."""
+        if name == "gen" and "history_turns" not in text:
+            text += "history_turns: 0\n"
         (self.path / f"{name}.yaml").write_text(text, encoding="utf-8")
 
     def llm(self, more="", url=None):
