@@ -1,12 +1,12 @@
 """Which samples are one conversation: quotes first, then the partner, then the time alone."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
 from huiyin.questions.conversations import conversations, with_threads
 
-START = datetime(2024, 5, 4, 8, tzinfo=timezone.utc)
+START = datetime(2024, 5, 4, 8, tzinfo=UTC)
 MINUTES = 10
 USERS = ["mia", "noa", "mia", "noa", "80000000", "80000000"]  # of the turns 0 to 5
 
