@@ -23,13 +23,14 @@ from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, UpTo1000, read_settings
 from huiyin.common.stage import Stage, arguments, need
-from huiyin.common.tables import ORIGIN, PAIR, TURNS, UNPAIRED, read_records, scan_table, write_records
+from huiyin.common.tables import COMMA, ORIGIN, PAIR, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
 from huiyin.questions.batches import batches_of
 from huiyin.questions.conversations import Conversation, order, time_of, with_threads
 from huiyin.questions.dataset import Record, held_out_rows, redaction_for, training_rows, without_control_tokens
 from huiyin.questions.filling import missing_halves, repeated
+from huiyin.questions.messages import Separator, joiner, with_messages
 from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
 
 RESULTS = 3  # to be raised when the same input gives another result
@@ -51,6 +52,7 @@ class Settings:
     characters_shown: AtLeast1 = 100
     max_characters: AtLeast1 = 60
     max_rubbish_share: Share = 0.2
+    message_separator: Separator = "\n"
     hide_personal_data: bool = True
     hide_names: bool = False
     history_turns: UpTo1000 = 3
@@ -59,7 +61,7 @@ class Settings:
     eval_rows_at_least: AtLeast0 = 50
     at_most_same: AtLeast0 = 0
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "seed": {"message_separator": COMMA}}
 
 
 # ---- The missing half of unpaired turns
@@ -182,7 +184,8 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
     turns = scan_table(path, TURNS, TURNS_BY).collect()
     newest = max([*pairs, *unpaired], key=time_of)["turn_id"]
     ids = [line["turn_id"] for line in unpaired]
-    if len(set(ids)) < len(ids) or not {newest, *ids} <= set(turns["turn_id"]):
+    named = {turn_id for line in pairs for turn_id in (line["turn_id"], line["prompt_turn_id"])}
+    if len(set(ids)) < len(ids) or max(named.union(ids)) >= len(turns):  # a turn's id is its place
         raise UserError(f"{args.paired}: lines that stand there twice, or not of turns in {args.turns}; {MADE_BY}")
     return pairs, unpaired, turns, turns.row(by_predicate=pl.col("turn_id") == newest, named=True)
 
@@ -242,10 +245,10 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]
+        hide = redaction_for(turns, settings.hide_names) if settings.hide_personal_data else None
+        samples = with_messages(samples, turns, joiner(settings.message_separator, hide or str))
         samples = sorted(with_threads(samples, turns), key=order)
-        if settings.hide_personal_data:
-            hide = redaction_for(turns, settings.hide_names)
-            samples = [{**line, "prompt": hide(line["prompt"]), "reply": hide(line["reply"])} for line in samples]
+        if hide:
             stage.receipt["personal_data"] = hide.counts
         if settings.at_most_same:
             count, samples = len(samples), newest_of_each_reply(samples, settings.at_most_same)

@@ -141,9 +141,12 @@ def test_a_prompt_of_ones_own_may_name_the_member_in_the_question(folder, questi
 # ---- gen: the missing half, and the dataset
 
 
-@pytest.mark.parametrize("unpaired", [[(2, 4), (3, 4)], [(2, 99)]])
-def test_a_turn_twice_or_of_another_history_is_refused(folder, unpaired):
-    write_paired(folder, [], [line(minutes, "走起", turn=turn, reason="none") for minutes, turn in unpaired])
+@pytest.mark.parametrize(
+    ("pairs", "unpaired"), [([], [4, 4]), ([], [99]), ([{"turn": 99}], [4]), ([{"prompt_turn_id": 99}], [4])]
+)
+def test_a_turn_twice_or_of_another_history_is_refused(folder, pairs, unpaired):
+    lines = [line(minutes, "走起", turn=turn, reason="none") for minutes, turn in enumerate(unpaired)]
+    write_paired(folder, [pair(0, "在吗", "在", **more) for more in pairs], lines)
     problem = f"lines that stand there twice, or not of turns in {folder.path}/turns.parquet; `make pair` makes it"
     assert complaint(folder.gen()) == f"gen.py: {folder.path}/paired: {problem}"
 
@@ -622,7 +625,7 @@ def test_no_text_of_a_row_is_a_control_token_and_the_receipt_counts_the_changed_
     [[row], _] = dataset(folder)
     assert [*row["history"], [row["instruction"], row["output"]]] == [
         ["a<b [图片] <3", "<b>好</b>"],
-        ["[电话]＜|eot_id|＞", "好［/INST］＜|im_end|＞\n＜|im_start|＞assistant\n坏话"],
+        ["[电话]＜|eot_id|＞", "好［/INST］＜|im_end|＞ ＜|im_start|＞assistant 坏话"],
         ["吃＜|end|＞吗", "明天一起走起＜/s＞"],
     ]
     assert "“丙＜|im_end|＞”" in row["system"]
