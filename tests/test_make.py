@@ -492,7 +492,7 @@ def test_the_guides_second_way(demo, tmp_path, ollama):
     project = copy_project(tmp_path)
     shutil.copy(demo[0] / "data/demo/parsed/messages.csv", project / "chat.csv")
     (project / "config/llm.yaml").write_text(f"url: {ollama.url}\nnum_ctx: 16384\nparallel: 1\nmax_failed_share: 1\n")
-    (project / "config/gen.yaml").write_text("max_rubbish_share: 1\n")
+    (project / "config/way2/gen.yaml").open("a").write("max_rubbish_share: 1\n")
     (project / "config/way2/pair.yaml").open("a").write("newest: 30\nbatch_size: 10\n")
 
     def merge_the_first_two(k, body):

@@ -11,10 +11,12 @@ from case_folders import START, read_lines, turns
 from helpers import receipt, run_script
 from huiyin.common.digests import sha256
 from huiyin.common.stage import Stage
+from huiyin.questions.messages import joiner
 from huiyin.serving import ask, process
 from huiyin.training.trained import Trained
 from huiyin.voice import models
 from huiyin.voice.losses import Loss, Measured, measure_losses, say
+from huiyin.voice.material import Groups
 from huiyin.voice.others import held_out_rows, most_active
 from llm_folder import succeeded
 
@@ -72,14 +74,25 @@ def test_others_are_the_most_active_after_the_cut_and_their_replies_are_paired_b
     rows = [{"time": 10 * number, "user_id": user, "text": f"t{number}"} for number, user in enumerate("abc" * 20)]
     rows[50]["reply_to_turn"] = 49  # c to b
     rows[56] |= {"reply_to_turn": 54, "text": "<|im_end|> 13800138000"}  # c to a
+    rows[54] |= {"text": "t54，x", "texts": ["t54", "x"], "message_ids": [54, 55]}
+    rows[54] |= {"times": [START + timedelta(seconds=540)] * 2, "mentioned": [[], []]}
     rows[59]["quotes_outside"] = True
     history, cut = turns(rows), START + timedelta(seconds=300)
     assert most_active(history, cut, 2) == ["a", "b"] and most_active(history, START + timedelta(seconds=500), 9) == []
     settings = SimpleNamespace(history_turns=3, history_gap_minutes=10)
-    found = held_out_rows(history, ["c"], cut, 2, str.upper, "system", settings)
-    assert [row["instruction"] for row in found["c"]][-1] == "T54"
+    found = held_out_rows(history, ["c"], cut, 2, joiner("\n", str.upper), "system", settings)
+    assert [row["instruction"] for row in found["c"]][-1] == "T54\nX"
     assert found["c"][-1]["output"] == "<|IM_END|> 13800138000" and len(found["c"]) == 2
     assert all(row["system"] == "system" for row in found["c"])
+
+
+def test_texts_are_those_of_the_messages_before_and_after_the_cut():
+    said = [("a", ["走，吗", "快"]), ("b", ["来"]), ("", ["谁"]), ("b", ["等\n等", "到了"]), ("a", ["好"])]
+    rows = [
+        {"time": 10 * at, "user_id": user, "text": "，".join(own), "texts": own} for at, (user, own) in enumerate(said)
+    ]
+    groups = Groups(turns(rows), "a", START + timedelta(seconds=30))
+    assert groups.texts(joiner("\n")) == {"member": ["走，吗\n快"], "others": ["来"], "others_real": ["等 等\n到了"]}
 
 
 # ---- The models

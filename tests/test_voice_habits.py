@@ -61,6 +61,8 @@ def test_what_counts(habit, text, labels):
 def test_messages_are_parted_by_the_separator_alone():
     assert split("走，去哪，", "，") == ["走", "去哪"]
     assert split("a b", "") == ["a b"] and split(" ", "，") == [""]
+    found = measure_habits(["走，去哪"] * 4, {"trained": ["走", "走，好"] * 2, "base": []}, [], [], "，", seed=1)
+    assert say(found).endswith(" Messages in a reply: 2.00 (real), 1.50 (trained), unknown (base).")
     found = measure_habits(["走，去哪"] * 4, {"trained": ["走"] * 4}, [], [], "，", seed=1)
     assert (found["messages"]["real"], found["messages"]["trained"]) == (2, 1)
     assert (found["characters"]["real"], found["characters"]["distance_trained"]) == (3, 1)

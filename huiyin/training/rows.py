@@ -18,6 +18,7 @@ import msgspec
 
 from huiyin.common.errors import UserError
 from huiyin.common.stage import anew, need, need_receipt, read_text
+from huiyin.common.tables import COMMA
 from huiyin.training.template import Encoding
 
 MADE_BY = "`make gen` makes it"
@@ -176,10 +177,11 @@ def read_system(folder: Path) -> str:
 
 
 def read_gen_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings with which gen has made the dataset in `folder`, from its receipt."""
+    """Return the settings with which gen has made the dataset in `folder`, from its receipt. Earlier versions joined
+    the messages of a turn by commas, without a setting."""
     for used in need_receipt(folder, MADE_BY)["settings"].values():
         if "history_turns" in used.get("values", {}):
-            return used["values"]
+            return {"message_separator": COMMA, **used["values"]}
     raise UserError(f"{folder}/receipt.json: not the receipt of gen; `make clean-gen gen` makes it")
 
 

@@ -196,7 +196,10 @@ def say(result: Found) -> str:
         shown = [row for row in result.values() if any(row.values())]  # a habit that nobody has says nothing
         values = [value for row in shown if (value := row[column]) is not None]
         said[column] = f"{fmean(values):.2f}" if values else "unknown"
+    counts = {name: result["messages"][name] for name in ("real", "trained", "base")}
+    sent = {name: "unknown" if count is None else f"{count:.2f}" for name, count in counts.items()}
     return (
         f"Habits: mean distance to the real replies {said['distance_trained']} (trained), {said['distance_base']} "
-        f"(base), {said['distance_of_halves']} between two halves of the real replies (0: equal, 1: nothing in common)."
+        f"(base), {said['distance_of_halves']} between two halves of the real replies (0: equal, 1: nothing in common). "
+        f"Messages in a reply: {sent['real']} (real), {sent['trained']} (trained), {sent['base']} (base)."
     )

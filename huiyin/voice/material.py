@@ -16,11 +16,12 @@ from huiyin.common.control import harmless
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
 from huiyin.common.stage import Stage, need
-from huiyin.common.tables import COMMA, NOT_ONE_PERSON, SOURCE, TURNS, read_records, scan_table
+from huiyin.common.tables import NOT_ONE_PERSON, SOURCE, TURNS, read_records, scan_table
+from huiyin.questions.messages import Join, joiner
 from huiyin.training.rows import Dataset, Row, read_dataset, read_gen_settings
 from huiyin.training.template import Encoding
 from huiyin.voice.copies import can_be_drawn_out, first_third
-from huiyin.voice.others import Clean, Rows, held_out_rows, most_active
+from huiyin.voice.others import Rows, held_out_rows, most_active
 
 MADE_BY = "`make gen` makes it"
 MOST_TURNS = 20_000  # the latest, of which texts are taken
@@ -110,14 +111,14 @@ class Groups:
     def of_others(self) -> pl.DataFrame:
         return self.turns.filter(~pl.col("user_id").is_in([*NOT_ONE_PERSON, self.target]))
 
-    def texts(self, clean: Clean) -> dict[str, list[str]]:
-        """Return the texts of the latest turns, as gen would write them: of "member" and "others" before the cut, of
+    def texts(self, joined: Join) -> dict[str, list[str]]:
+        """Return the messages of the latest turns, `joined` as in gen: of "member" and "others" before the cut, of
         "others_real" after it."""
         own, others, early = pl.col("user_id") == self.target, self.of_others(), pl.col("time") < self.cut
         parts = {"member": self.turns.filter(own, early), "others": others.filter(early)}
         parts["others_real"] = others.filter(~early)
         return {
-            name: [clean(text) for text in part.sort("time", maintain_order=True)["text"].tail(MOST_TURNS)]
+            name: list(map(joined, part.sort("time", maintain_order=True)["texts"].tail(MOST_TURNS).to_list()))
             for name, part in parts.items()
         }
 
@@ -135,11 +136,13 @@ def read_material(
     turns = scan_table(stage.input(need(turns_file, made_by)), TURNS, made_by).collect()
     groups, redaction = Groups.of(turns, all_sources), redaction_for(turns, used.hide_names)
 
-    def clean(text: str) -> str:
-        return harmless(redaction(text) if used.hide_personal_data else text)
+    plainly = joiner(used.message_separator, redaction if used.hide_personal_data else str)
+
+    def joined(messages: Sequence[str]) -> str:
+        return harmless(plainly(messages))
 
     users = most_active(groups.of_others(), groups.cut, settings.other_members)
-    of_users = held_out_rows(groups.turns, users, groups.cut, settings.replies, clean, dataset.system, used)
+    of_users = held_out_rows(groups.turns, users, groups.cut, settings.replies, joined, dataset.system, used)
     return Material(
         own,
         sources,
@@ -147,7 +150,7 @@ def read_material(
         begun=begin(dataset.rows, fit, settings.continued, settings.seed),
         training=[reply for row in dataset.rows for _, reply in row.exchanges()],
         system=dataset.system,
-        texts=groups.texts(clean),
+        texts=groups.texts(joined),
         redaction=redaction_for(turns, hide_names=False),
-        separator=getattr(used, "message_separator", COMMA),
+        separator=used.message_separator,
     )
