@@ -218,7 +218,7 @@ samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dat
 
 # These use the results as they are: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
-	@$(RUN_WITH_MODEL) python scripts/tools/chat.py $(result.export) --config $(call config,chat.yaml) $(model)
+	@$(RUN_WITH_MODEL) python scripts/tools/chat.py $(result.export) --generated $(result.gen) --config $(call config,chat.yaml) $(model)
 deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE

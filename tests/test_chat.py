@@ -19,12 +19,19 @@ OPENING = "/reset clears the conversation, Ctrl-D ends it"
 QUESTION = [{"role": "user", "content": "在吗？"}]
 
 
+def write_receipt_of_gen(path, **settings):
+    used = {"gen.yaml": {"sha256": "0", "values": {"history_turns": 3, **settings}}}
+    (path / "generated/receipt.json").write_text(json.dumps(receipt("gen") | {"settings": used}))
+
+
 @pytest.fixture
 def chat(tmp_path, ollama, monkeypatch):
     """Return a function that talks with the default model of the test server as if export had made it."""
     made = {"name": "qwen2.5:14b", "digest": ollama.models["qwen2.5:14b"]}
     (tmp_path / "receipt.json").write_text(json.dumps(receipt("export", ollama=made, parameters=PARAMETERS)))
     (tmp_path / "export.yaml").write_text(f"ollama: {ollama.url}\n")
+    (tmp_path / "generated").mkdir()
+    write_receipt_of_gen(tmp_path, message_separator="\n")
 
     def talk(lines, settings=""):
         (tmp_path / "chat.yaml").write_text(settings)
@@ -33,11 +40,12 @@ def chat(tmp_path, ollama, monkeypatch):
 
     talk.path = tmp_path
     talk.arguments = [tmp_path, "--config", tmp_path / "chat.yaml", "--export", tmp_path / "export.yaml"]
+    talk.arguments += ["--generated", tmp_path / "generated"]
     return talk
 
 
 def test_a_chat_remembers_as_much_as_it_was_trained_with(chat, ollama):
-    ollama.before_chat = lambda k, body: f"第{k}，句"
+    ollama.before_chat = lambda k, body: f"第{k}\n句"
     done = chat("1\n2\n3\n4\n5\n\n/reset\n6\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
@@ -46,10 +54,10 @@ def test_a_chat_remembers_as_much_as_it_was_trained_with(chat, ollama):
     bodies = [request.body for request in ollama.requests if request.path == "/api/chat"]
     assert [[message["content"] for message in body["messages"]] for body in bodies] == [
         ["1"],
-        ["1", "第1，句", "2"],
-        ["1", "第1，句", "2", "第2，句", "3"],
-        ["1", "第1，句", "2", "第2，句", "3", "第3，句", "4"],
-        ["2", "第2，句", "3", "第3，句", "4", "第4，句", "5"],
+        ["1", "第1\n句", "2"],
+        ["1", "第1\n句", "2", "第2\n句", "3"],
+        ["1", "第1\n句", "2", "第2\n句", "3", "第3\n句", "4"],
+        ["2", "第2\n句", "3", "第3\n句", "4", "第4\n句", "5"],
         ["6"],
     ]
     assert {role["role"] for body in bodies for role in body["messages"]} == {"user", "assistant"}
@@ -73,10 +81,24 @@ def test_a_chat_in_one_piece_and_without_memory(chat, ollama):
 
 @pytest.mark.parametrize(
     ("pieces", "shown"),
-    [(["好，", "走"], "好\n走"), (["，好，，走，"], "好\n走"), (["，"], ""), (["a\nb"], "a\nb"), ([], "")],
+    [
+        (["好|", "|走"], "好\n走"),
+        (["||好||", "||走||"], "好\n走"),
+        (["||"], ""),
+        ([], ""),
+        (["好|走|||来|"], "好|走\n|来|"),
+    ],
 )
 def test_a_reply_is_shown_as_separate_messages(pieces, shown):
-    assert "".join(as_messages(pieces)) == shown
+    assert "".join(as_messages(pieces, "||")) == shown
+
+
+@pytest.mark.parametrize(("settings", "shown"), [({}, "第1\n句\n好"), ({"message_separator": "\n"}, "第1，句\n好")])
+def test_messages_are_parted_where_the_training_had_it(chat, ollama, settings, shown):
+    """An adapter of an earlier version has learnt commas."""
+    write_receipt_of_gen(chat.path, **settings)
+    ollama.before_chat = lambda k, body: "第1，句\n好"
+    assert chat("1\n").stdout == f"{OPENING}\n> {shown}\n> \n"
 
 
 @pytest.mark.parametrize(

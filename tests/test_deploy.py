@@ -53,6 +53,7 @@ def test_deploy_names_addresses_model_and_parameters(deploy):
         "    Base URL        http://192.168.1.2:11434",
         "    Model name      huiyin-10002",
         "    Max round       5",
+        'Between the messages of a reply it writes "，". docs/serving.md says how a platform can send them one by one.',
         "  Base URL          http://192.168.1.2:11434/v1",
         "  Model             huiyin-10002",
         "  Temperature       0.8, and top_p 0.9: Ollama uses 1.0 for clients that send none",

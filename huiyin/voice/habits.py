@@ -200,6 +200,6 @@ def say(result: Found) -> str:
     sent = {name: "unknown" if count is None else f"{count:.2f}" for name, count in counts.items()}
     return (
         f"Habits: mean distance to the real replies {said['distance_trained']} (trained), {said['distance_base']} "
-        f"(base), {said['distance_of_halves']} between two halves of the real replies (0: equal, 1: nothing in common). "
-        f"Messages in a reply: {sent['real']} (real), {sent['trained']} (trained), {sent['base']} (base)."
+        f"(base), {said['distance_of_halves']} between two halves of the real replies (0: equal, 1: nothing in common)."
+        f" Messages in a reply: {sent['real']} (real), {sent['trained']} (trained), {sent['base']} (base)."
     )

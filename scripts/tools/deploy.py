@@ -6,6 +6,7 @@
 
 import huiyin.common.starting  # noqa: F401
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ one; if a client requires one, enter the same, word for word:
 
 {system}
 
+Between the messages of a reply it writes {separator}. docs/serving.md says how a platform can send them one by one.
+
 LangBot (PyPI: langbot; tested with 4.10.11, and with 4.11.2 up to the model's test)
   Models, add a provider
     Provider        Ollama (ollama-chat)
@@ -38,6 +41,7 @@ LangBot (PyPI: langbot; tested with 4.10.11, and with 4.11.2 up to the model's t
     Max round       {exchanges}
     Prompt          role system, the text above instead of "You are a helpful assistant. ..."
     Knowledge bases none
+    Plugins         one of your own that sends the messages of a reply one by one; without it they are one message
   LangBot adds today's date to that prompt, in English, before every question. {fixed}
 
 Any client of OpenAI's protocol
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_arguments(parser)
     args = parser.parse_args(argv)
     receipt = need_receipt(args.exported, "`make export` makes it", "parameters", "quantize", "fixed_system")
-    system, exchanges = read_system(args.generated), read_gen_settings(args.generated)["history_turns"]
+    system, used = read_system(args.generated), read_gen_settings(args.generated)
     ollama = read_settings(args.export, Settings).ollama
     url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
@@ -74,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if urlsplit(url).hostname == "ollama":  # its name in the containers' network
         print(IN_CONTAINERS)
-    values = {"name": args.name, "url": url, "system": system, "exchanges": exchanges, **receipt["parameters"]}
+    values = {"name": args.name, "url": url, "system": system, "exchanges": used["history_turns"]}
+    values |= {"separator": json.dumps(used["message_separator"], ensure_ascii=False), **receipt["parameters"]}
     print(SETTINGS.format(fixed=FIXED[receipt["fixed_system"]], **values), end="")
 
 

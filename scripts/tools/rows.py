@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         row, source = rows[index], sources[index]
         print(f"--- row {index}, turns {source['turn_ids']}, {source['decided_by']}")
         for prompt, reply in row.exchanges():
-            print(f"    {prompt}\n      → {reply}")
+            for text, first in ((prompt, "    "), (reply, "      → ")):  # a line for each message
+                print(first + text.replace("\n", "\n" + " " * len(first)))
 
 
 if __name__ == "__main__":
