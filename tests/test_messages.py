@@ -76,8 +76,8 @@ def test_what_two_turns_became_by_a_model_is_one_message(folder):
     assert [row["output"] for row in dataset(folder)[0]] == ["说\n听着", "困了，睡，晚安"]
 
 
-@pytest.mark.parametrize("good", [r'"\n"', "，", r'"\r\n"', '" / "', '"||"', r'"\n\n"', "🐟"])
-def test_a_separator_is_what_no_message_is_part_of(folder, good):
+@pytest.mark.parametrize("good", [r'"\n"', "，", '" / "', '"||"', r'"\n\n"', "🐟"])
+def test_a_separator_may_be_any_mark(folder, good):
     folder.settings("gen", f"message_separator: {good}\nfill: false\n")
     write_paired(folder, [pair(1, "在吗，问个事，急", "说，听着", turn=1)])
     [[row], _] = dataset(folder)
@@ -85,7 +85,7 @@ def test_a_separator_is_what_no_message_is_part_of(folder, good):
     assert row["output"] == f"说{separator}听着"
 
 
-@pytest.mark.parametrize("bad", ["", '" "', r'"\t　"', r"\n", "1", "和", "_", "<|sep|>", '"["', "。" * 9])
+@pytest.mark.parametrize("bad", ["", '" "', r'"\t　"', r'"\r\n"', r"\n", "1", "和", "_", "<|sep|>", '"["', "。" * 9])
 def test_a_separator_that_cannot_be_told_from_a_message_is_one_line(folder, bad):
     folder.settings("gen", f"message_separator: {bad}\n")
     assert complaint(folder.gen()).startswith(

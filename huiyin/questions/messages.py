@@ -18,13 +18,13 @@ Join = Callable[[Sequence[str]], str]  # the messages of a turn -> their text
 
 LINE_BREAK = re.compile("[\n-\r\x1c-\x1e\x85\u2028\u2029]")  # what str.splitlines() splits at
 BLANKS = re.compile(r"\s+")
-# With letters or digits words and numbers would grow together, brackets can make a control token, and blanks alone
-# would take each word for a message.
+# Letters and digits would join words and numbers to others, brackets can make a control token, other control characters
+# than a line break look like a broken model, and blanks alone would take each word for a message.
 Separator = Annotated[
     str,
     Meta(
-        pattern=r"\A(?![^\S\r\n]+\Z)[^\w<>\[\]{}]{1,8}\Z",
-        description=r'1 to 8 characters, such as "\n" in double quotes, no letters, digits, brackets, nor blanks alone',
+        pattern=r"\A(?![^\S\n]+\Z)[^\w<>\[\]{}\x00-\x09\x0b-\x1f\x7f-\x9f]{1,8}\Z",
+        description=r'1 to 8 characters, such as "\n" in double quotes: no letters, digits, brackets or blanks alone',
     ),
 ]
 
