@@ -43,7 +43,7 @@ from huiyin.training.template import Encoding
 from huiyin.training.unfinished import Run, fingerprint, prepare, steps_done
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
 RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its rows, which fit
@@ -67,12 +67,13 @@ def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
     targets = given["lora_target"].replace(" ", "").split(",")
     return Work(
         shape,
-        lengths=[row.tokens() for row in rows],
-        alone=[length for row in rows for length in row.alone()],
+        rows,
         lora=shape.lora_parameters(given["lora_rank"], targets),
         batch=given["per_device_train_batch_size"] * given["gradient_accumulation_steps"],
         cutoff_len=given["cutoff_len"],
         epochs=given["num_train_epochs"],
+        processes=world_size(),
+        only_last=bool(given.get("mask_history")),
     )
 
 
@@ -104,7 +105,8 @@ def choose(
     device, card = find_device(args.gpu)
     kind, folders = card.precision if card else "processor", [str(base), str(args.out.absolute())]
     training = Run(
-        args.out / RUN, digest(RESULTS, given, asdict(settings), kind, folders, [sha256(file) for file in files])
+        args.out / RUN,
+        digest(RESULTS, given, asdict(settings), kind, world_size(), folders, [sha256(file) for file in files]),
     )
     if training.attempts:
         done, total = steps_done(training.folder)
@@ -133,7 +135,7 @@ def find_plan(
     measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
     device, training = choose(args, given, work, settings, dataset.files, base)
-    show(device, work, training.plan, few_steps(given, work))
+    show(device, work, training.plan, few_steps(given, training.plan))
     return device, work, training, fit(measured, training.plan.cutoff_len)
 
 
@@ -148,17 +150,20 @@ def gib(size: int) -> float:
     return round(size / GIB, 1)
 
 
-def few_steps(given: Values, work: Work) -> str:
+def few_steps(given: Values, plan: Plan) -> str:
     """Return a warning if the training has few steps; "" otherwise."""
-    in_epoch, limit = math.ceil(len(work.lengths) / work.batch), given.get("max_steps", -1)
+    limit = given.get("max_steps", -1)
     limited = isinstance(limit, int) and limit > 0
-    steps = limit if limited else math.ceil(in_epoch * work.epochs)
+    steps = limit if limited else math.ceil(plan.steps * given["num_train_epochs"])
     if steps >= LEAST_STEPS:
         return ""
-    raised = "max_steps" if limited else f"num_train_epochs to {math.ceil(LEAST_STEPS / in_epoch)}"
+    advice = "max_steps" if limited else f"num_train_epochs to {math.ceil(LEAST_STEPS / plan.steps)}"
+    if not limited and plan.rows > world_size():  # a step can have fewer
+        accumulates = given["gradient_accumulation_steps"] > 1
+        advice += f" or lower {'gradient_accumulation_steps' if accumulates else 'per_device_train_batch_size'}"
     return (
         f"only {steps} steps; with fewer than {LEAST_STEPS} a model learns when to stop, and little else: raise "
-        f"{raised} or lower gradient_accumulation_steps in train.yaml"
+        f"{advice} in train.yaml"
     )
 
 
@@ -168,7 +173,8 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan, warning: str = "") -
     lines = {
         "found": ", ".join(f"{name} {value}" for name, value in device.items()),
         "rows": f"{len(work.lengths):,}, longest {max(work.lengths):,} tokens, mean {mean:,.0f}",
-        "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {work.batch} rows per step"
+        "chosen": f"{plan.precision}, micro-batch {plan.micro_batch} x {plan.accumulation} = {plan.rows} rows, about "
+        f"{plan.replies:.0f} replies per step"
         f"{f', threads {plan.threads}' if plan.threads else ''}"
         f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
@@ -195,11 +201,6 @@ def full_settings(
     processes = world_size()
     # the loss is the mean over batches, and several processes would have other ones: see `losses`
     evaluation = {"do_eval": processes == 1, "eval_dataset": "alpaca_eval"} if dataset.held_out else {}
-    if plan.accumulation % processes:
-        raise UserError(
-            f"gradient accumulation over {plan.accumulation} micro-batches cannot be divided among {processes} "
-            "processes; choose gradient_accumulation_steps in train.yaml accordingly"
-        )
     return {
         **given,
         **plan.values(),
@@ -227,8 +228,8 @@ def train_once(values: Values, run_folder: Path, variables: Mapping[str, str]) -
 
 
 def train(args: argparse.Namespace, values: Values, training: Run, dataset: Dataset, rows: Fitted) -> list[str]:
-    """Train on `rows` of `dataset`; return the replies to a few of them. When out of memory, resume with half the
-    micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
+    """Train on `rows` of `dataset`; return the replies to a few of them. When out of memory, resume with a
+    smaller micro-batch; after a diverged loss or garbled replies start again, once, in the other precision."""
     run_folder, plan = training.folder, training.plan
     held_out = (rows.held_out or rows.rows)[-PROMPTS:]
     variables = environment(args.gpu, args.cache, run_folder, plan.threads)
@@ -236,7 +237,8 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
         attempt = training.attempts[-1]
         tried = {each["precision"] for each in training.attempts}
         last_precision = args.gpu == "none" or plan.precision == "fp32" or len(tried) > 1
-        prepare(run_folder, fingerprint({**values, "results": RESULTS}, dataset.files), plan.micro_batch)
+        asked = {**values, "results": RESULTS, "rows": plan.rows}
+        prepare(run_folder, fingerprint(asked, dataset.files), plan.micro_batch)
         training.keep()
         rows.write(args.out / ROWS, args.generated)
         try:
@@ -248,7 +250,7 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
                     "shorter cutoff_len or a smaller model"
                 ) from None
             attempt["ended"] = "out of memory"
-            plan = replace(plan, micro_batch=plan.micro_batch // 2, accumulation=plan.accumulation * 2)
+            plan = plan.smaller()
             print(f"train: out of memory; resuming with a micro-batch of {plan.micro_batch}", flush=True)
             values = {**values, **plan.values(), "gradient_accumulation_steps": plan.accumulation // world_size()}
             training.add(plan)

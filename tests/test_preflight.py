@@ -1,6 +1,7 @@
 """preflight: every decision on every kind of card, with a simulated NVML."""
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, find_ram, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.processor import Processor, choose, find_processor
+from huiyin.training.rows import Measured
 from scripts import train
 
 SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
@@ -86,10 +88,15 @@ def refusal(call, *arguments, **options):
     return str(error.value)
 
 
-def work(tmp_path, config=QWEN, lengths=(1500, 900, 300, 200), alone=(1100, 200, 200, 200), cutoff_len=1024, batch=16):
+def work(tmp_path, config=QWEN, lengths=(1100, 900, 300, 200), replies=(1,), cutoff_len=1024, batch=16, **options):
+    """Rows of these lengths in tokens, and each of so many replies, one after the other."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = read_shape(tmp_path / "config.json")
-    return Work(shape, list(lengths), list(alone), shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0)
+    rows = []
+    for length, count in zip(lengths, itertools.cycle(replies)):
+        each = [length // count] * count
+        rows.append(Measured("", [("", "")] * count, [True] * count, each, each, 0))
+    return Work(shape, rows, shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0, **options)
 
 
 def plan(nvml, tmp_path, card, helpers=ALL, settings=None, **options):
@@ -133,6 +140,63 @@ def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected)
     assert 0 < chosen.hours < 1
 
 
+@pytest.mark.parametrize(
+    ("replies", "options", "fixed", "expected"),
+    [
+        # micro-batch, accumulation of all processes, replies per step
+        ([1], {"batch": 6}, None, (2, 3, 6)),
+        ([1], {"batch": 5}, None, (1, 5, 5)),  # rows of one reply are counted exactly
+        ([1], {"batch": 16}, 3, (3, 5, 15)),
+        ([3, 2, 3, 3], {}, None, (2, 3, 16.5)),
+        ([3, 3, 3, 4], {}, None, (4, 1, 13)),
+        ([2, 1, 2, 1], {}, None, (4, 3, 18)),
+        ([5], {}, None, (1, 3, 15)),
+        ([20], {}, None, (1, 1, 20)),
+        ([5], {}, 8, (3, 1, 15)),  # not more rows than a step needs
+        ([3], {"only_last": True}, None, (8, 2, 16)),
+        ([1], {"batch": 6, "processes": 2}, None, (1, 6, 6)),
+        ([1], {"batch": 5, "processes": 2}, None, (2, 2, 4)),
+        ([3], {"processes": 3}, None, (2, 3, 18)),
+        ([8], {"processes": 4}, None, (1, 4, 32)),
+    ],
+)
+def test_a_step_counts_replies(nvml, tmp_path, replies, options, fixed, expected):
+    chosen = plan(
+        nvml, tmp_path, H100, lengths=[40] * 8, replies=replies, settings=Settings(micro_batch=fixed), **options
+    )
+    assert (chosen.micro_batch, chosen.accumulation, chosen.replies) == expected
+    assert chosen.steps == math.ceil(8 / chosen.rows)
+
+
+def test_rows_that_are_split_or_left_out_count_as_they_are_learnt(nvml, tmp_path):
+    """Of 1,200 and 200 tokens with two replies each, in 1,024: three rows; a reply of 1,100 tokens is not learnt."""
+    chosen = plan(nvml, tmp_path, H100, lengths=(1200, 200, 1100), replies=(2, 2, 1), batch=4)
+    assert (chosen.rows, chosen.replies, chosen.steps) == (3, 4, 1)
+
+
+def test_a_smaller_micro_batch_keeps_the_rows_per_step(nvml, tmp_path):
+    chosen = plan(nvml, tmp_path, H100, settings=Settings(micro_batch=6), batch=12)
+    tried = [chosen, chosen.smaller(), chosen.smaller().smaller()]
+    assert [(each.micro_batch, each.accumulation) for each in tried] == [(6, 2), (3, 4), (1, 12)]
+
+
+@pytest.mark.parametrize(
+    ("replies", "given", "advice"),
+    [
+        ([1], {}, "num_train_epochs to 100 or lower gradient_accumulation_steps"),
+        ([1], {"gradient_accumulation_steps": 1}, "num_train_epochs to 100 or lower per_device_train_batch_size"),
+        ([20], {}, "num_train_epochs to 25"),
+        ([1], {"max_steps": 9}, "max_steps"),
+        ([1], {"num_train_epochs": 100.0}, None),
+    ],
+)
+def test_few_steps_are_warned_of_with_what_helps(nvml, tmp_path, replies, given, advice):
+    """Four rows, in one step of 16 replies, or in four."""
+    chosen = plan(nvml, tmp_path, H100, replies=replies, lengths=[200] * 4)
+    warning = train.few_steps({"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, **given}, chosen)
+    assert warning == "" if advice is None else warning.endswith(f": raise {advice} in train.yaml")
+
+
 def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
     chosen = plan(nvml, tmp_path, RTX_3060, lengths=(250, 100))
     assert (chosen.micro_batch, chosen.accumulation, chosen.rows_cut) == (8, 2, 0)
@@ -140,7 +204,7 @@ def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
 
 def test_rows_are_not_made_shorter_than_any_reply(nvml, tmp_path):
     """Rows of 768 tokens would fit this card, but then there would be nothing to learn."""
-    chosen = plan(nvml, tmp_path, RTX_2060, {LIGER: False, FOUR_BIT: True}, alone=(800, 900))
+    chosen = plan(nvml, tmp_path, RTX_2060, {LIGER: False, FOUR_BIT: True}, lengths=(800, 900))
     assert (chosen.cutoff_len, chosen.four_bit, chosen.too_long) == (1024, True, 0)
 
 
@@ -175,8 +239,6 @@ def test_each_choice_can_be_fixed(nvml, tmp_path):
         "quantization_bit": 4,
     }
     assert chosen.rows_cut == 3
-    line = "micro_batch 3 does not divide the 16 rows per step"
-    assert line in refusal(plan, nvml, tmp_path, H100, settings=Settings(micro_batch=3))
 
 
 def test_the_second_of_two_cards_can_be_chosen(nvml):
@@ -341,7 +403,7 @@ def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     train.show({"device": card.name}, job, plan_for_card(card, job, Settings(), ALL))
     output = capsys.readouterr().out
     assert "found      device NVIDIA GeForce RTX 3060\n" in output
-    assert "chosen     bf16, micro-batch 2 x 8 = 16 rows per step, checkpointing used\n" in output
+    assert "chosen     bf16, micro-batch 2 x 8 = 16 rows, about 16 replies per step, checkpointing used\n" in output
     assert "cutoff     1,024 tokens, 1 longer rows are split, 1 replies that do not fit are left out\n" in output
     assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in output
 

@@ -126,10 +126,11 @@ def test_a_dry_run_tells_whether_it_fits_and_stops(training):
     assert done.returncode == 0, done.stderr
     *lines, warning = done.stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["found", "rows", "chosen", "cutoff", "predicted"]
-    assert warning == (
-        "preflight: warning    only 39 steps; with fewer than 100 a model learns when to stop, and little else: raise "
-        "num_train_epochs to 8 or lower gradient_accumulation_steps in train.yaml"
+    assert re.fullmatch(
+        r"preflight: chosen     fp32, micro-batch 2 x \d = \d+ rows, about 1\d replies per step, .*", lines[2]
     )
+    assert warning.startswith("preflight: warning    only ")
+    assert warning.endswith(" or lower gradient_accumulation_steps in train.yaml")
     assert not (training.path / "trained").exists()
 
 

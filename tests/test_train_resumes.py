@@ -26,7 +26,7 @@ from huiyin.training.unfinished import Run, fix_checkpoints
 from huiyin.training.watch import BrokenLoss
 from scripts import train
 from test_preflight import simulate_nvml
-from training_folder import RESULTS, SHORT_RUN, Training, assert_same_adapter, replies, train_on_card
+from training_folder import RESULTS, Training, assert_same_adapter, replies, train_on_card
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def training(demo, tmp_path):
 def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypatch):
     monkeypatch.setattr(train, "ask", replies("好"))
     training.without_evaluation()
-    training.settings |= {**SHORT_RUN, "max_steps": 18}
+    training.run_shortly(max_steps=18)
     assert training.run().returncode == 0
     trained = training.path / "trained"
     undisturbed = trained.rename(training.path / "undisturbed")
@@ -78,9 +78,13 @@ def test_two_processes_train_together(training, monkeypatch):
     done = training.run(env={"NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"})
     assert done.returncode == 0, done.stderr
     used = json.loads((training.path / "trained/train.yaml").read_text(encoding="utf-8"))
-    assert (used["per_device_train_batch_size"], used["gradient_accumulation_steps"]) == (2, 4)
+    [attempt] = training.receipt()["attempts"]
+    assert used["per_device_train_batch_size"] == attempt["micro_batch"] == 2
+    assert 2 * used["gradient_accumulation_steps"] == attempt["accumulation"]
+    assert attempt["replies"] == pytest.approx(16, abs=6)
     log = (training.path / "trained/llamafactory.log").read_text(encoding="utf-8")
-    assert "Total train batch size (w. parallel, distributed & accumulation) = 16\n" in log
+    rows = 2 * attempt["accumulation"]
+    assert f"Total train batch size (w. parallel, distributed & accumulation) = {rows}\n" in log
     assert "under default dtype torch.float32.\n" in log  # fp32, whatever the type of the file
 
 
@@ -242,7 +246,7 @@ def interrupted(training, monkeypatch):
     """A function that trains with a Program on a card, or the processor, with so much memory; returns the output."""
     monkeypatch.setattr(train, "ask", replies("好"))
     monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
-    training.settings |= {**SHORT_RUN, "max_steps": 6}
+    training.run_shortly(max_steps=6)
 
     def interrupted(program, gpu, gib):
         simulate_nvml(monkeypatch, ("NVIDIA GeForce RTX 3060", 12, gib, (8, 6), 3584, 2100))
@@ -276,7 +280,7 @@ def test_what_is_lost_when_the_settings_change_is_said(training, interrupted):
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"asked": "this", "attempts": [{"precision": "bf16"}]}'])
 def test_without_a_whole_plan_there_is_none(tmp_path, content):
-    plan = Plan("bf16", 4, 1, False, False, False, 512, 0, 0, 1e9, float("nan"))
+    plan = Plan("bf16", 4, 1, False, False, False, 512, 0, 0, 4.0, 100, 1e9, float("nan"))
     (tmp_path / "done").touch()
     before = Run(tmp_path, "this")
     before.add(plan)

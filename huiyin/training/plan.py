@@ -1,9 +1,11 @@
 """Choose settings that fit the card: precision, micro-batch, checkpointing, and concessions in a fixed order."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
@@ -12,8 +14,10 @@ from huiyin.common.settings import AtLeast1, From1To1000
 from huiyin.training.card import Card
 from huiyin.training.memory import GIB, Shape, peak_bytes
 from huiyin.training.processor import Processor
+from huiyin.training.rows import Measured
 
 MICRO_BATCHES = [8, 4, 2, 1]
+NEAR = 1 / 5  # of the replies per step: so far a larger micro-batch may miss them
 SHORTER = [768, 512, 384, 256]  # tokens of a row, if cutoff_len does not fit
 PADDED_TO = 8
 LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that make a concession possible
@@ -43,16 +47,28 @@ class Settings:
 class Plan:
     precision: str
     micro_batch: int  # rows
-    accumulation: int
+    accumulation: int  # micro-batches per step, of all processes together
     checkpointing: bool
     liger: bool
     four_bit: bool
     cutoff_len: int
     rows_cut: int  # rows that are longer
     too_long: int  # replies that are longer alone, with their prompt and the system text
+    replies: float  # per step, on average
+    steps: int  # per epoch
     peak: float  # bytes
     hours: float
     threads: int | None = None  # of the processor; None: the training runs on a card
+
+    @property
+    def rows(self) -> int:
+        """The rows per step."""
+        return self.micro_batch * self.accumulation
+
+    def smaller(self) -> "Plan":
+        """Return the plan with a smaller micro-batch, of half the rows if possible, and as many rows per step."""
+        size = max(size for size in range(1, self.micro_batch) if self.micro_batch % size == 0)
+        return replace(self, micro_batch=size, accumulation=self.rows // size)
 
     def values(self) -> dict[str, Any]:
         """Return the plan as settings of LLaMA-Factory."""
@@ -72,27 +88,68 @@ class Plan:
         return values
 
 
+class Step(NamedTuple):
+    """What a step of one process is made of."""
+
+    micro_batch: int  # rows
+    accumulation: int  # micro-batches
+
+    @property
+    def rows(self) -> int:
+        return self.micro_batch * self.accumulation
+
+
 @dataclass(frozen=True)
 class Work:
     """The training that the dataset and train.yaml ask for."""
 
     shape: Shape
-    lengths: list[int]  # of the rows, in tokens
-    alone: list[int]  # of rows with a single reply each
+    rows: list[Measured]
     lora: int  # trained parameters
-    batch: int  # rows per step
+    batch: int  # replies per step
     cutoff_len: int
     epochs: float
+    processes: int = 1
+    only_last: bool = False  # of the replies of a row is learnt
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The tokens of the rows."""
+        return [row.tokens() for row in self.rows]
+
+    @cached_property
+    def alone(self) -> list[int]:
+        """The tokens of rows with a single reply each."""
+        return [length for row in self.rows for length in row.alone()]
+
+    def learnt(self, cutoff_len: int) -> "Learnt":
+        """Return what there is to learn from if the rows are fitted into `cutoff_len`."""
+        parts = [(row, *part) for row in self.rows for part in row.learnt(cutoff_len)]
+        replies = len(parts) if self.only_last else sum(stop - start for _, start, stop in parts)
+        return Learnt([row.tokens(start, stop) for row, start, stop in parts], replies)
 
     def tokens_of(self, micro_batch: int, cutoff_len: int) -> int:
         """Return the tokens of the largest micro-batch: every row as long as the longest, padded."""
         longest = min(max(self.lengths), cutoff_len)
         return micro_batch * -(-longest // PADDED_TO) * PADDED_TO
 
+    def steps(self, learnt: "Learnt", fixed: int | None) -> list[Step]:
+        """Return the steps to try, those with the largest micro-batch first. `fixed`: the micro-batch, if it is.
+
+        A step has about `batch` replies, and no micro-batch more rows than that needs. Rows of one reply each are
+        counted exactly; where they have several, a step is a few rows, and a micro-batch of one row would be slow.
+        """
+        rows = self.batch / learnt.mean_replies / self.processes
+        nearest = max(1, round(rows))
+        missed = max(abs(nearest - rows), NEAR * rows if learnt.mean_replies > 1 else 0)
+        sizes = [min(fixed, nearest)] if fixed else [size for size in MICRO_BATCHES if size <= nearest]
+        steps = [Step(size, max(1, round(rows / size))) for size in sizes]
+        return steps if fixed else [step for step in steps if abs(step.rows - rows) <= missed]
+
     def plan(
         self,
         precision: str,
-        micro_batch: int,
+        step: Step,
         checkpointing: bool,
         concession: Concession,
         peak: float,
@@ -101,14 +158,29 @@ class Work:
     ) -> Plan:
         """Return the `Plan` with these choices; flops: of the device per second, 0 for unknown."""
         four_bit, cutoff_len, liger = concession
+        learnt = self.learnt(cutoff_len)
         rows_cut, too_long = (sum(length > cutoff_len for length in part) for part in (self.lengths, self.alone))
-        tokens = sum(min(length, cutoff_len) for length in self.lengths) * self.epochs
+        tokens = sum(learnt.lengths) * self.epochs
         hours = FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
-        accumulation = self.batch // micro_batch
+        rows = step.rows * self.processes
         return Plan(
-            *(precision, micro_batch, accumulation, checkpointing, liger, four_bit),
-            *(cutoff_len, rows_cut, too_long, peak, hours, threads),
+            *(precision, step.micro_batch, step.accumulation * self.processes, checkpointing, liger, four_bit),
+            *(cutoff_len, rows_cut, too_long, rows * learnt.mean_replies, math.ceil(len(learnt.lengths) / rows)),
+            *(peak, hours, threads),
         )
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The rows that are learnt."""
+
+    lengths: list[int]  # tokens
+    replies: int  # that are learnt of all of them
+
+    @property
+    def mean_replies(self) -> float:
+        """The replies per row; 1 if there is no row."""
+        return self.replies / len(self.lengths) if self.lengths else 1.0
 
 
 def installed() -> dict[str, bool]:
@@ -124,12 +196,12 @@ def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[s
     shape = shape_in(precision, work.shape)
     for concession in concessions(work, settings, helpers):
         four_bit, cutoff_len, liger = concession
-        for micro_batch in micro_batches(work, settings):
-            tokens = work.tokens_of(micro_batch, cutoff_len)
+        for step in work.steps(work.learnt(cutoff_len), settings.micro_batch):
+            tokens = work.tokens_of(step.micro_batch, cutoff_len)
             for checkpointing in choices(settings.gradient_checkpointing, True):  # a quarter faster without
                 peak = peak_bytes(shape, tokens, work.lora, checkpointing, liger, four_bit)
                 if peak <= budget:
-                    return work.plan(precision, micro_batch, checkpointing, concession, peak, EFFICIENCY * card.flops)
+                    return work.plan(precision, step, checkpointing, concession, peak, EFFICIENCY * card.flops)
     missing = [name for name, present in helpers.items() if not present]
     hint = f" ({' and '.join(missing)} would help, but cannot be imported)" if missing else ""
     raise UserError(
@@ -162,30 +234,17 @@ def choices(setting: bool | None, possible: bool) -> list[bool]:
     return [False, True] if possible else [False]
 
 
-def micro_batches(work: Work, settings: Settings) -> list[int]:
-    """Return the micro-batches to try, in rows; each divides the rows per step."""
-    if settings.micro_batch is None:
-        return [size for size in MICRO_BATCHES if work.batch % size == 0]
-    if work.batch % settings.micro_batch:
-        raise UserError(
-            f"preflight.yaml: micro_batch {settings.micro_batch} does not divide the {work.batch} rows per "
-            "step of train.yaml (per_device_train_batch_size x gradient_accumulation_steps)"
-        )
-    return [settings.micro_batch]
-
-
 def plan_for_processor(free_bytes: int, processor: Processor, work: Work, micro_batch: int, settings: Settings) -> Plan:
     """Return the `Plan` for training without a card; `UserError` if it exceeds `free_bytes`."""
-    if settings.micro_batch:
-        [micro_batch] = micro_batches(work, settings)
     cutoff_len = settings.cutoff_len or work.cutoff_len
+    [step] = work.steps(work.learnt(cutoff_len), settings.micro_batch or micro_batch)
     checkpointing = settings.gradient_checkpointing is not False
     shape = shape_in(processor.precision, work.shape)
-    peak = peak_bytes(shape, work.tokens_of(micro_batch, cutoff_len), work.lora, checkpointing)
+    peak = peak_bytes(shape, work.tokens_of(step.micro_batch, cutoff_len), work.lora, checkpointing)
     if peak > free_bytes:
         raise UserError(
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
             "take a smaller model or a smaller micro-batch in train.yaml"
         )
     flops, threads = EFFICIENCY * processor.flops or CPU_FLOPS * processor.threads, processor.threads
-    return work.plan(processor.precision, micro_batch, checkpointing, (False, cutoff_len, False), peak, flops, threads)
+    return work.plan(processor.precision, step, checkpointing, (False, cutoff_len, False), peak, flops, threads)

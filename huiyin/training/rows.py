@@ -73,6 +73,15 @@ class Measured:
             stop = start
         return parts
 
+    def learnt(self, cutoff_len: int) -> list[tuple[int, int]]:
+        """Return (start, stop) of the parts to learn from, oldest first: those that fit, unless each exchange of theirs
+        is the last one of another row, where it is learnt anyway."""
+        return [
+            (start, stop)
+            for start, stop in self.parts(cutoff_len)
+            if any(self.samples[start:stop]) and self.tokens(start, stop) <= cutoff_len
+        ]
+
     def part(self, start: int, stop: int) -> dict[str, Any]:
         """Return the exchanges from `start` to before `stop` as a row of the dataset."""
         *history, (prompt, reply) = self.exchanges[start:stop]
@@ -96,17 +105,14 @@ class Fitted:
     too_long: int = 0
 
     def take(self, row: Measured, cutoff_len: int) -> None:
-        """Take a row to learn from. If it is longer than `cutoff_len` it is split: its oldest exchanges become a row
-        of their own, unless each of them is the last one of another row, where it is learnt anyway. An exchange that
-        does not fit is left out."""
-        self.read += sum(row.samples)
-        for start, stop in row.parts(cutoff_len):
-            samples = sum(row.samples[start:stop])
-            if row.tokens(start, stop) > cutoff_len:
-                self.too_long += samples
-            elif samples:
-                self.written += samples
-                self.rows.append(row.part(start, stop))
+        """Take a row to learn from. If it is longer than `cutoff_len` it is split; an exchange that does not fit is
+        left out."""
+        parts = row.learnt(cutoff_len)
+        read, written = sum(row.samples), sum(sum(row.samples[start:stop]) for start, stop in parts)
+        self.read += read
+        self.written += written
+        self.too_long += read - written
+        self.rows += [row.part(start, stop) for start, stop in parts]
 
     def hold_out(self, row: Measured, cutoff_len: int) -> None:
         """Take a row for evaluation, where only the last reply counts: of its history the newest that fits."""
