@@ -30,7 +30,7 @@ def talk(number):
 
 
 def as_rows(exchanges, history):
-    """The rows of gen: a row for each exchange, with up to `history` earlier ones."""
+    """Held-out rows of gen: a row for each exchange, with up to `history` earlier ones."""
     return [
         Row(*exchange, SYSTEM, exchanges[max(0, index - history) : index]) for index, exchange in enumerate(exchanges)
     ]
@@ -46,18 +46,7 @@ def exchanges_of(rows):
     return [[*row["history"], (row["instruction"], row["output"])] for row in rows]
 
 
-def test_each_sample_of_todays_rows_is_learnt_once_more_or_left_out(encoding):
-    """A paste in a prompt and one in a reply do not fit; they stand in the histories of later rows, too."""
-    exchanges = [talk(0), (PASTE, "没看"), talk(1), talk(2), ("怎么说的", PASTE), talk(3), talk(4)]
-    result = fitted(encoding, as_rows(exchanges, 3))
-    assert (result.read, result.written, result.too_long) == (7, 5, 2)
-    assert exchanges_of(result.rows) == [
-        *([talk(0)], [talk(1)], [talk(1), talk(2)]),
-        *([talk(3)], [talk(3), talk(4)]),
-    ]
-
-
-def test_where_a_sample_stands_in_one_row_only_the_oldest_exchanges_become_a_row(encoding):
+def test_the_oldest_exchanges_of_a_long_row_become_a_row(encoding):
     exchanges = [talk(0), talk(1), talk(2), (PASTE, "没看"), talk(3), talk(4), talk(5), talk(6)]
     result = fitted(encoding, [Row(*exchanges[-1], SYSTEM, exchanges[:-1]), Row("好吗", "好", SYSTEM)])
     assert (result.read, result.written, result.too_long) == (9, 8, 1)
@@ -134,10 +123,10 @@ def dry_run(base, tmp_path):
 
 
 def test_preflight_tells_what_a_cutoff_costs(dry_run):
-    rows = as_rows([talk(0), talk(1), ("怎么说的", PASTE), talk(2), talk(3)], 3)
-    done = dry_run(rows, cutoff_len=150)
+    exchanges = [talk(0), talk(1), ("怎么说的", PASTE), talk(2), talk(3)]
+    done = dry_run([Row(*exchanges[-1], SYSTEM, exchanges[:-1])], cutoff_len=150)
     assert done.returncode == 0, done.stderr
-    line = "preflight: cutoff     150 tokens, 3 longer rows are split, 1 replies that do not fit are left out"
+    line = "preflight: cutoff     150 tokens, 1 longer rows are split, 1 replies that do not fit are left out"
     assert line in done.stdout.splitlines()
 
 

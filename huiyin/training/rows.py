@@ -2,10 +2,8 @@
 
 LLaMA-Factory cuts what is longer without a word, and a row ends with its reply (data/processor/supervised.py).
 
-A row is its exchanges, [prompt, reply], the last one and those of its history before it; a sample is an exchange that
-gen made. A sample has a row of its own, of which it is the last exchange; or, in datasets in which each sample stands
-in one row only, it stands in the history of a row. So an exchange of a history counts as a sample exactly if it is the
-last exchange of no row.
+A row is its exchanges, [prompt, reply], the last one and those of its history before it. Each is a sample of gen, and
+each reply is learnt; of a held-out row only the last exchange counts.
 """
 
 import json
@@ -47,7 +45,6 @@ class Measured:
 
     system: str
     exchanges: list[tuple[str, str]]
-    samples: list[bool]  # is the exchange a sample that stands in no other row?
     first: list[int]  # tokens of each exchange as the first of a row, with all that stands before it
     later: list[int]  # and as a later one
     end: int  # tokens after the last
@@ -57,8 +54,8 @@ class Measured:
         return self.first[start] + sum(self.later[start + 1 : stop]) + self.end
 
     def alone(self) -> list[int]:
-        """Return the number of tokens of each sample in a row without history."""
-        return [self.tokens(index, index + 1) for index, sample in enumerate(self.samples) if sample]
+        """Return the number of tokens of each exchange in a row without history."""
+        return [self.tokens(index, index + 1) for index in range(len(self.exchanges))]
 
     def parts(self, cutoff_len: int) -> list[tuple[int, int]]:
         """Return (start, stop) of the parts, oldest first, that the row is split into: the last one holds as many of
@@ -74,13 +71,8 @@ class Measured:
         return parts
 
     def learnt(self, cutoff_len: int) -> list[tuple[int, int]]:
-        """Return (start, stop) of the parts to learn from, oldest first: those that fit, unless each exchange of theirs
-        is the last one of another row, where it is learnt anyway."""
-        return [
-            (start, stop)
-            for start, stop in self.parts(cutoff_len)
-            if any(self.samples[start:stop]) and self.tokens(start, stop) <= cutoff_len
-        ]
+        """Return (start, stop) of the parts to learn from, oldest first: those that fit."""
+        return [part for part in self.parts(cutoff_len) if self.tokens(*part) <= cutoff_len]
 
     def part(self, start: int, stop: int) -> dict[str, Any]:
         """Return the exchanges from `start` to before `stop` as a row of the dataset."""
@@ -108,10 +100,10 @@ class Fitted:
         """Take a row to learn from. If it is longer than `cutoff_len` it is split; an exchange that does not fit is
         left out."""
         parts = row.learnt(cutoff_len)
-        read, written = sum(row.samples), sum(sum(row.samples[start:stop]) for start, stop in parts)
-        self.read += read
+        written = sum(stop - start for start, stop in parts)
+        self.read += len(row.exchanges)
         self.written += written
-        self.too_long += read - written
+        self.too_long += len(row.exchanges) - written
         self.rows += [row.part(start, stop) for start, stop in parts]
 
     def hold_out(self, row: Measured, cutoff_len: int) -> None:
@@ -143,14 +135,11 @@ class Dataset:
         """Return the rows and the held-out rows with their tokens, and `spare` ones more in each row. `UserError` if
         the base model reads a text as a control token."""
         self.check_texts(encoding)
-        last = {row.exchanges()[-1] for row in self.rows}
-
         def measured(row: Row) -> Measured:
             system, exchanges = row.system or self.system, row.exchanges()
-            samples = [*(exchange not in last for exchange in exchanges[:-1]), True]
             first = [encoding.opening(system, prompt) + encoding.reply(reply) for prompt, reply in exchanges]
             later = [encoding.prompt(prompt) + encoding.reply(reply) for prompt, reply in exchanges]
-            return Measured(system, exchanges, samples, first, later, encoding.template.end + spare)
+            return Measured(system, exchanges, first, later, encoding.template.end + spare)
 
         return MeasuredDataset(*([measured(row) for row in rows] for rows in (self.rows, self.held_out)))
 
