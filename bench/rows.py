@@ -76,6 +76,15 @@ def rows_of(way, samples, system):
     return [row for row, _ in training_rows(samples, system, SimpleNamespace(**{**vars(GEN), "history_turns": turns}))]
 
 
+def write_all(project, target, ways):
+    """Write a dataset for `thread` and each of the ways."""
+    generated, folder = (project / DATA / target / name for name in ("generated", "rows"))
+    held_out = len(json.loads((generated / "alpaca_eval.json").read_text(encoding="utf-8")))
+    samples, system = samples_of(project, target, held_out), (generated / "system.txt").read_text(encoding="utf-8")
+    for way in {"thread", *ways}:
+        write_dataset(generated, folder / way / "generated", rows_of(way, samples, system))
+
+
 def write_dataset(generated, folder, rows):
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("dataset_info.json", "system.txt", "receipt.json"):
@@ -90,6 +99,17 @@ def sizes(folder, template, base, cutoff_len):
     parts = [(row, *part) for row in rows for part in row.parts(cutoff_len) if row.tokens(*part) <= cutoff_len]
     replies = sum(stop - start for _, start, stop in parts)
     return len(rows), replies, sum(row.tokens(start, stop) for row, start, stop in parts)
+
+
+def cost(way, folder, template, base, cutoff_len):
+    """Return ((rows, replies a step, steps, tokens computed), epochs) of a training."""
+    rows, replies, tokens = sizes(folder / way / "generated", template, base, cutoff_len)
+    epochs, rows_a_step = EPOCHS, REPLIES
+    if way != "earlier":
+        epochs *= sizes(folder / "thread/generated", template, base, cutoff_len)[2] / tokens
+        rows_a_step = max(1, round(REPLIES * rows / replies))
+    steps = math.ceil(math.ceil(rows / rows_a_step) * epochs)
+    return (rows, rows_a_step * replies / rows, steps, round(tokens * epochs)), epochs
 
 
 def train(project, folder, gpu, values):
@@ -149,22 +169,12 @@ def main():
     prepare(project, args.target)
     values = yaml.safe_load((project / "config/showcase/train.yaml").read_text(encoding="utf-8"))
     base, template = project / values["model_name_or_path"], values["template"]
-    generated, folder = (project / DATA / args.target / name for name in ("generated", "rows"))
-    held_out = len(json.loads((generated / "alpaca_eval.json").read_text(encoding="utf-8")))
-    samples, system = samples_of(project, args.target, held_out), (generated / "system.txt").read_text(encoding="utf-8")
-    found = {}
-    for way in dict.fromkeys(["thread", *args.ways]):
-        write_dataset(generated, folder / way / "generated", rows_of(way, samples, system))
-        found[way] = sizes(folder / way / "generated", template, base, values["cutoff_len"])
-    facts = {}
+    folder, facts = project / DATA / args.target / "rows", {}
+    write_all(project, args.target, args.ways)
     for way in args.ways:
-        rows, replies, tokens = found[way]
-        batch = REPLIES if way == "earlier" else max(1, round(REPLIES * rows / replies))
-        epochs = EPOCHS if way == "earlier" else EPOCHS * found["thread"][2] / tokens
-        steps = math.ceil(math.ceil(rows / batch) * epochs)
-        facts[way] = rows, batch * replies / rows, steps, round(tokens * epochs)
+        facts[way], epochs = cost(way, folder, template, base, values["cutoff_len"])
         print(f"{way}: rows, replies a step, steps, tokens: {facts[way]}", flush=True)
-        of_way = {"gradient_accumulation_steps": batch, "num_train_epochs": round(epochs, 3)}
+        of_way = {"gradient_accumulation_steps": round(facts[way][1]), "num_train_epochs": round(epochs, 3)}
         train(project, folder / way, args.gpu, {**values, **of_way, "model_name_or_path": str(base)})
     losses = measure(project, args.target, args.ways, args.gpu, base, template)
     print("\n".join(table(losses, facts)))

@@ -135,6 +135,7 @@ class Dataset:
         """Return the rows and the held-out rows with their tokens, and `spare` ones more in each row. `UserError` if
         the base model reads a text as a control token."""
         self.check_texts(encoding)
+
         def measured(row: Row) -> Measured:
             system, exchanges = row.system or self.system, row.exchanges()
             first = [encoding.opening(system, prompt) + encoding.reply(reply) for prompt, reply in exchanges]
