@@ -1,6 +1,6 @@
 """Which rows should a model learn from? The replies of a character of Shakespeare's, made into rows in four ways.
 
-    python bench/rows.py FOLDER [--target falstaff] [--ways thread time alone repeated earlier] [--gpu none]
+    PYTHONPATH=. python bench/rows.py FOLDER [--target falstaff] [--ways thread time alone repeated earlier] [--gpu none]
 
 thread: conversations, as gen makes them; time: conversations by time alone; alone: without history; repeated: with the
 three replies before in the history of each row, where they are learnt again, and so up to four times; earlier: the same
@@ -23,8 +23,6 @@ from types import SimpleNamespace
 import yaml
 
 from project import copy_project
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # bench/ is run from any folder
 
 from huiyin.common.tables import PAIR, TURNS, read_records, scan_table
 from huiyin.questions.conversations import order, with_threads
