@@ -15,12 +15,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import huiyin.training.base
+from forked import Forked, run_forking
 from helpers import run_script
 from huiyin.common.errors import UserError
 from huiyin.llm.ollama import Ollama
+from huiyin.serving import process
 from huiyin.serving.finished import Settings
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
-from huiyin.serving.process import ask
 from huiyin.serving.template import Prompt
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, check_memory
@@ -81,7 +82,7 @@ class Export:
         return [*given, *own]
 
     def run(self):
-        return run_script("export", *self.arguments())
+        return run_forking("export", *self.arguments())
 
     def error(self):
         """Return the one line of a run that fails; it leaves nothing behind."""
@@ -431,16 +432,17 @@ def test_the_weights_are_in_16_bits_if_no_loss_changes_else_in_32(demo, tmp_path
     assert asked == [base, *[tmp_path] * (len(ends) - 1)]  # the trained model once
 
 
-def test_a_merged_model_that_differs_has_other_losses(demo, tmp_path):
+def test_a_merged_model_that_differs_has_other_losses(demo, tmp_path, monkeypatch):
     """Asked as export asks, with memory saved: 1 % of the last layer is seen in both losses."""
     target, base = demo[0] / "data/demo/10002", demo[0] / "data/tiny/tiny-qwen2"
+    monkeypatch.setattr(process, "Popen", Forked)
     merged = shutil.copytree(target / "exported/merged", tmp_path / "merged")
     weights = load_file(merged / "model.safetensors")
     weights["lm_head.weight"] *= weights["lm_head.weight"].dtype.type(1.01)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     rows = read_json(target / "generated/alpaca_eval.json")
     models, variables = [(base, target / "trained/adapter"), (merged, None)], environment("none", tmp_path, tmp_path)
-    answers = ask(models, [], tmp_path, variables, rows, tokenizer=merged, lean=True)
+    answers = process.ask(models, [], tmp_path, variables, rows, tokenizer=merged, lean=True)
     check = compare(*answers, rows)
     assert check["rows"] == 11 and min(check["difference"].values()) > 1e-4
 

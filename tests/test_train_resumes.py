@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,8 @@ from unittest.mock import ANY
 import psutil
 import pytest
 
-from helpers import CLEAN, ROOT
+from forked import start_forking
+from helpers import ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
 from huiyin.training.launch import divide
@@ -42,14 +42,13 @@ def test_a_run_killed_at_any_step_ends_with_the_same_adapter(training, monkeypat
     trained = training.path / "trained"
     undisturbed = trained.rename(training.path / "undisturbed")
     log = trained / ".run/trainer_log.jsonl"
-    program = [sys.executable, "scripts/train.py", *map(str, training.arguments())]
     for step in (2, 9, 17):
-        with subprocess.Popen(
-            program, cwd=ROOT, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as running:
-            while running.poll() is None and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
-                time.sleep(0.01)  # until that step, however long it takes
-            running.kill()  # its child, LLaMA-Factory, is killed with it
+        running = start_forking("train", *training.arguments())
+        while running.is_alive() and (not log.exists() or f'"current_steps": {step},' not in log.read_text()):
+            time.sleep(0.01)  # until that step, however long it takes
+        running.kill()  # its child, LLaMA-Factory, is killed with it
+        running.join()
+        assert running.exitcode == -signal.SIGKILL
         assert not (trained / "receipt.json").exists()
     done = training.run()
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@ import numpy
 import yaml
 from safetensors.numpy import load_file
 
-from helpers import CLEAN, ROOT, run_script
+from forked import run_forking
+from helpers import CLEAN, ROOT
 from huiyin.training import llamafactory
 from scripts import train
 from test_preflight import RTX_3060, simulate_nvml
@@ -61,7 +62,7 @@ class Training:
         return [self.path / "generated", *(word for option in options.items() for word in option)]
 
     def run(self, *options, gpu="none", env=None):
-        return run_script("train", *self.arguments(gpu), *options, env=env)
+        return run_forking("train", *self.arguments(gpu), *options, env=env)
 
     def run_alone(self, *options, env):
         """Run in a process of its own, because huggingface_hub reads HF_ENDPOINT when it is imported."""

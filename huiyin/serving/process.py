@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from subprocess import DEVNULL, PIPE, Popen, run
-from typing import Any, NamedTuple
+from subprocess import DEVNULL, PIPE, Popen
+from typing import IO, Any, NamedTuple
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
@@ -38,25 +38,24 @@ def program(name: str) -> list[str | Path]:
     return [sys.executable, Path(__file__).with_name(name)]
 
 
+def start(
+    command: list[str | Path], variables: Mapping[str, str], errors: IO[str], stdout: int = DEVNULL
+) -> Popen[bytes]:
+    """Start a child, which ends when we do. variables: its environment; errors: the file for its standard error."""
+    return Popen(command, env=variables, stdin=DEVNULL, stdout=stdout, stderr=errors, preexec_fn=end_with_parent)
+
+
 def save_tokenizer(base: Path, template: str, folder: Path, work: Path, variables: Mapping[str, str]) -> Path:
     """Save the tokenizer of `base` into `folder`, as LLaMA-Factory's `template` changes it; return the Modelfile that
     LLaMA-Factory writes for it, in the folder `work`. variables: the environment of the child, whose failure is a
     `UserError`."""
     modelfile, log = work / "Modelfile", work / "tokenizer.log"
     command = [*program("save_tokenizer.py"), base, template, folder, modelfile]
-    with open(log, "w", encoding="utf-8") as errors:
-        done = run(
-            command,
-            env=variables,
-            stdin=DEVNULL,
-            stdout=DEVNULL,
-            stderr=errors,
-            preexec_fn=end_with_parent,
-            check=False,
-        )
-    if killed := ended_by(done.returncode):
+    with open(log, "w", encoding="utf-8") as errors, start(command, variables, errors) as child:
+        child.wait()
+    if killed := ended_by(child.returncode):
         raise UserError(f"the process that saves the tokenizer {killed}")
-    if done.returncode:
+    if child.returncode:
         raise UserError(f"{base}: its tokenizer cannot be saved for the template {template}; the messages are in {log}")
     return modelfile
 
@@ -122,7 +121,7 @@ def do(
     with (
         open(log, "w", encoding="utf-8") as errors,
         Progress(name, sum(sizes[done:]), "rows") as progress,
-        Popen(command, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=errors, preexec_fn=end_with_parent) as child,
+        start(command, variables, errors, stdout=PIPE) as child,
     ):
         assert child.stdout is not None
         try:

@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from subprocess import DEVNULL, Popen
 
 from huiyin.common.errors import UserError
-from huiyin.serving.process import end_with_parent, ended_by
+from huiyin.serving.process import ended_by, start
 from huiyin.training.settings import Values
 
 POLL_SECONDS = 0.5
@@ -60,8 +59,7 @@ def run_program(
     settings.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is a subset of YAML without its pitfalls
     log = folder / "llamafactory.log"
     with open(log, "w", encoding="utf-8") as errors:
-        program = [*PROGRAM, command, settings]
-        child = Popen(program, env=variables, stdin=DEVNULL, stdout=DEVNULL, stderr=errors, preexec_fn=end_with_parent)
+        child = start([*PROGRAM, command, settings], variables, errors)
         try:
             while child.poll() is None:
                 time.sleep(POLL_SECONDS)
