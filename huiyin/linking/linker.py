@@ -9,10 +9,11 @@ reply and who talks with whom. A turn replies to whatever its messages reply to.
 `bench/train_linker.py` makes linker.txt and linker_second.txt; README.md beside them describes the training data.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -95,13 +96,25 @@ class Linker:
 
 def load(file: str, names: list[str]) -> "lightgbm.Booster":
     """Return the trees in `file`, beside this one, which must have been trained with the features `names`."""
-    import lightgbm  # takes half a second, and there may be nothing to decide
-
     path = Path(__file__).with_name(file)
-    model = lightgbm.Booster(model_file=path)
+    model = import_lightgbm().Booster(model_file=path)
     if model.feature_name() != names:
         raise AssertionError(f"{path} was trained with other features; run bench/train_linker.py to train it again")
     return model
+
+
+def import_lightgbm() -> Any:
+    """Return LightGBM, which takes half a second, so it is imported only when there is anything to decide. Where
+    scikit-learn and pandas are installed, it would load both, and take two seconds more."""
+    others = {"sklearn", "pandas"} - sys.modules.keys()
+    for name in others:
+        sys.modules[name] = None  # type: ignore[assignment]  # to import it fails, as if it were not there
+    try:
+        import lightgbm
+    finally:
+        for name in others:
+            del sys.modules[name]
+    return lightgbm
 
 
 def softmax(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
