@@ -13,7 +13,7 @@ import pytest
 from helpers import CLEAN, ROOT, run_script
 from llm_folder import arguments, chats, succeeded
 
-KILLS = 20
+KILLS = 12
 RESULTS = {"pair": "paired", "gen": "generated"}
 STAGES = list(RESULTS)
 
