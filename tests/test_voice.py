@@ -12,7 +12,7 @@ from helpers import receipt, run_script
 from huiyin.common.digests import sha256
 from huiyin.common.stage import Stage
 from huiyin.questions.messages import joiner
-from huiyin.serving import ask, process
+from huiyin.serving import process
 from huiyin.training.trained import Trained
 from huiyin.voice import models
 from huiyin.voice.losses import Loss, Measured, measure_losses, say
@@ -128,7 +128,7 @@ def test_the_merged_model_is_measured_only_if_it_is_made_of_this_adapter(exporte
 
 
 class ChildHere:
-    """ask.py in this process, which has torch loaded; it is as if we were killed when it has answered `rows` rows."""
+    """ask.py in this process; it is as if we were killed when it has answered `rows` rows."""
 
     returncode, rows = 0, 0
 
@@ -147,6 +147,8 @@ class ChildHere:
             answers.write(b'{"words": [1.0')
 
     def answer(self):
+        from huiyin.serving import ask  # loads torch, which not every worker needs
+
         ask.main(*map(str, self.files))
         yield "\n"
 
@@ -160,6 +162,8 @@ class ChildHere:
 @pytest.fixture
 def voice(demo, tmp_path, monkeypatch):
     """Measure the demo's model into a folder `out`; the run is killed after so many rows."""
+    from huiyin.serving import ask
+
     monkeypatch.setattr(process, "Popen", ChildHere)
     monkeypatch.setattr(ask, "print", ChildHere.printed, raising=False)
     target = shutil.copytree(demo[0] / "data/demo/10002", tmp_path / "10002")
