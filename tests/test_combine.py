@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from case_folders import MESSAGE, messages
-from helpers import run_script
+from helpers import EXAMPLES, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.stage import Ledger
 from plain_turns import plain_turns
@@ -102,7 +102,7 @@ def plain(history, chosen):
 
 
 @given(histories(), st.sampled_from(["seed", "default"]), st.sampled_from([15, combine.PART]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_random_histories_become_the_turns_of_the_contract(history, preset, part):
     assert combined(history, PRESETS[preset], part) == plain(history, PRESETS[preset])
 
