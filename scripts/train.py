@@ -74,6 +74,7 @@ def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
         epochs=given["num_train_epochs"],
         processes=world_size(),
         only_last=bool(given.get("mask_history")),
+        packed=bool(spare_tokens(given)),
     )
 
 
@@ -178,6 +179,8 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan, warning: str = "") -
         f"{f', threads {plan.threads}' if plan.threads else ''}"
         f", checkpointing {'used' if plan.checkpointing else 'not needed'}"
         f"{', Liger' if plan.liger else ''}{', base model in 4 bits' if plan.four_bit else ''}",
+        "padding": f"{plan.padding:.2f} tokens computed for each of the rows; shuffled it would be "
+        f"{plan.padding_shuffled:.2f}",
         "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} longer rows are split, "
         f"{plan.too_long:,} replies that do not fit are left out",
         "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
@@ -233,6 +236,7 @@ def train(args: argparse.Namespace, values: Values, training: Run, dataset: Data
     run_folder, plan = training.folder, training.plan
     held_out = (rows.held_out or rows.rows)[-PROMPTS:]
     variables = environment(args.gpu, args.cache, run_folder, plan.threads)
+    variables["ROWS_TOGETHER"] = str(plan.together)
     while True:
         attempt = training.attempts[-1]
         tried = {each["precision"] for each in training.attempts}

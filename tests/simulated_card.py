@@ -15,6 +15,8 @@ import torch
 from llamafactory.cli import main
 from transformers import Trainer
 
+from huiyin.training.launch import order_rows
+
 settings = Path(sys.argv[2])
 values = json.loads(settings.read_text(encoding="utf-8"))
 rows, step = int(os.environ.get("CARD_ROWS", 1000)), int(os.environ.get("CARD_STEP", 0))
@@ -30,5 +32,6 @@ def training_step(self, model, inputs, *others):
 
 
 Trainer.training_step = training_step
+order_rows(int(os.environ["ROWS_TOGETHER"]))
 settings.write_text(json.dumps({**values, "use_cpu": True, "bf16": False, "fp16": False}), encoding="utf-8")
 main()

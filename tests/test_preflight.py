@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -154,6 +155,7 @@ def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected)
         ([20], {}, None, (1, 1, 20)),
         ([5], {}, 8, (3, 1, 15)),  # not more rows than a step needs
         ([3], {"only_last": True}, None, (8, 2, 16)),
+        ([1], {"packed": True, "cutoff_len": 160}, None, (4, 1, 16)),  # 4 rows to a row
         ([1], {"batch": 6, "processes": 2}, None, (1, 6, 6)),
         ([1], {"batch": 5, "processes": 2}, None, (2, 2, 4)),
         ([3], {"processes": 3}, None, (2, 3, 18)),
@@ -165,13 +167,23 @@ def test_a_step_counts_replies(nvml, tmp_path, replies, options, fixed, expected
         nvml, tmp_path, H100, lengths=[40] * 8, replies=replies, settings=Settings(micro_batch=fixed), **options
     )
     assert (chosen.micro_batch, chosen.accumulation, chosen.replies) == expected
-    assert chosen.steps == math.ceil(8 / chosen.rows)
+    assert chosen.steps == math.ceil((2 if options.get("packed") else 8) / chosen.rows)
 
 
 def test_rows_that_are_split_or_left_out_count_as_they_are_learnt(nvml, tmp_path):
     """Of 1,200 and 200 tokens with two replies each, in 1,024: three rows; a reply of 1,100 tokens is not learnt."""
     chosen = plan(nvml, tmp_path, H100, lengths=(1200, 200, 1100), replies=(2, 2, 1), batch=4)
     assert (chosen.rows, chosen.replies, chosen.steps) == (3, 4, 1)
+
+
+def test_rows_of_like_length_together_are_computed_with_less_padding(nvml, tmp_path):
+    """Of rows of 80 and 240 tokens, half each: shuffled, most micro-batches of eight would have one of 240."""
+    chosen, single = (
+        plan(nvml, tmp_path, H100, lengths=(80, 240) * 64, settings=Settings(micro_batch=size)) for size in (None, 1)
+    )
+    assert chosen.together == 8 and (chosen.padding, chosen.padding_shuffled) == (1, 1.5)
+    assert single.padding == single.padding_shuffled == 1
+    assert chosen.hours == single.hours
 
 
 def test_a_smaller_micro_batch_keeps_the_rows_per_step(nvml, tmp_path):
@@ -404,6 +416,7 @@ def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "found      device NVIDIA GeForce RTX 3060\n" in output
     assert "chosen     bf16, micro-batch 2 x 8 = 16 rows, about 16 replies per step, checkpointing used\n" in output
+    assert re.search(r"padding    1\.\d\d tokens computed for each of the rows; shuffled it would be 1\.\d\d\n", output)
     assert "cutoff     1,024 tokens, 1 longer rows are split, 1 replies that do not fit are left out\n" in output
     assert "predicted  peak 6.7 GiB, roughly 0.0 hours\n" in output
 

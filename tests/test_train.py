@@ -12,6 +12,8 @@ from helpers import CLEAN
 from hub_server import Hub
 from huiyin.common.progress import Progress
 from huiyin.training import base
+from huiyin.training.rows import read_dataset
+from huiyin.training.template import Encoding
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 from scripts import train
 from training_folder import RESULTS, Training, train_on_card
@@ -40,6 +42,10 @@ def test_the_shipped_settings_are_known_to_llamafactory(trained):
     assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
     [attempt] = receipt["attempts"]
     assert (attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) == ("fp32", 2, 0)
+    rows = read_dataset(trained.path / "generated").measure(Encoding("qwen", trained.tiny), 0).rows
+    *_, last = (trained.path / "trained/trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+    computed = json.loads(last)["total_tokens"] / sum(row.tokens() for row in rows)
+    assert computed == pytest.approx(attempt["padding"], rel=0.01) and computed < 0.9 * attempt["padding_shuffled"]
     used = json.loads((trained.path / "trained/train.yaml").read_text(encoding="utf-8"))
     assert used["dataset_dir"] == str(trained.path / "trained/.run/dataset")  # deleted with .run
     assert receipt["ledger"]["dropped"] == {"too_long": 0}
@@ -125,7 +131,7 @@ def test_a_dry_run_tells_whether_it_fits_and_stops(training):
     done = training.run("--dry-run")
     assert done.returncode == 0, done.stderr
     *lines, warning = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["found", "rows", "chosen", "cutoff", "predicted"]
+    assert [line.split()[1] for line in lines] == ["found", "rows", "chosen", "padding", "cutoff", "predicted"]
     assert re.fullmatch(
         r"preflight: chosen     fp32, micro-batch 2 x \d = \d+ rows, about 1\d replies per step, .*", lines[2]
     )

@@ -108,6 +108,12 @@ def test_each_step_has_the_rows_that_it_has_with_one_process(processes, size):
                 assert len(set(together.values())) == 1  # so that the mean over the words is the same
 
 
+def test_rows_of_like_length_stay_together_in_each_process():
+    groups = [[3 * group, 3 * group + 1, 3 * group + 2] for group in range(24)]
+    shares = [divide(groups, 2, 4, process) for process in range(4)]
+    assert sorted(batch for share in shares for batch in share) == groups
+
+
 LAUNCHER = """
 import os, subprocess, sys
 {first}
@@ -279,7 +285,7 @@ def test_what_is_lost_when_the_settings_change_is_said(training, interrupted):
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"asked": "this", "attempts": [{"precision": "bf16"}]}'])
 def test_without_a_whole_plan_there_is_none(tmp_path, content):
-    plan = Plan("bf16", 4, 1, False, False, False, 512, 0, 0, 4.0, 100, 1e9, float("nan"))
+    plan = Plan("bf16", 4, 1, False, False, False, 512, 0, 0, 4.0, 100, 4, 1.0, 1.2, 1e9, float("nan"))
     (tmp_path / "done").touch()
     before = Run(tmp_path, "this")
     before.add(plan)

@@ -5,8 +5,9 @@
 For several cards it starts torchrun, and that the workers, each in a session of its own: after the end of the first the
 others would go on beside our next run, on full cards. So Linux kills each when its parent ends.
 
-The workers divide the rows so that each step has the rows that it has with one process. Accelerate would fill up the
-last batches of an epoch with rows that were there already.
+The rows of each epoch are in an order in which those of like length stand together (order.py), as many as
+ROWS_TOGETHER says. The workers divide them so that each step has the rows that it has with one process. Accelerate
+would fill up the last batches of an epoch with rows that were there already.
 """
 
 import json
@@ -21,8 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from huiyin.serving.process import end_with_parent
-
-Batch = list[int]  # rows of the dataset
+from huiyin.training.order import Batch, together
 
 
 def load_in_32_bits() -> None:
@@ -55,10 +55,15 @@ def divide(batches: list[Batch], accumulation: int, processes: int, process: int
     for start in range(0, len(rows), size * accumulation * processes):
         step = rows[start : start + size * accumulation * processes]
         whole = len(step) < processes and len(step) <= size * accumulation
-        share = step if whole else step[process::processes] or step[:1]
+        share = step if whole else piece(step, processes, process) or step[:1]
         number = math.ceil((len(step) if whole else math.ceil(len(step) / processes)) / size)
-        own += [share[index::number] or share[:1] for index in range(number)]
+        own += [piece(share, number, index) or share[:1] for index in range(number)]
     return own
+
+
+def piece(rows: Batch, number: int, index: int) -> Batch:
+    """Return one of so many pieces of `rows` of about the same size: rows that stand together stay so."""
+    return rows[len(rows) * index // number : len(rows) * (index + 1) // number]
 
 
 def divide_rows(accumulation: int) -> None:
@@ -76,11 +81,25 @@ def divide_rows(accumulation: int) -> None:
     BatchSamplerShard.__iter__, BatchSamplerShard.__len__ = batches, number
 
 
+def order_rows(size: int) -> None:
+    """Let the rows of each epoch be in the order of `together`, in groups of `size`."""
+    from accelerate.data_loader import SeedableRandomSampler
+
+    shuffle = SeedableRandomSampler.__iter__
+
+    def ordered(sampler: SeedableRandomSampler) -> Iterator[int]:
+        lengths = [len(tokens) for tokens in sampler.data_source["input_ids"]]
+        yield from together(list(shuffle(sampler)), lengths, size)
+
+    SeedableRandomSampler.__iter__ = ordered
+
+
 if __name__ == "__main__":
     end_with_parent()
     values = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
     if not (values.get("bf16") or values.get("fp16")):
         load_in_32_bits()
+    order_rows(int(os.environ.get("ROWS_TOGETHER", 1)))
     from llamafactory import launcher
 
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from random import Random
 from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
@@ -13,13 +14,13 @@ from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast1, From1To1000
 from huiyin.training.card import Card
 from huiyin.training.memory import GIB, Shape, peak_bytes
+from huiyin.training.order import computed, padded, together
 from huiyin.training.processor import Processor
 from huiyin.training.rows import Measured
 
 MICRO_BATCHES = [8, 4, 2, 1]
 NEAR = 1 / 5  # of the replies per step: so far a larger micro-batch may miss them
 SHORTER = [768, 512, 384, 256]  # tokens of a row, if cutoff_len does not fit
-PADDED_TO = 8
 LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that make a concession possible
 FLOPS_PER_TOKEN = 6  # per parameter: forward, backward through frozen weights, and forward again for checkpointing
 EFFICIENCY = 0.8  # share of the single-precision peak; tensor cores make up for other losses
@@ -56,6 +57,9 @@ class Plan:
     too_long: int  # replies that are longer alone, with their prompt and the system text
     replies: float  # per step, on average
     steps: int  # per epoch
+    together: int  # rows of like length; a smaller micro-batch after an out-of-memory error divides them
+    padding: float  # tokens that are computed, per token of the rows
+    padding_shuffled: float  # the same if rows of any length stood together
     peak: float  # bytes
     hours: float
     threads: int | None = None  # of the processor; None: the training runs on a card
@@ -111,6 +115,7 @@ class Work:
     epochs: float
     processes: int = 1
     only_last: bool = False  # of the replies of a row is learnt
+    packed: bool = False  # LLaMA-Factory fills rows of cutoff_len tokens with those of the dataset
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -126,12 +131,15 @@ class Work:
         """Return what there is to learn from if the rows are fitted into `cutoff_len`."""
         parts = [(row, *part) for row in self.rows for part in row.learnt(cutoff_len)]
         replies = len(parts) if self.only_last else sum(stop - start for _, start, stop in parts)
-        return Learnt([row.tokens(start, stop) for row, start, stop in parts], replies)
+        lengths = [row.tokens(start, stop) for row, start, stop in parts]
+        if self.packed:
+            lengths = [cutoff_len] * math.ceil(sum(lengths) / cutoff_len)
+        return Learnt(lengths, replies)
 
     def tokens_of(self, micro_batch: int, cutoff_len: int) -> int:
         """Return the tokens of the largest micro-batch: every row as long as the longest, padded."""
-        longest = min(max(self.lengths), cutoff_len)
-        return micro_batch * -(-longest // PADDED_TO) * PADDED_TO
+        longest = cutoff_len if self.packed else min(max(self.lengths), cutoff_len)
+        return micro_batch * padded(longest)
 
     def steps(self, learnt: "Learnt", fixed: int | None) -> list[Step]:
         """Return the steps to try, those with the largest micro-batch first. `fixed`: the micro-batch, if it is.
@@ -160,12 +168,14 @@ class Work:
         four_bit, cutoff_len, liger = concession
         learnt = self.learnt(cutoff_len)
         rows_cut, too_long = (sum(length > cutoff_len for length in part) for part in (self.lengths, self.alone))
-        tokens = sum(learnt.lengths) * self.epochs
+        padding_shuffled, padding = learnt.padding(step.micro_batch)
+        tokens = padding * sum(learnt.lengths) * self.epochs
         hours = FLOPS_PER_TOKEN * self.shape.parameters * tokens / flops / 3600 if flops else float("nan")
         rows = step.rows * self.processes
         return Plan(
             *(precision, step.micro_batch, step.accumulation * self.processes, checkpointing, liger, four_bit),
             *(cutoff_len, rows_cut, too_long, rows * learnt.mean_replies, math.ceil(len(learnt.lengths) / rows)),
+            *(step.micro_batch, padding, padding_shuffled),
             *(peak, hours, threads),
         )
 
@@ -181,6 +191,13 @@ class Learnt:
     def mean_replies(self) -> float:
         """The replies per row; 1 if there is no row."""
         return self.replies / len(self.lengths) if self.lengths else 1.0
+
+    def padding(self, micro_batch: int) -> tuple[float, float]:
+        """Return the tokens that are computed in an epoch, per token of the rows: shuffled, and then ordered."""
+        shuffled = Random(0).sample(range(len(self.lengths)), len(self.lengths))  # as good as that of any epoch
+        orders = shuffled, together(shuffled, self.lengths, micro_batch)
+        before, after = (computed(order, self.lengths, micro_batch) / max(1, sum(self.lengths)) for order in orders)
+        return before, after
 
 
 def installed() -> dict[str, bool]:
