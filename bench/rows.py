@@ -1,6 +1,6 @@
 """Which rows should a model learn from? The replies of a character of Shakespeare's, made into rows in four ways.
 
-    PYTHONPATH=. python bench/rows.py FOLDER [--target falstaff] [--ways thread time alone repeated earlier] [--gpu none]
+    PYTHONPATH=. python bench/rows.py FOLDER [--target falstaff] [--ways thread time ...] [--gpu none]
 
 thread: conversations, as gen makes them; time: conversations by time alone; alone: without history; repeated: with the
 three replies before in the history of each row, where they are learnt again, and so up to four times; earlier: the same
@@ -22,8 +22,6 @@ from types import SimpleNamespace
 
 import yaml
 
-from project import copy_project
-
 from huiyin.common.tables import PAIR, TURNS, read_records, scan_table
 from huiyin.questions.conversations import order, with_threads
 from huiyin.questions.dataset import row_of, training_rows
@@ -33,6 +31,7 @@ from huiyin.training.llamafactory import environment
 from huiyin.training.rows import read_dataset
 from huiyin.training.template import Encoding
 from huiyin.voice.interval import ratio_interval
+from project import copy_project
 
 WAYS = ["thread", "time", "alone", "repeated", "earlier"]
 PLAYS = "henry_iv_part_1 henry_iv_part_2 merry_wives_of_windsor hamlet"
