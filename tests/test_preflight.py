@@ -96,7 +96,7 @@ def work(tmp_path, config=QWEN, lengths=(1100, 900, 300, 200), replies=(1,), cut
     rows = []
     for length, count in zip(lengths, itertools.cycle(replies)):
         each = [length // count] * count
-        rows.append(Measured("", [("", "")] * count, [True] * count, each, each, 0))
+        rows.append(Measured("", [("", "")] * count, each, each, 0))
     return Work(shape, rows, shape.lora_parameters(8, ["all"]), batch, cutoff_len, 3.0, **options)
 
 
