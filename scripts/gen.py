@@ -181,7 +181,7 @@ def read_inputs(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], l
     pairs, unpaired = (read_records(file, kind, MADE_BY) for file, kind in zip(files, (PAIR, UNPAIRED), strict=True))
     if not pairs and not unpaired:
         raise UserError(f"{args.paired}: no turns to make a dataset of")
-    turns = scan_table(path, TURNS, TURNS_BY).collect()
+    turns = scan_table(path, TURNS, TURNS_BY).drop("times", "mentioned").collect()  # the linker alone needs these
     newest = max([*pairs, *unpaired], key=time_of)["turn_id"]
     ids = [line["turn_id"] for line in unpaired]
     named = {turn_id for line in pairs for turn_id in (line["turn_id"], line["prompt_turn_id"])}
