@@ -46,6 +46,10 @@ def test_what_has_no_partner_follows_by_time_alone():
     assert found([sample(10, 0, 4), sample(11, 1, 1), sample(12, 2, 5)]) == [[10, 11, 12]]
 
 
+def test_two_partners_one_after_the_other_are_two_conversations():
+    assert found([sample(10, 0, 0), sample(11, 1, 1), sample(12, 2)]) == [[10], [11, 12]]
+
+
 def test_whole_conversations_are_joined_by_time_not_torn():
     samples = [sample(10, 0, 0), sample(11, 1, 1), sample(12, 2, 2), sample(13, 4)]
     assert found(samples) == [[11], [10, 12, 13]]
