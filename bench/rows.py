@@ -43,7 +43,7 @@ def prepare(project, target):
     """Make the dataset with its held-out rows, and the base model."""
     copy_project(project)
     gen = project / "config/showcase/gen.yaml"
-    gen.write_text("fill: false\neval_share: 0.2\n", encoding="utf-8")
+    gen.write_text("preset: seed\nfill: false\neval_share: 0.2\n", encoding="utf-8")
     words = ["CONFIG=showcase", "RUN_IN=host", "GPU=none", f"TARGET={target}", f"plays={PLAYS}"]
     goals = [DATA / target / "generated/receipt.json", "data/smollm2/receipt.json"]
     subprocess.run(["make", *goals, *words], cwd=project, check=True)
