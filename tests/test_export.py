@@ -180,7 +180,7 @@ def test_the_exported_model_can_be_talked_to(exported, monkeypatch):
     before = len(exported.asked())
     monkeypatch.setattr(sys, "stdin", io.StringIO("在吗？\n\n吃了吗\n/reset\n再见\n"))
     options = ["--config", exported.path / "chat.yaml", "--export", exported.path / "export.yaml"]
-    talk = run_script("tools/chat", exported.folder, *options)
+    talk = run_script("tools/chat", exported.folder, "--generated", exported.target / "generated", *options)
     assert (talk.returncode, talk.stderr) == (0, "")
     bodies = exported.asked()[before:]
     assert [len(body["messages"]) for body in bodies] == [1, 3, 1]
