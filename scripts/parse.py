@@ -2,32 +2,48 @@
 
     python scripts/parse.py data/demo/decrypted/nt_msg.db --config config/parse.yaml --out data/demo/parsed
 
-The source is a decrypted nt_msg.db, its group_msg_table as DB Browser for SQLite exports it to JSON, or a CSV of five
-columns: group id, time, nickname, user id, fragments.
+The source is a decrypted nt_msg.db, or the export of a chat by another program, a file or a folder; docs/sources.md
+says of which. What it is, its content tells.
 """
 
 from __future__ import annotations
 
 import huiyin.common.starting  # noqa: F401
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from huiyin.common.characters import skip_bom
 from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
 from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
 
+if TYPE_CHECKING:
+    from huiyin.sources.detect import Found
+
 RESULTS = 2  # to be raised when the same input gives another result
 EPOCH = date(1970, 1, 1)
+GIVE = "give a decrypted nt_msg.db, or the export of a chat by another program"
+SOURCE_ID = "source_id"  # a column that only the exports of other programs have
+Format = Literal[
+    "auto",
+    "qce",
+    "chatlab",
+    "weflow",
+    "telegram",
+    "old_qq",
+    "wechat_csv",
+    "weq",
+    "discord",
+    "csv",
+    "db_browser",
+]
 Placeholder = Literal[
     "image", "file", "voice", "video", "face", "wallet", "ark", "market_face", "markdown", "forward", "call"
 ]
@@ -42,6 +58,9 @@ class Settings:
     until: date | None = None
     leave_out: list[str] = field(default_factory=list)
     skip_bad_lines: bool = False
+    zone: str = ""
+    group: str = ""
+    format: Format = "auto"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "seed": {"faces": "none"}}
 
@@ -51,26 +70,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     noted_argument(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
+    check_zone(settings.zone, args.config)
     filtered = filter_reason(settings)
-    if not need(args.source, "give a decrypted nt_msg.db, its export to JSON, or a CSV").stat().st_size:
+    if not args.source.is_dir() and not need(args.source, GIVE).stat().st_size:
         raise UserError(f"{args.source}: is empty; export or copy it again")
     from huiyin.sources.csv_file import write_csv  # loads polars, after the checks of the arguments
+    from huiyin.sources.detect import detect
 
-    with Stage("parse", args.out, RESULTS, packages=["polars", "protobuf", "ijson"]) as stage:
+    with Stage("parse", args.out, RESULTS, packages=["polars", "protobuf", "ijson"]) as stage, ExitStack() as files:
         stage.use(args.config, settings)
         stage.after(args.noted)
-        stage.stop_if_done(args.source)
-        with unchanged(args.source):
-            rows, report, bad_lines = read_source(stage, args.source, settings)
+        found = detect(args.source, settings.format)
+        stage.stop_if_done(*found.files)
+        for path in found.files:
+            files.enter_context(unchanged(path))
+        rows, report = read_source(stage, found, settings, args.config)
+        files.close()
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
         duplicate = pl.when(pl.col("copy_of").is_not_null()).then(pl.lit("duplicate"))
         rows = rows.with_columns(dropped=pl.coalesce(pl.col("dropped").cast(pl.String), filtered, duplicate))
         stage.ledger.dropped.update(dict(rows["dropped"].drop_nulls().value_counts().iter_rows()))
-        if bad_lines:
-            stage.ledger.dropped["bad_line"] = bad_lines
-        stage.ledger.read = rows.height + bad_lines
+        stage.ledger.read = rows.height
 
         messages = to_messages(rows)
         del rows  # writing the result takes memory too
@@ -83,65 +105,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(messages, stage.output("messages.csv"))
 
 
-def read_source(stage: Stage, path: Path, settings: Settings) -> tuple[pl.DataFrame, dict[str, Any], int]:
-    """Return (rows, what the receipt says of them, number of bad lines) of the history at `path`.
+def check_zone(zone: str, config: Path) -> None:
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(zone or "UTC")
+    except (ValueError, OSError):
+        raise UserError(f"{config}: zone: no such zone {zone!r}; write a name such as Asia/Shanghai") from None
+
+
+def read_source(stage: Stage, found: Found, settings: Settings, config: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return the rows of a history, and what the receipt says of them.
 
     rows: a frame with the columns of messages.parquet, `time` in seconds, and also `dropped` (the reason, null if there
     is none) and `copy_of` (the id of the message that this one repeats, or null). Only the reader in use is imported.
     """
-    bad_lines, name_faces = 0, settings.faces == "names"
-    if path.suffix == ".db":
+    name_faces = settings.faces == "names"
+    if found.format == "database":
         from concurrent.futures import ThreadPoolExecutor
 
         from huiyin.sources.database import read_history
 
         with ThreadPoolExecutor(1) as hashing:
-            digest = hashing.submit(sha256, path)
-            rows, report = read_history(path, settings.placeholders, name_faces)
-            stage.input(path, digest.result())
-        return rows, report, bad_lines
-    if path.suffix not in (".json", ".jsonl", ".csv"):
-        raise UserError(f"{path}: not a kind of history known here; it must be *.db (QQNT), *.json or *.csv")
-    with Hashed(path) as file:
-        if path.suffix == ".csv":
-            from huiyin.sources.csv_file import read_csv
+            digest = hashing.submit(sha256, found.path)
+            rows, report = read_history(found.path, settings.placeholders, name_faces)
+            stage.input(found.path, digest.result())
+        return rows, report
+    from huiyin.sources.export import Source, read_export
 
-            rows, report, bad_lines = read_csv(path, file, settings.skip_bad_lines)
-        else:
-            from huiyin.sources.browser_json import read_export
-
-            rows, report = read_export(path, file, settings.placeholders, name_faces)
-    stage.input(path, file.digest.hexdigest())
-    return rows, report, bad_lines
-
-
-class Hashed:
-    """A file opened for reading bytes from start to end, but for a byte order mark, which computes its sha256 and shows
-    the progress."""
-
-    def __init__(self, path: Path):
-        self.path, self.digest = path, hashlib.sha256()
-
-    def __enter__(self) -> Hashed:
-        self.file = open(self.path, "rb")
-        self.progress = Progress("parse", self.path.stat().st_size, "B", bytes=True)
-        self.passed(skip_bom(self.file))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.progress.__exit__(*error)
-
-    def read(self, size: int = -1) -> bytes:
-        return self.passed(self.file.read(size))
-
-    def __iter__(self) -> Iterator[bytes]:
-        return map(self.passed, self.file)
-
-    def passed(self, content: bytes) -> bytes:
-        self.digest.update(content)
-        self.progress.add(len(content))
-        return content
+    source = Source(found, settings.zone, settings.group, settings.skip_bad_lines, config)
+    rows, report = read_export(source, name_faces, settings.placeholders)
+    for path in found.files:
+        stage.input(path, source.digests.get(path))
+    for note in source.notes:
+        print(f"parse: {note}", flush=True)
+    return rows, report
 
 
 def filter_reason(settings: Settings) -> pl.Expr:
@@ -159,7 +157,7 @@ def filter_reason(settings: Settings) -> pl.Expr:
 
 
 def check_groups(groups: list[str], rows: pl.DataFrame, path: Path) -> None:
-    existing = rows["group_id"].unique().sort()
+    existing = rows.filter(pl.col("dropped").is_null())["group_id"].unique().sort()
     for group in groups:
         if group not in existing:
             some = ", ".join(existing.head(10)) + (", ..." if len(existing) > 10 else "")
@@ -171,7 +169,8 @@ def to_messages(rows: pl.DataFrame) -> pl.DataFrame:
     kept = rows.select(*MESSAGES_ORDER, "dropped").with_row_index("row").filter(pl.col("dropped").is_null())
     order = kept.drop("dropped").sort(MESSAGES_ORDER, nulls_last=False)["row"]
     time = (pl.col("time") * 1000).cast(schema(MESSAGES)["time"])
-    return rows.select(MESSAGES.keys())[order].with_columns(time)
+    also = [SOURCE_ID] if SOURCE_ID in rows.columns else []
+    return rows.select(*MESSAGES, *also)[order].with_columns(time)
 
 
 if __name__ == "__main__":

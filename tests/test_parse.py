@@ -21,9 +21,11 @@ from huiyin.common.stage import sha256
 from huiyin.common.tables import MESSAGES, schema
 from huiyin.qqnt.body import MENTION, TEXT, BodyReader
 from huiyin.qqnt.qqnt_pb2 import Body, Element
-from huiyin.sources.browser_json import Shallow, json_chunks
-from huiyin.sources.csv_file import csv_chunks, to_id, write_csv
+from huiyin.sources.browser_json import json_chunks
+from huiyin.sources.csv_file import csv_records, to_id, write_csv
+from huiyin.sources.files import Shallow
 from huiyin.sources.history import to_chunk
+from huiyin.sources.record import BAD_LINE
 from scripts.demo.history import START, history
 
 COUNT = 1500  # messages of the sample
@@ -212,8 +214,9 @@ def test_reading_back_gives_the_same_whatever_the_characters(tmp_path):
         path = tmp_path / "messages.csv"
         write_csv(frame.with_columns((pl.col("time") * 1000).cast(TYPES["time"])), path)
         with open(path, "rb") as file:
-            back = pl.concat(csv_chunks(path, file, None))
-        assert back.select(FIVE).to_dicts() == frame.select(FIVE).to_dicts()
+            back = list(csv_records(path, file, skip_bad_lines=False))
+        values = [(of.room, of.time, of.name, of.sender, [text for _, text in of.parts]) for of in back]
+        assert values == frame.select(FIVE).rows()
 
     check()
 
@@ -256,17 +259,17 @@ PIECES += [b'1001,2022-08-14T10:12:18Z,"a\n",1,"[\'x\', ""y""]"\r\n']
 @given(st.lists(st.binary(max_size=60) | st.text(max_size=40).map(str.encode) | st.sampled_from(PIECES), max_size=8))
 def test_no_line_raises_anything_but_a_user_error(pieces):
     lines = [line + b"\n" for line in b"".join(pieces).split(b"\n")]
-    bad = []
     try:
         b"".join(pieces).decode()
     except UnicodeDecodeError:
-        bad = None  # another encoding is refused, whatever the setting
+        bad = True  # another encoding is refused, whatever the setting
     else:
-        frames = list(csv_chunks("chat.csv", lines, bad))
-        assert sum(frame.height for frame in frames) + len(bad) <= len(lines)
-    if bad != []:
+        records = list(csv_records("chat.csv", lines, skip_bad_lines=True))
+        bad = BAD_LINE in records
+        assert len(records) <= len(lines)
+    if bad:
         with pytest.raises(UserError):
-            list(csv_chunks("chat.csv", lines, None))
+            list(csv_records("chat.csv", lines, skip_bad_lines=False))
 
 
 # ---- JSON
@@ -280,17 +283,19 @@ def without(*columns):
 
 
 AGAIN = "export the table again with DB Browser 3.12 or newer"
-NO_EXPORT = "not an export of group_msg_table but an object with the keys"
+NO_EXPORT = "no export of a chat that is known here but JSON with"
+SEE = "see docs/sources.md"
 
 
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ({"metadata": {}, "messages": [{"id": "1"}]}, f"{NO_EXPORT} 'metadata', 'messages'; {AGAIN}"),
-        ([{"id": "1", "content": {}}], f"row 1 is no row of group_msg_table; it has the keys 'id', 'content'; {AGAIN}"),
+        ({"metadata": {}, "messages": [{"id": "1"}]}, f"{NO_EXPORT} the keys 'metadata', 'messages'; {SEE}"),
+        ([{"id": "1", "content": {}}], f"{NO_EXPORT} the keys 'id', 'content'; {SEE}"),
         ([ROW, "secret"], f"row 2 is not an object but text; {AGAIN}"),
-        ([None], f"row 1 is not an object but null; {AGAIN}"),
-        ("secret", f"not an array of rows but text; {AGAIN}"),
+        ([ROW, {"id": 1}], f"row 2 is no row of group_msg_table; it has the keys 'id'; {AGAIN}"),
+        ([None], f"{NO_EXPORT} no keys; {SEE}"),
+        ("secret", f"{NO_EXPORT} no keys; {SEE}"),
         ([without(40003, 40020, 40033)], f"row 1 has no column 40003, 40033 or 40020; {AGAIN}"),
         ([ROW, without(40021, 40027)], f"row 2 has no column 40021 or 40030 or 40027; {AGAIN}"),
         (
@@ -328,7 +333,8 @@ def test_truncated_json_is_refused(tmp_path, end):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '[{"40001": 1}, ' + '[{"a": ' * 50_000])
 def test_json_too_deep_for_its_parser_is_refused(tmp_path, content):
-    assert_refused(write(tmp_path / "chat.json", content), f"chat.json: more than 1,000 lists in one another; {AGAIN}")
+    line = "chat.json: more than 1,000 lists in one another; export it again"
+    assert_refused(write(tmp_path / "chat.json", content), line)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
@@ -342,10 +348,10 @@ def test_brackets_in_texts_are_no_lists(size):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ('[{"40090": "sec\x01ret"}]', "lexical error: invalid character inside string, after row 0"),
+        (b'[{"40001": 1, "40090": "sec\x01ret"}]', "lexical error: invalid character inside string, after row 0"),
         (f"[{json.dumps(ROW)}] [secret]", "parse error: trailing garbage, after row 1"),
-        (b'[{"40090": "\xff"}]', "lexical error: invalid bytes in UTF8 string, after row 0"),
-        ('[{"40001": 1e9999999999999999999}]', "a number that is too large, after row 0"),
+        (b'[{"40001": 1, "40090": "\xff"}]', "lexical error: invalid bytes in UTF8 string, after row 0"),
+        ('[{"40003": 1, "40001": 1e9999999999999999999}]', "a number that is too large, after row 0"),
     ],
 )
 def test_what_is_wrong_with_json_is_told_without_quoting_it(tmp_path, content, what):
@@ -394,18 +400,18 @@ EMPTY = "no message left (read 0, written 0, dropped 0); see out.yaml"
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("nt_msg.db", None, ": no such file; give a decrypted nt_msg.db, its export to JSON, or a CSV"),
-        ("chat.txt", "hello", ": not a kind of history known here; it must be *.db (QQNT), *.json or *.csv"),
+        ("nt_msg.db", None, ": no such file; give a decrypted nt_msg.db, or the export of a chat by another program"),
+        ("chat.txt", "hello", f": no known form of a history in text; {SEE}"),
         (
             "encrypted.db",
             "SQLite header 3\0" * 600,
             ": cannot be read (file is not a database); if it is encrypted, decrypt it first",
         ),
-        ("lines.jsonl", '{"id": "1", "sender": {}}\n' * 2, f": {NO_EXPORT} 'id', 'sender'; {AGAIN}"),
+        ("lines.jsonl", '{"id": "1", "sender": {}}\n' * 2, f": {NO_EXPORT} the keys 'id', 'sender'; {SEE}"),
         (
             "chat.csv",
             f"{LINE}1001,2022,".encode() + b"\xd0",
-            " line 2: not UTF-8; save the file as UTF-8 text",
+            ": neither UTF-8 nor GB18030 text; export it again, or save it as UTF-8",
         ),
         (
             "chat.csv",
@@ -418,7 +424,7 @@ EMPTY = "no message left (read 0, written 0, dropped 0); see out.yaml"
             f": row 1: 40003 is a number too large for the table; {AGAIN}",
         ),
         ("empty.csv", "", ": is empty; export or copy it again"),
-        ("blank.csv", "\n", f": {EMPTY}"),
+        ("blank.csv", "\n", f": no known form of a history in text; {SEE}"),
         ("empty.json", "[]", f": {EMPTY}"),
         ("empty.json", "null", f": {EMPTY}"),
     ],
@@ -430,9 +436,12 @@ def test_what_is_no_history_is_refused(tmp_path, name, content, line):
     assert_refused(source, f"{name}{line}")
 
 
-def test_another_encoding_is_no_bad_line(tmp_path):
+def test_a_csv_in_another_encoding_is_read_and_that_is_said(tmp_path):
     source = write(tmp_path / "chat.csv", (LINE + LINE.replace("x", "退潮了")).encode("gb18030"))
-    assert_refused(source, "chat.csv line 2: not UTF-8; save the file as UTF-8 text", "skip_bad_lines: true")
+    done = parse(source, tmp_path / "out")
+    assert_parsed(done, tmp_path / "out", 2)
+    assert result(tmp_path / "out")["fragments"].to_list() == [["x"], ["退潮了"]]
+    assert done.stdout.startswith("parse: chat.csv is read as gb18030\n")
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
@@ -495,7 +504,7 @@ def test_a_view_is_not_asked(decrypted, tmp_path):
         (
             "colour: red",
             "out.yaml: unknown setting 'colour'; known are: preset, faces, placeholders, groups, since, until, "
-            "leave_out, skip_bad_lines",
+            "leave_out, skip_bad_lines, zone, group, format",
         ),
     ],
 )

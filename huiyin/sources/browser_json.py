@@ -8,45 +8,46 @@ query in their own ways, see `to_body`, and may name a column `hex("40800")`.
 import base64
 import re
 import reprlib
-import sys
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ijson
 import polars as pl
 
-from huiyin.common.characters import skip_bom
 from huiyin.common.errors import UserError
 from huiyin.common.workers import cores, workers
 from huiyin.qqnt.body import ELEMENT_TAG
+from huiyin.sources.files import JSON_TYPES, json_items
 from huiyin.sources.frames import CHUNK
 from huiyin.sources.history import BODY, COLUMNS, COMPANIONS, NUMBERS, missing_columns, to_chunk, to_history
 
+if TYPE_CHECKING:
+    from huiyin.sources.detect import Head
+
 COLUMN = re.compile(r'(?:(?:hex|base64)\(["\[]?)?(\d+)(?:["\]]?\))?', re.ASCII | re.IGNORECASE)
 HEX = re.compile(r"(?:0x|\\x|x')?([0-9a-f]+)'?", re.IGNORECASE)
-JSON_TYPES = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    Decimal: "a number",
-    list: "a list",
-    dict: "an object",
-}
 NUMBER_COLUMNS = set(NUMBERS.values())
 CHAT_TYPE, GROUP = "40010", 2
 EXACT_IN_A_DOUBLE = 1 << 53
-MOST_KEYS = 12
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)', re.DOTALL)  # the group is empty where the end is missing
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-DEEPEST = 1000  # lists in lists: ijson takes seconds for 20,000, and crashes at 100,000
 AGAIN = "export the table again with DB Browser 3.12 or newer"
 
 
-def read_export(
+def recognizes(head: "Head") -> bool:
+    """An array of rows with at least one of the columns; an empty table is `[]` or `null`."""
+    if not head.keys:
+        return False
+    of_row = (COLUMN.fullmatch(key.removeprefix("item.")) for key in head.keys if key.startswith("item."))
+    return any(column and int(column[1]) in COLUMNS for column in of_row) or is_empty(head)
+
+
+def is_empty(head: "Head") -> bool:
+    return list(head.keys.values()) == [None] or (head.keys == {"": "start_array"} and "" in head.ended)
+
+
+def read_table(
     path: Path, file: Any, placeholders: Iterable[str], name_faces: bool
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do."""
@@ -65,68 +66,16 @@ def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
         yield chunk
 
 
-class Shallow:
-    """The bytes of a file of JSON with at most DEEPEST lists and objects in one another; `UserError` for more."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self.path, self.file, self.depth, self.in_string = path, file, 0, False
-
-    def read(self, size: int = -1) -> bytes:
-        whole = self.file.read(size)
-        while whole.endswith(b"\\") and (more := self.file.read(1)):  # so that no escape is torn
-            whole += more
-        self.check(whole)
-        return whole
-
-    def check(self, content: bytes) -> None:
-        parts = STRING.split(b'"' * self.in_string + content)  # what is no string, and its ends, in turn
-        self.in_string = len(parts) > 1 and not parts[-2]
-        brackets = b"".join(parts[::2]).translate(None, NO_BRACKETS)
-        for opens in (bracket in b"[{" for bracket in brackets):
-            self.depth += 1 if opens else -1
-            if self.depth > DEEPEST:
-                raise UserError(f"{self.path}: more than {DEEPEST:,} lists in one another; {AGAIN}")
-
-
 def json_rows(path: Path, file: Any) -> Iterator[tuple]:
     """Yield the values of COLUMNS for each row of the open `file` at `path`."""
-    sys.set_int_max_str_digits(0)  # ijson crashes on a longer number
-    number = 0
-    try:
-        with open(path, "rb") as beginning:
-            skip_bom(beginning)
-            if problem := wrong_shape(Shallow(path, beginning)):
-                raise UserError(f"{path}: {problem}; {AGAIN}")
-        for number, row in enumerate(ijson.items(Shallow(path, file), "item"), 1):
-            yield to_row(path, number, row)
-    except (ijson.JSONError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{path}: not whole JSON ({reason(error)}, after row {number}); {AGAIN}") from None
-
-
-def reason(error: Exception) -> str:
-    """Return what is wrong with the JSON. The parser's further lines quote the file."""
-    if isinstance(error, ijson.JSONError):
-        return re.split(r"\n|\\n", str(error).removeprefix("b'"))[0].rstrip(".")
-    return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number that is too large"
-
-
-def wrong_shape(file: Shallow) -> str | None:
-    """Return what the file has instead of an array of rows, or None. An empty table is written as `null`."""
-    events = ijson.parse(file)
-    _, event, value = next(events)
-    if event in ("null", "start_array"):
-        return None
-    if event != "start_map":
-        return f"not an array of rows but {JSON_TYPES[type(value)]}"
-    first_object = takewhile(lambda event: event[:2] != ("", "end_map"), events)
-    keys = islice((value for prefix, event, value in first_object if (prefix, event) == ("", "map_key")), MOST_KEYS)
-    return f"not an export of group_msg_table but an object with the keys {', '.join(map(reprlib.repr, keys))}"
+    for number, row in enumerate(json_items(path, file, "item", AGAIN, "row"), 1):
+        yield to_row(path, number, row)
 
 
 def to_row(path: Path, number: int, row: Any) -> tuple:
     """Return the values of COLUMNS of the row `number`, counted from 1."""
     if not isinstance(row, dict):
-        raise UserError(f"{path}: row {number} is not an object but {JSON_TYPES.get(type(row), 'null')}; {AGAIN}")
+        raise UserError(f"{path}: row {number} is not an object but {JSON_TYPES[type(row)]}; {AGAIN}")
     keys, problem = keys_of(tuple(row))
     if problem:
         raise UserError(f"{path}: row {number} {problem}; {AGAIN}")
@@ -148,7 +97,7 @@ def keys_of(keys: tuple[str, ...]) -> tuple[list[tuple[int, str | None]], str | 
     by_column = {int(column[1]): key for key in keys if (column := COLUMN.fullmatch(key))}
     problem = None
     if not by_column.keys() & set(COLUMNS):
-        problem = f"is no row of group_msg_table; it has the keys {', '.join(map(reprlib.repr, keys[:MOST_KEYS]))}"
+        problem = f"is no row of group_msg_table; it has the keys {', '.join(map(reprlib.repr, keys[:12]))}"
     elif missing := missing_columns(by_column):
         problem = f"has no column {missing}"
     return [(name, by_column.get(name)) for name in COLUMNS], problem

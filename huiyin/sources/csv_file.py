@@ -5,23 +5,31 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from huiyin.common.characters import BOM, WHITE_SPACE
 from huiyin.common.errors import UserError
-from huiyin.common.tables import MESSAGES, schema
 from huiyin.common.workers import cores
-from huiyin.sources.frames import CHUNK, list_column
+from huiyin.sources.frames import CHUNK
+from huiyin.sources.record import BAD_LINE, Parts, Record
+
+if TYPE_CHECKING:
+    from huiyin.sources.detect import Head
+    from huiyin.sources.export import Source
+
+NATIVE_IDS, AS_IT_IS = False, True
 
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+# whether the second column has a time, or the fifth looks like a list: the first line may be a bad one
+CSV_TIME_COLUMN = re.compile(r"\s*(?:[^,\n]*,\s*\"?\d{4}-\d\d|(?:[^,\n]*,){3,}[^\n]*\[)")
 PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text without escapes
 PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # texts that repr does not change
 TEXT_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -61,52 +69,51 @@ def literals(fragments: pl.Series) -> pl.Series:
     return written.scatter(others, pl.Series([repr(texts) for texts in fragments[others].to_list()], dtype=pl.String))
 
 
-def read_csv(path: Path, lines: Iterable[bytes], skip_bad_lines: bool) -> tuple[pl.DataFrame, dict[str, Any], int]:
-    """Return the rows of the CSV at `path`, like `read_history`, what the receipt says of them, and the number of bad
-    lines."""
-    bad: list[int] = []
-    rows = pl.concat(list(csv_chunks(path, lines, bad if skip_bad_lines else None)))
-    no_time = pl.when(pl.col("time") <= 0).then(pl.lit("no_time"))
-    report = {"elements_by_kind": {"text": int(rows["fragments"].list.len().sum())}}
-    return rows.with_columns(dropped=no_time, copy_of=pl.lit(None, pl.Int64)), report, len(bad)
+def recognizes(head: "Head") -> bool:
+    if head.is_json or head.start.lstrip().startswith(b"#"):
+        return False
+    return CSV_TIME_COLUMN.match(head.text) is not None
 
 
-def csv_chunks(path: Path, lines: Iterable[bytes], bad: list[int] | None) -> Iterator[pl.DataFrame]:
-    """Yield frames of the records of a CSV. Numbers of bad lines are added to `bad`; if it is None, `UserError`."""
+def records(source: "Source") -> Iterator[Record]:
+    for head in source.found.heads:
+        if head.encoding != "utf-8":
+            source.notes.append(f"{head.path.name} is read as {head.encoding}")
+        lines = source.byte_lines(head)
+        yield from csv_records(head.path, lines, source.skip_bad_lines, head.encoding or "utf-8")
+
+
+def csv_records(path: Path, lines: Iterable[bytes], skip_bad_lines: bool, encoding: str = "utf-8") -> Iterator[Record]:
+    """Yield the records of a CSV; for a bad line one that is dropped, or `UserError`."""
     csv.field_size_limit(sys.maxsize)
-    source, rows = Lines(lines), []
-    reader, number = csv.reader(source, strict=True), 0
+    source = Lines(lines, encoding)
+    reader = csv.reader(source, strict=True)
     while True:
         source.record = []
         try:
             record = next(reader)
-            if not record:
-                continue  # an empty line, as editors leave one at the end
-            rows.append((number, *csv_row(record)))
+            if record:  # an empty line, as editors leave one at the end, is none
+                yield csv_record(record)
         except StopIteration:
             break
         except UnicodeDecodeError:  # no bad line, but a file of which only the Latin letters would be left
-            raise UserError(f"{path} line {source.number}: not UTF-8; save the file as UTF-8 text") from None
+            problem = f"not {encoding.upper()}; save the file as UTF-8 text"
+            raise UserError(f"{path} line {source.number}: {problem}") from None
         except (csv.Error, ValueError) as error:
-            if bad is None:
+            if not skip_bad_lines:
                 form = "group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
                 raise UserError(f"{path} line {source.number}: {error}; a line must be: {form}") from None
-            bad.append(source.number)
+            yield BAD_LINE
             source.back_to_second()
             reader = csv.reader(source, strict=True)
-        number += 1
-        if len(rows) == CHUNK:
-            yield csv_frame(rows)
-            rows = []
-    yield csv_frame(rows)
 
 
 class Lines:
-    """The lines of a UTF-8 file; only a line feed ends a line. Those of the current record are kept: if a closing quote
+    """The lines of a text; only a line feed ends a line. Those of the current record are kept: if a closing quote
     is missing, reading continues with the second of them."""
 
-    def __init__(self, lines: Iterable[bytes]):
-        self.lines, self.number = iter(lines), 0
+    def __init__(self, lines: Iterable[bytes], encoding: str):
+        self.lines, self.encoding, self.number = iter(lines), encoding, 0
         self.record: list[bytes] = []
         self.waiting: list[bytes] = []
 
@@ -123,11 +130,11 @@ class Lines:
         line = self.waiting.pop(0) if self.waiting else next(self.lines)
         self.number += 1
         self.record.append(line)
-        return line.decode()
+        return line.decode(self.encoding)
 
 
-def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
-    """Return the five values of a record, the time in seconds; `ValueError` for one that is invalid."""
+def csv_record(record: list[str]) -> Record:
+    """Return the record with the five values of a line; `ValueError` for one that is invalid."""
     if len(record) != 5:
         raise ValueError(f"{len(record)} columns instead of 5")
     group_id, time, nickname, user_id, fragments = record
@@ -137,7 +144,8 @@ def csv_row(record: list[str]) -> tuple[str, int, str, str, list[str]]:
     if not CSV_TIME.fullmatch(time):
         raise ValueError("the second column is no time")
     seconds = int(datetime.fromisoformat(time[:-1] + "+00:00").timestamp())
-    return group_id, seconds, nickname or user_id or "unknown", user_id, read_fragments(fragments)
+    parts: Parts = [("text", text) for text in read_fragments(fragments)]
+    return Record("", group_id, seconds, None, user_id, nickname or user_id or "unknown", parts, [], None, None)
 
 
 @lru_cache(100_000)  # a few people write everything
@@ -177,18 +185,3 @@ def without_joining(literal: str, fragments: list[str]) -> list[str] | None:
     if len(texts) == len(fragments):
         return fragments
     return None if "," in TEXT_LITERAL.sub("", literal) else [ast.literal_eval(text) for text in texts]
-
-
-def csv_frame(rows: Sequence[tuple]) -> pl.DataFrame:
-    """Return a frame of `rows`: the number of the record and its five values."""
-    types = schema(MESSAGES) | {"time": pl.Int64}
-    columns = ["message_id", "group_id", "time", "nickname", "user_id"]
-    *values, fragments = zip(*rows, strict=True) if rows else ([] for _ in range(6))
-    frame = pl.DataFrame([pl.Series(name, value, types[name]) for name, value in zip(columns, values, strict=True)])
-    return frame.with_columns(list_column("fragments", fragments)).with_columns(
-        pl.lit("text").repeat_by(pl.col("fragments").list.len()).alias("kinds"),
-        pl.lit([], types["mentions"]).alias("mentions"),
-        pl.lit(None, pl.Int64).alias("seq"),
-        pl.lit(None, pl.Int64).alias("reply_to"),
-        pl.lit(False).alias("reply_dangling"),
-    )
