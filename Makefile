@@ -17,7 +17,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 # ---- Variables: where and how. A `#` is glued to a value, since a blank before it would belong to the value.
 CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
-SOURCE ?= $(or $(if $(filter demo,$(CONFIG)),data/demo/sample/nt_msg.db),$(if $(filter showcase,$(CONFIG)),data/showcase/plays/plays.csv),data/raw/nt_msg.db)# the chat history: *.db, *.json or *.csv
+SOURCE ?= $(or $(if $(filter demo,$(CONFIG)),data/demo/sample/nt_msg.db),$(if $(filter showcase,$(CONFIG)),data/showcase/plays/plays.csv),data/raw/nt_msg.db)# the chat history: nt_msg.db, or an export (docs/sources.md)
 KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
 RUN_IN ?= docker# docker or host
@@ -42,7 +42,8 @@ ahead := $(shell find $(results) -maxdepth 3 -name receipt.json -newermt now 2> 
 # ---- Checks that must come before any work
 shell-quote = '$(subst ','\'',$1)'
 matches = $(shell [[ $(call shell-quote,$1) =~ $2 ]] && echo yes)
-database := $(call matches,$(source),\.db$$)
+# SQLite's first word is plain in QQ's databases, too; a file that is not there yet is judged by its name
+database := $(or $(call matches,$(source),\.db$$),$(shell head -c 7 -- $(call shell-quote,$(source)) 2> /dev/null | grep -q '^SQLite ' && echo yes))
 NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 
 ifneq ($(words $(CURDIR)),1)
@@ -132,11 +133,14 @@ train: $(result.train)/receipt.json## train a LoRA adapter with LLaMA-Factory
 export: $(result.export)/receipt.json## merge the adapter; create the model for Ollama
 all: export## all stages up to export
 
-# What the results come from: path, size and date (ns) of each file that is read, a line each. It is written only when
+# What the results come from: path, size and date (ns) of each file that is read, or lies in the folder that SOURCE is
+# (or the manifest of its chunks names), a line each. It is written only when
 # one of them is another than it was, so that their own dates do not count: Make never sees them.
 # A symbolic link stands for the file that it leads to, and what lies beside that.
 beside = "$$real"-wal "$$(dirname -- "$$real")"/{group,profile}_info.db{,-wal} $(call shell-quote,$(key))
 note = real=$(call shell-quote,$(source)); [ ! -L "$$real" ] || real=$$(realpath -- "$$real" 2> /dev/null); \
+	case "$$real" in manifest.json | */manifest.json) real=$$(dirname -- "$$real");; esac; \
+	[ ! -d "$$real" ] || find "$$real" -type f -printf '%p\t%s\t%T@\n' | sort; \
 	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true

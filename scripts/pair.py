@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import AtLeast0, AtLeast1, From1To1000, Share, read_settings
 from huiyin.common.stage import Stage, arguments, need
-from huiyin.common.tables import TURNS, scan_table, write_records
+from huiyin.common.tables import TURNS, other_ids, scan_table, write_records
 from huiyin.linking.calibration import calibrated_thresholds, held_out_quotes
 from huiyin.linking.cases import Case, History, Turn
 from huiyin.linking.pairing import apply_linker, decide_by_quote, record_of, turns_of
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.depends_on(args.target)
         stage.stop_if_done()
         turns = scan_table(args.turns, {name: TURNS[name] for name in COLUMNS}, MADE_BY).collect()
-        kept, counts = turns_of(turns, args.target, settings.newest)
+        kept, counts = turns_of(turns, other_ids(args.turns).get(args.target, args.target), settings.newest)
         stage.ledger.read = counts.pop("read")
         stage.ledger.dropped.update(counts)
         if not stage.ledger.read:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import huiyin.common.starting  # noqa: F401
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from huiyin.common.digests import sha256
 from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.settings import read_settings
+from huiyin.common.settings import Text, read_settings
 from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
-from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, schema
+from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, SAME_PERSON, schema
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Found
@@ -61,6 +62,7 @@ class Settings:
     zone: str = ""
     group: str = ""
     format: Format = "auto"
+    same_person: dict[str, list[Text]] = field(default_factory=dict)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "seed": {"faces": "none"}}
 
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     check_zone(settings.zone, args.config)
+    others = ids_of_same(settings.same_person, args.config)
     filtered = filter_reason(settings)
     if not args.source.is_dir() and not need(args.source, GIVE).stat().st_size:
         raise UserError(f"{args.source}: is empty; export or copy it again")
@@ -86,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             files.enter_context(unchanged(path))
         rows, report = read_source(stage, found, settings, args.config)
         files.close()
+        if others:
+            user_id = pl.col("user_id").replace(others)
+            rows = rows.with_columns(user_id, pl.col("mentions").list.eval(pl.element().replace(others)))
         check_groups(settings.groups, rows, args.config)
         stage.receipt |= report
 
@@ -101,8 +107,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{args.source}: no message left ({stage.ledger}); see {args.config}")
         stage.receipt["share_with_text"] = round(messages["fragments"].list.len().gt(0).sum() / messages.height, 4)
         metadata = {"faces": settings.faces, "placeholders": ",".join(settings.placeholders)}
+        if others:
+            metadata[SAME_PERSON] = json.dumps(others, ensure_ascii=False)
         messages.write_parquet(stage.output("messages.parquet"), metadata=metadata)
         write_csv(messages, stage.output("messages.csv"))
+
+
+def ids_of_same(same_person: dict[str, list[str]], config: Path) -> dict[str, str]:
+    """Return {another id: the id that it is read as}, each as it was written and as `user_id` has it."""
+    from huiyin.sources.record import to_user_id
+
+    written = [(other, of) for of, others in same_person.items() for other in others]
+    for other, _ in written:
+        if other in same_person or [each for each, _ in written].count(other) > 1:
+            raise UserError(f"{config}: same_person: {other} is listed twice; each other id stands under one id, once")
+    return {form: to_user_id(of) for other, of in written for form in (other, to_user_id(other))}
 
 
 def check_zone(zone: str, config: Path) -> None:

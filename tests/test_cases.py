@@ -90,12 +90,12 @@ def write_history(case, path):
 
 
 REPORT = ["rows_by_outer_type", "elements_by_kind", "unknown_kinds", "undecodable_bodies", "invalid_utf8_texts"]
-REPORT += ["share_with_text"]
+REPORT += ["share_with_text", "format", "quotes", "times_without_seconds", "odd", "assumed"]
 
 
 @cases("parse")
 def test_parse(case, tmp_path):
-    given = list(case.glob("source.*"))
+    given = [*case.glob("source.*"), *case.glob("source")]
     source = given[0] if given else tmp_path / "nt_msg.db"
     if not given:
         write_history(case, source)

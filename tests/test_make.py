@@ -259,6 +259,24 @@ def test_a_csv_needs_no_decrypting(demo, tmp_path):
     assert stages_run(done.stdout) == ["parse", "combine"]
 
 
+def test_a_folder_is_a_source_and_a_changed_file_in_it_is_noticed(tmp_path):
+    project = copy_project(tmp_path)
+    shutil.copytree(ROOT / "tests/cases/parse/wechat_pages_of_a_folder/source", project / "my pages")
+    (project / "config/parse.yaml").write_text("zone: Asia/Shanghai\n")
+    words = ["parse", "SOURCE=my pages", "RUN_IN=host"]
+    assert stages_run(make(project, *words).stdout) == ["parse"]
+    assert make(project, "--question", *words).returncode == 0
+    (project / "my pages/88@chatroom_5000_10000.csv").touch()
+    assert make(project, "--question", *words).returncode == 1
+    assert "parse: nothing has changed" in make(project, *words).stdout
+
+
+def test_a_database_is_known_by_its_first_bytes(project):
+    (project / "history").write_bytes(b"SQLite header 3\0" * 64)
+    planned = make(project, "--dry-run", "parse", "RUN_IN=host", "SOURCE=history")
+    assert stages_run(planned.stdout) == ["decrypt", "parse"]
+
+
 # ---- One line each
 
 

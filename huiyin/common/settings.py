@@ -139,6 +139,8 @@ def allowed(kind: Any) -> str:
         return " or ".join(arguments)
     if origin is list:
         return f"a list such as [a, b], each item {allowed(arguments[0])}"
+    if origin is dict:
+        return "lines such as `a: [b, c]`"
     if origin is Annotated:
         base, meta = arguments
         if meta.le is None:

@@ -27,6 +27,7 @@ MESSAGES = {  # messages.parquet
     **dict.fromkeys(["fragments", "kinds", "mentions"], "List(String)"),
     **{"reply_to": "Int64", "reply_dangling": "Boolean"},
 }
+SAME_PERSON = "same_person"  # metadata of messages and turns: {other id: the id that it is read as}, as JSON
 MESSAGES_ORDER = ["group_id", "time", "seq", "message_id"]  # nulls first
 
 TURNS = {  # turns.parquet
@@ -81,6 +82,14 @@ def scan_table(path: Path, columns: Mapping[str, str], made_by: str) -> "pl.Lazy
     if problem := next((rule for rule, is_broken in broken.items() if is_broken), ""):
         raise UserError(f"{path}: {problem}; {anew(path, made_by)}")
     return table
+
+
+def other_ids(path: Path) -> dict[str, str]:
+    """Return {another id of a person: the id} that the parquet file at `path`, of messages or turns, was made with."""
+    try:
+        return dict(json.loads(pl.read_parquet_metadata(path).get(SAME_PERSON, "{}")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def rules_broken(columns: Mapping[str, str]) -> dict[str, "pl.Expr"]:

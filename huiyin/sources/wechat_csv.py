@@ -163,5 +163,6 @@ class Page:
             except (ValueError, OverflowError):
                 return None
         year, month, day, hour, minute, second = found.groups()
-        self.source.minutes[room] += second is None
+        if second is None:
+            self.source.minutes[room] += 1
         return self.source.local(f"{year}-{month:0>2}-{day:0>2}T{hour:0>2}:{minute}:{second or '00'}")
