@@ -21,8 +21,17 @@ from huiyin.common.lazy import polars as pl
 from huiyin.common.progress import Progress
 from huiyin.common.settings import AtLeast0, Text, UpTo1000, read_settings
 from huiyin.common.stage import Stage, anew, arguments, need
-from huiyin.common.tables import COMMA, EVERYBODY, MESSAGES, MESSAGES_ORDER, NOT_ONE_PERSON, SAME_PERSON, TURNS
-from huiyin.common.tables import other_ids, scan_table
+from huiyin.common.tables import (
+    COMMA,
+    EVERYBODY,
+    MESSAGES,
+    MESSAGES_ORDER,
+    NOT_ONE_PERSON,
+    SAME_PERSON,
+    TURNS,
+    other_ids,
+    scan_table,
+)
 
 RESULTS = 2  # to be raised when the same input gives another result
 MADE_BY = "`make parse` makes it"

@@ -43,6 +43,7 @@ Format = Literal[
     "weq",
     "discord",
     "csv",
+    "own_csv",
     "db_browser",
 ]
 Placeholder = Literal[

@@ -504,7 +504,7 @@ def test_a_view_is_not_asked(decrypted, tmp_path):
         (
             "colour: red",
             "out.yaml: unknown setting 'colour'; known are: preset, faces, placeholders, groups, since, until, "
-            "leave_out, skip_bad_lines, zone, group, format",
+            "leave_out, skip_bad_lines, zone, group, format, same_person",
         ),
     ],
 )

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 NATIVE_IDS, AS_IT_IS = False, True
 
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
-# whether the second column has a time, or the fifth looks like a list: the first line may be a bad one
-CSV_TIME_COLUMN = re.compile(r"\s*(?:[^,\n]*,\s*\"?\d{4}-\d\d|(?:[^,\n]*,){3,}[^\n]*\[)")
+FIRST_LINE = re.compile(r'\s*[^,\n]*,"?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"?,[^\n]*')
 PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text without escapes
 PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # texts that repr does not change
 TEXT_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -70,9 +69,13 @@ def literals(fragments: pl.Series) -> pl.Series:
 
 
 def recognizes(head: "Head") -> bool:
-    if head.is_json or head.start.lstrip().startswith(b"#"):
-        return False
-    return CSV_TIME_COLUMN.match(head.text) is not None
+    return strict(head)
+
+
+def strict(head: "Head") -> bool:
+    """Does the first line look like one of ours? The others must be, then."""
+    found = None if head.is_json else FIRST_LINE.match(head.text)
+    return found is not None and not found[0].rstrip().endswith(",")
 
 
 def records(source: "Source") -> Iterator[Record]:

@@ -12,7 +12,19 @@ import ijson
 
 from huiyin.common.characters import skip_bom
 from huiyin.common.errors import UserError
-from huiyin.sources import browser_json, chatlab, csv_file, discord, old_qq, qce, telegram, wechat_csv, weflow, weq
+from huiyin.sources import (
+    browser_json,
+    chatlab,
+    csv_file,
+    discord,
+    old_qq,
+    own_csv,
+    qce,
+    telegram,
+    wechat_csv,
+    weflow,
+    weq,
+)
 from huiyin.sources.files import AGAIN, Repaired, Shallow, encoding_of, json_line, json_values, told
 
 DATABASE = "database"
@@ -26,6 +38,7 @@ READERS: dict[str, Any] = {
     "weq": weq,
     "discord": discord,
     "csv": csv_file,
+    "own_csv": own_csv,
     "db_browser": browser_json,
 }
 SQLITE = b"SQLite "  # then "format 3", or QQ's own "header 3"
@@ -161,7 +174,7 @@ def in_folder(path: Path, chosen: str) -> Found:
     for file in files_in(path):
         head = Head(file)
         name, problem = format_of(head) if head.start else (None, "empty")
-        if name and name != "csv":  # a table of any kind may lie beside an export
+        if name and name not in ("csv", "own_csv"):  # a table of any kind may lie beside an export
             found.setdefault(name, []).append(head)
         elif problem:
             problems.append(f"{file.name} is {problem}")

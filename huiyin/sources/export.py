@@ -107,10 +107,10 @@ class Source:
         """Yield the objects of a file of JSONL; {} for a bad line, if the settings let it be."""
         yield from json_lines(head.path, self.byte_lines(head), self.skip_bad_lines)
 
-    def lines(self, head: Head) -> Iterator[str]:
-        """Yield the lines of a text, UTF-8 or GB18030; `UserError` for one in neither."""
+    def lines(self, head: Head, note: bool = True) -> Iterator[str]:
+        """Yield the lines of a text, UTF-8 or GB18030; `UserError` for one in neither. note: say if not UTF-8."""
         encoding = head.encoding or "utf-8"
-        if encoding != "utf-8":
+        if note and encoding != "utf-8":
             self.notes.append(f"{head.path.name} is read as {encoding}")
         for number, line in enumerate(self.byte_lines(head), 1):
             try:

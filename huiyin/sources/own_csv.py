@@ -1,0 +1,184 @@
+"""A CSV that people have made themselves: with a header or in the order of ours, in their encoding, with the separator
+and the dates of their spreadsheet. What is certain is read, and said; what is not is refused by its line."""
+
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from huiyin.common.errors import UserError
+from huiyin.sources.csv_file import read_fragments, strict, to_id
+from huiyin.sources.record import BAD_LINE, Parts, Record, to_seconds
+
+if TYPE_CHECKING:
+    from huiyin.sources.detect import Head
+    from huiyin.sources.export import Source
+
+NATIVE_IDS, AS_IT_IS = False, False
+ORDER = ["group", "time", "name", "id", "text"]  # without a header
+HEADERS = {
+    "group": "group group_id groupid room room_id chat 群 群号 群名 群组 群聊",
+    "time": "time date datetime timestamp createtime create_time sent_at 时间 日期 发送时间",
+    "name": "nickname name nick sender_name username 昵称 发送者 姓名 名称 名字 群昵称 群名片",
+    "id": "user_id userid uid user sender sender_id qq 用户 账号 帐号 号码 qq号 qq号码 用户id 发送者id 发送者qq",
+    "text": "text texts message content msg fragments body 内容 消息 文本 消息内容 正文",
+}
+MEANING = {word: column for column, words in HEADERS.items() for word in words.split()}
+SEPARATORS = ",;\t，；"
+YEAR_DAY = ("%Y/%d", "%Y-%d", "%Y.%d")  # nobody writes so
+SAMPLE = 1000  # rows by which dates and texts are judged
+DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}")
+
+
+def recognizes(head: "Head") -> bool:
+    line = first_line(head)
+    if head.is_json or strict(head) or line.startswith("#"):
+        return False
+    cells = cells_of(line)
+    named = {MEANING.get(cell.strip().lower()) for cell in cells}
+    in_order = len(cells) == len(ORDER) and DATE.match(cells[1].strip()) is not None
+    return ({"time", "text"} <= named and bool({"name", "id"} & named)) or in_order
+
+
+def first_line(head: "Head") -> str:
+    return head.text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
+
+
+def separator(line: str) -> str:
+    return max(SEPARATORS, key=line.count)
+
+
+def cells_of(line: str) -> list[str]:
+    """Return the cells of a line without the empty ones that a spreadsheet adds at its end."""
+    cells = next(csv.reader([line], delimiter=separator(line)), [])
+    while len(cells) > len(ORDER) and not cells[-1].strip():
+        cells.pop()
+    return cells
+
+
+def records(source: "Source") -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    for head in source.found.heads:
+        yield from Table(source, head).records()
+
+
+class Table:
+    """The rows of a file, and what was found out about them."""
+
+    def __init__(self, source: "Source", head: "Head") -> None:
+        self.source, self.head, self.line = source, head, 0
+        first = cells_of(first_line(head))
+        named = [MEANING.get(cell.strip().lower(), "") for cell in first]
+        self.has_header = "time" in named
+        self.columns = named if self.has_header else ORDER
+        self.form, self.lists = "", False
+
+    def records(self) -> Iterator[Record]:
+        rows = self.rows()
+        sample = list(islice(rows, SAMPLE))
+        self.form = self.form_of([row["time"] for _, row in sample if row])
+        self.lists = all(is_list(row["text"]) for _, row in sample if row)
+        self.tell()
+        for number, row in chain(sample, rows):
+            try:
+                yield self.to_record(row) if row else BAD_LINE
+            except ValueError as error:
+                self.bad(number, str(error))
+                yield BAD_LINE
+
+    def tell(self) -> None:
+        zone = f" in {self.source.zone}" if self.form and "%z" not in self.form else ""
+        self.source.notes.append(
+            f"{self.head.path.name} is read as {(self.head.encoding or '').upper()}, separated by "
+            f"{separator(first_line(self.head))!r}, {'with' if self.has_header else 'without'} a header, dates as "
+            f"{self.form or 'seconds since 1970'}{zone}, texts as {'lists' if self.lists else 'they stand'}"
+        )
+
+    def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield (line, values by column) of each row; {} for one that has other columns."""
+        reader = csv.reader(
+            self.source.lines(self.head, note=False), delimiter=separator(first_line(self.head)), strict=True
+        )
+        is_header = self.has_header
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self.bad(number, str(error))
+                yield number, {}
+                continue
+            while len(cells) > len(self.columns) and not cells[-1].strip():
+                cells.pop()
+            if is_header or not any(cell.strip() for cell in cells):
+                is_header = is_header and not any(cell.strip() for cell in cells)
+            elif len(cells) != len(self.columns):
+                self.bad(number, f"{len(cells)} columns instead of {len(self.columns)}")
+                yield number, {}
+            else:
+                yield number, dict(zip(self.columns, cells, strict=True))
+
+    def bad(self, number: int, problem: str) -> None:
+        if not self.source.skip_bad_lines:
+            raise UserError(f"{self.head.path} line {number}: {problem}; mend the line, or set skip_bad_lines: true")
+
+    def form_of(self, times: list[str]) -> str:
+        """Return the form of the dates, as strptime has it; "" for seconds or milliseconds since 1970."""
+        from pandas.tseries.api import guess_datetime_format  # takes a while to load, and only this reader needs it
+
+        times = [time.strip() for time in times if time.strip()] or ["0" * 10]
+        if all(time.isdigit() and len(time) in (10, 13) for time in times):
+            return ""
+        guesses = (guess_datetime_format(times[0], dayfirst=first) for first in (False, True))
+        forms = [form for form in dict.fromkeys(guesses) if form and all(fits(time, form) for time in times)]
+        forms = [form for form in forms if not form.startswith(YEAR_DAY)]
+        if len(forms) == 1:
+            return forms[0]
+        path = self.head.path
+        if forms:
+            raise UserError(
+                f"{path}: {times[0]} may have the day or the month first; write dates such as 2024-05-31 18:05:09"
+            )
+        raise UserError(
+            f"{path}: {times[0]} and the times after it have no one form; write them such as 2024-05-31 18:05:09"
+        )
+
+    def to_record(self, row: dict[str, str]) -> Record:
+        room, name = to_id("group id", row.get("group", "")), row.get("name", "").strip()
+        sender = to_id("user id", row.get("id", "")) or name
+        text = row["text"]
+        parts: Parts = [("text", part) for part in (read_fragments(text) if self.lists else [text]) if part]
+        return Record("", room, self.to_time(row["time"].strip(), room), None, sender, name, parts, [], None, None)
+
+    def to_time(self, text: str, room: str) -> int | None:
+        if not text:
+            return None
+        if not self.form:
+            return to_seconds(text)
+        if not fits(text, self.form):
+            raise ValueError(f"the time has not the form {self.form}")
+        if "%S" not in self.form:
+            self.source.minutes[room] += 1
+        if (time := datetime.strptime(text, self.form)).tzinfo:
+            return int(time.timestamp())
+        return self.source.local(text, self.form)
+
+
+def fits(time: str, form: str) -> bool:
+    try:
+        datetime.strptime(time, form)
+        return True
+    except ValueError:
+        return False
+
+
+def is_list(text: str) -> bool:
+    try:
+        return text.startswith("[") and read_fragments(text) is not None
+    except ValueError:
+        return False
