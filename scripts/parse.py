@@ -130,7 +130,7 @@ def check_zone(zone: str, config: Path) -> None:
 
     try:
         ZoneInfo(zone or "UTC")
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         raise UserError(f"{config}: zone: no such zone {zone!r}; write a name such as Asia/Shanghai") from None
 
 

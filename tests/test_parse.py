@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import helpers
+from bench.written import qce
 from helpers import EXAMPLES, run_script
 from huiyin.common.errors import UserError
 from huiyin.common.stage import sha256
@@ -26,7 +27,7 @@ from huiyin.sources.csv_file import csv_records, to_id, write_csv
 from huiyin.sources.files import Shallow
 from huiyin.sources.history import to_chunk
 from huiyin.sources.record import BAD_LINE
-from scripts.demo.history import START, history
+from scripts.demo.history import GROUPS, START, history
 
 COUNT = 1500  # messages of the sample
 TYPES = schema(MESSAGES)
@@ -145,6 +146,24 @@ def test_the_csv_of_the_sample_gives_the_turns_of_the_database(decrypted, tmp_pa
     assert turns[1].select(same).to_dicts() == turns[0].select(same).to_dicts()
 
 
+def test_a_qce_export_of_the_sample_gives_the_turns_of_the_database(decrypted, tmp_path):
+    """Byte for byte, so that pairs and dataset are the same, too. The export lacks the rows that are no messages."""
+    shown = [of for of in history(1, COUNT) if not of.dropped and of.sender]
+    for group in GROUPS:
+        text = "".join(qce((of for of in shown if of.group == group), group))
+        write(tmp_path / f"qce/{group.number}.json", text)
+    turns = []
+    for name, source in (("database", decrypted), ("export", tmp_path / "qce")):
+        assert parse(source, tmp_path / name).returncode == 0
+        messages, out = tmp_path / name / "messages.parquet", tmp_path / f"{name} turns"
+        assert run_script("combine", messages, "--config", "config/combine.yaml", "--out", out).returncode == 0
+        turns.append((out / "turns.parquet").read_bytes())
+    database, export = (result(tmp_path / name) for name in ("database", "export"))
+    same = [name for name in MESSAGES if name not in ("fragments", "kinds")]  # elements that it does not name
+    assert export.select(same).to_dicts() == database.select(same).to_dicts()
+    assert turns[1] == turns[0]
+
+
 def test_several_processes_make_what_one_makes(decrypted, tmp_path, monkeypatch):
     started, start = [], multiprocessing.process.BaseProcess.start
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: (started.append(self), start(self)))
@@ -185,6 +204,7 @@ LINE = "1001,2022-08-14T10:12:18Z,a,1,['x']\n"
 
 
 def write(path, content):
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 

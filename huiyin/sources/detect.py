@@ -209,6 +209,8 @@ def format_of(head: Head, chosen: str = "auto") -> tuple[str | None, str]:
     if not head.is_json and (head.encoding is None or b"\0" in head.start):
         return None, "neither UTF-8 nor GB18030 text; export it again, or save it as UTF-8"
     if chosen != "auto":
+        while not READERS[chosen].recognizes(head) and head.is_json and next(head.events, None) is not None:
+            pass  # a reader asks for keys that were seen
         return chosen, ""
     if not head.is_json and not head.start.lstrip().startswith(b"#"):
         for pattern, what in WORDS.items():

@@ -26,8 +26,8 @@ JSON_TYPES = {
     dict: "an object",
     type(None): "null",
 }
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)', re.DOTALL)  # the group is empty where the end is missing
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+ROUNDS = 8  # in which pairs of brackets are taken out: messages are seldom deeper
 DEEPEST = 1000  # lists in lists: ijson takes seconds for 20,000, and crashes at 100,000
 # An escape of JSON, of which Telegram writes \x0B, and programs in JavaScript half a character, as no parser takes them
 ESCAPE = re.compile(
@@ -124,9 +124,18 @@ class Shallow:
         return whole
 
     def check(self, content: bytes) -> None:
-        parts = STRING.split(b'"' * self.in_string + content)  # what is no string, and its ends, in turn
-        self.in_string = len(parts) > 1 and not parts[-2]
-        brackets = b"".join(parts[::2]).translate(None, NO_BRACKETS)
+        if b"\\" in content:
+            content = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+        marks = content.translate(None, NO_MARKS).replace(b'""', b"")
+        outside = (b'"' * self.in_string + marks).split(b'"')  # what is no string, and strings, in turn
+        self.in_string = len(outside) % 2 == 0
+        brackets = b"".join(outside[::2])
+        left = brackets
+        for _ in range(ROUNDS):
+            left = left.replace(b"{}", b"").replace(b"[]", b"")
+        if self.depth + len(left) + ROUNDS <= DEEPEST:  # what was taken out lies no deeper than that
+            self.depth += 2 * sum(map(left.count, (b"[", b"{"))) - len(left)
+            return
         for opens in (bracket in b"[{" for bracket in brackets):
             self.depth += 1 if opens else -1
             if self.depth > DEEPEST:

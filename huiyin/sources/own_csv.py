@@ -139,14 +139,8 @@ class Table:
         forms = [form for form in forms if not form.startswith(YEAR_DAY)]
         if len(forms) == 1:
             return forms[0]
-        path = self.head.path
-        if forms:
-            raise UserError(
-                f"{path}: {times[0]} may have the day or the month first; write dates such as 2024-05-31 18:05:09"
-            )
-        raise UserError(
-            f"{path}: {times[0]} and the times after it have no one form; write them such as 2024-05-31 18:05:09"
-        )
+        problem = "may have the day or the month first" if forms else "and the times after it have not one form"
+        raise UserError(f"{self.head.path}: {times[0]} {problem}; write them all such as 2024-05-31 18:05:09")
 
     def to_record(self, row: dict[str, str]) -> Record:
         room, name = to_id("group id", row.get("group", "")), row.get("name", "").strip()

@@ -76,7 +76,7 @@ def to_text(value: Any) -> str:
 
 def to_number(value: Any) -> int | None:
     """Return a number that was written as a number or as text; None for what is none, or does not fit 64 bits."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
+    if isinstance(value, str) and len(value) < 21 and value.removeprefix("-").isdecimal() and value.isascii():
         value = int(value)
     if isinstance(value, float) and abs(value) < 1 << 53:
         value = int(value)

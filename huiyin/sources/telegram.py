@@ -110,7 +110,9 @@ def parts_of(message: dict[str, Any]) -> tuple[Parts, list[str]]:
     if "file" in message or "media_type" in message:
         parts.append((MEDIA.get(to_text(message.get("media_type")), "file"), None))
     text = message.get("text")
-    words, mentions = typed(to_list(text) if isinstance(text, list) else [text])
+    if isinstance(text, str):
+        return [*parts, ("text", text)] if text else parts, []
+    words, mentions = typed(to_list(text))
     return parts + words, mentions
 
 
@@ -119,10 +121,8 @@ def typed(pieces: list[Any]) -> tuple[Parts, list[str]]:
     parts: Parts = []
     mentions = []
     for piece in pieces:
-        kind, text = (
-            to_text(to_dict(piece).get("type")),
-            to_text(to_dict(piece).get("text") if isinstance(piece, dict) else piece),
-        )
+        piece = piece if isinstance(piece, dict) else {"text": piece}
+        kind, text = to_text(piece.get("type")), to_text(piece.get("text"))
         if kind in ("mention", "mention_name"):
             parts.append(("at", text))
             if user := to_text(piece.get("user_id")):

@@ -1,0 +1,240 @@
+"""Exports of other programs: which one a file is, what is refused, and what all readers have in common."""
+
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import EXAMPLES, ROOT, run_script
+from huiyin.common.errors import UserError
+from huiyin.sources.detect import detect
+from huiyin.sources.export import Source, read_export
+from huiyin.sources.files import Repaired, Shallow
+from huiyin.sources.record import to_user_id
+
+CASES = ROOT / "tests/cases/parse"
+SEE = "see docs/sources.md"
+
+
+def parse(source, out, settings=""):
+    config = out.with_suffix(".yaml")
+    config.write_text(settings)
+    return run_script("parse", source, "--config", config, "--out", out)
+
+
+def refused(source, settings=""):
+    """Return the only line on stderr, with the names of files beside the source instead of their paths."""
+    done = parse(source, source.parent / "out", settings)
+    assert done.returncode == 1
+    return done.stderr.replace(f"{source.parent}/", "").removeprefix("parse.py: ").removesuffix("\n")
+
+
+def telegram(*messages, **chat):
+    return {"name": "Ruder", "type": "private_group", "id": 7, "messages": list(messages)} | chat
+
+
+def said(number, **more):
+    message = {"id": number, "type": "message", "date_unixtime": "1677632400", "from": "Mila", "from_id": "user1"}
+    return message | {"text": "wir rudern"} | more
+
+
+QCE = {"metadata": {}, "chatInfo": {"type": "group", "peerUid": "60001"}, "messages": []}
+OF_C = {"messageId": "1", "sender": {}, "content": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"PK\x03\x04 zip", "a zip or a spreadsheet; unpack it, or export as JSON"),
+        (b"\xff\xfea\0", "UTF-16; save it as UTF-8"),
+        (b" <!DOCTYPE html><p>", "HTML; export as JSON"),
+        (b"[QQChatExporter V5 / x]\n", "a text of QQ Chat Exporter, without ids and quotes; export as JSON there"),
+        (b"\x89PNG\0\0", "neither UTF-8 nor GB18030 text; export it again, or save it as UTF-8"),
+        ([{"napcat_message_id": 1}], "an export of QCE 3 or older; export again with QCE 6"),
+        (
+            QCE | {"messages": [OF_C]},
+            "written by QCE 4.9.7 to 5.0.10 in a form that is not read; export again with QCE 6",
+        ),
+        (QCE | {"chatInfo": {"type": "private", "peerUid": "u_x"}}, "a private chat; export a group"),
+        (telegram(said(1), type="personal_chat"), "a private chat or a channel, no group; export a group"),
+        (
+            {"metadata": {}, "chatInfo": {}, "guild": {}, "channel": {}, "messages": []},
+            "looks like qce and discord; say which in parse.yaml: format: qce",
+        ),
+        (
+            {"id": "1", "sender": {}, "content": {}},
+            "a chunk of an export, without its manifest.json; copy the whole folder",
+        ),
+    ],
+)
+def test_what_is_no_export_of_a_group_is_refused(tmp_path, content, line):
+    source = tmp_path / "chat.x"
+    source.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    assert refused(source) == f"chat.x: {line}"
+
+
+def test_the_setting_format_overrules_what_it_looks_like(tmp_path):
+    source = tmp_path / "chat.x"
+    source.write_text(json.dumps({"guild": {}, "channel": {}, **telegram(said(1))}))
+    assert refused(source) == "chat.x: looks like telegram and discord; say which in parse.yaml: format: telegram"
+    assert parse(source, tmp_path / "out", "format: telegram").returncode == 0
+
+
+def test_local_times_need_a_zone_and_that_zone_counts(tmp_path):
+    source = tmp_path / "result.json"
+    local = [said(number, date=f"2020-07-01T12:00:0{number}") for number in (1, 2, 3)]
+    for message in local:
+        del message["date_unixtime"]
+    source.write_text(json.dumps(telegram(*local)))
+    assert refused(source) == (
+        "result.json: its times are local and name no zone (2020-07-01T12:00:01 and 2020-07-01T12:00:02); write into "
+        "out.yaml where it was exported, such as zone: Asia/Shanghai (also Asia/Tokyo, Europe/Berlin, America/New_York)"
+    )
+    assert refused(source, "zone: Mars/Base") == (
+        "out.yaml: zone: no such zone 'Mars/Base'; write a name such as Asia/Shanghai"
+    )
+    assert parse(source, tmp_path / "out", "zone: Europe/Berlin").returncode == 0
+    assert (tmp_path / "out/messages.csv").read_text(encoding="utf-8").startswith("7,2020-07-01T10:00:01Z,")
+
+
+def test_a_chunk_that_the_manifest_names_must_be_there(tmp_path):
+    chunks = {"format": "jsonl", "chunks": [{"relativePath": "chunks/c1.jsonl"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps({"metadata": {}, "chatInfo": {}, "chunked": chunks}))
+    assert refused(tmp_path / "manifest.json") == (
+        "manifest.json: names c1.jsonl, which is not there or holds no messages; copy the whole folder"
+    )
+
+
+def test_a_folder_of_two_programs_is_refused(tmp_path):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(telegram(said(1))))
+    (folder / "b.json").write_text(json.dumps({"chatlab": {}, "meta": {}, "messages": []}))
+    line = "exports of several programs in this folder (telegram, chatlab); name one file"
+    assert refused(folder) == f"both: {line}"
+    (folder / "b.json").unlink()
+    assert parse(folder, tmp_path / "out").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        (["03/04/2024 10:00:00,Ann,hi"], "03/04/2024 10:00:00 may have the day or the month first"),
+        (["soon,Ann,hi"], "soon and the times after it have not one form"),
+    ],
+)
+def test_dates_that_are_not_certain_are_refused(tmp_path, lines, line):
+    source = tmp_path / "own.csv"
+    source.write_text("\n".join(["time,name,text", *lines]) + "\n")
+    assert refused(source, "zone: UTC") == f"own.csv: {line}; write them all such as 2024-05-31 18:05:09"
+    source.write_text("\n".join(["time,name,text", *lines, "31/04/2024 10:00:00,Ann"]) + "\n")
+    assert refused(source, "zone: UTC").startswith("own.csv line 3: 2 columns instead of 3; mend the line")
+
+
+def test_several_accounts_are_one_person_from_parse_to_pair(tmp_path):
+    source, settings = tmp_path / "result.json", "same_person:\n  user1: [user2]\n"
+    source.write_text(json.dumps(telegram(said(1), said(2, from_id="user3"), said(3, from_id="user2"))))
+    done = parse(source, tmp_path / "parsed", settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pl.read_parquet(tmp_path / "parsed/messages.parquet")["user_id"].to_list() == ["user1", "user3", "user1"]
+    messages, turns = tmp_path / "parsed/messages.parquet", tmp_path / "combined"
+    assert run_script("combine", messages, "--config", "config/combine.yaml", "--out", turns).returncode == 0
+    words = ["--config", "config/way2/pair.yaml", "--prompt", "config/prompts/pair.md"]
+    words += ["--merge-prompt", "config/prompts/merge.md", "--llm", "config/llm.yaml"]
+    words += ["--answers", tmp_path / "answers.db", "--out", tmp_path / "paired", "--ollama-url", "http://127.0.0.1:9"]
+    (tmp_path / "pair.yaml").write_text("method: previous\n")
+    words[1] = tmp_path / "pair.yaml"
+    done = run_script("pair", turns / "turns.parquet", "--target=user2", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "paired/receipt.json").read_text())["ledger"]["read"] == 1
+    twice = "same_person:\n  user1: [user2]\n  user2: [user3]\n"
+    assert (
+        refused(source, twice)
+        == "out.yaml: same_person: user2 is listed twice; each other id stands under one id, once"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "user_id"),
+    [
+        ("10001", "10001"),
+        ("wxid_a.b-c", "wxid_a.b-c"),
+        ("", ""),
+        ("..", "n-5ec1f7e700"),
+        ("\u200e a\u0308@x.example ", to_user_id("\u00e4@x.example")),
+    ],
+)
+def test_an_id_that_can_be_no_target_has_a_digest(written, user_id):
+    assert to_user_id(written) == user_id
+
+
+# ---- bytes of JSON
+
+ESCAPES = [
+    b"\\x0B",
+    b"\\\\x41",
+    b"\\ud83d",
+    b"\\ud83d\\ude00",
+    b"\\ude00",
+    b'\\"',
+    b"\\\\",
+    b"\\n",
+    b"a",
+    "潮".encode(),
+]
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.lists(st.sampled_from(ESCAPES), max_size=30), st.integers(1, 40))
+def test_repaired_escapes_do_not_depend_on_the_blocks(pieces, size):
+    content = b'"' + b"".join(pieces) + b'"'
+    file = Repaired(io.BytesIO(content))
+    whole = b"".join(iter(lambda: file.read(size), b""))
+    assert whole == Repaired(io.BytesIO(content)).read()
+    text = json.loads(whole)
+    text.encode()  # no half of a character is left
+    assert text.count("\x0b") == pieces.count(b"\\x0B")
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    st.recursive(
+        st.text(st.sampled_from('[]{}"\\a')), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_brackets_are_counted_outside_of_strings_only(value):
+    file = Shallow(Path("chat.json"), io.BytesIO(json.dumps(value).encode()))
+    while file.read(7):
+        pass
+    assert (file.depth, file.in_string) == (0, False)
+
+
+# ---- damage
+
+SOURCES = [
+    path for case in sorted(CASES.iterdir()) for path in case.glob("source.*") if not case.name.startswith("csv")
+]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(SOURCES), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4)), min_size=1, max_size=4))
+def test_no_damage_raises_anything_but_a_user_error(tmp_path, source, damage):
+    content = bytearray(source.read_bytes())
+    for where, junk in damage:
+        start = int(where * len(content))
+        content[start : start + len(junk) + 1] = junk
+    file = tmp_path / f"damaged{source.suffix}"
+    file.write_bytes(content)
+    try:
+        found = detect(file)
+        if found.format not in ("database", "db_browser"):
+            rows, _ = read_export(Source(found, zone="Asia/Shanghai", skip_bad_lines=True), True, ["image"])
+            kept = rows.filter(pl.col("dropped").is_null())
+            assert kept["message_id"].n_unique() == kept.height
+            assert set(kept["reply_to"].drop_nulls()) <= set(rows["message_id"])
+    except UserError as error:
+        assert str(error).startswith(str(tmp_path))
