@@ -3,11 +3,12 @@
     PYTHONPATH=.:tests python bench/fuzz.py FOLDER all [--seconds 60] [--seed 1]
     PYTHONPATH=.:tests python bench/fuzz.py FOLDER wal --seconds 0 --seed 417    # that damage alone, once more
 
-Targets are the sources (encrypted, wal, plain, plain_wal, companions, key, json, csv) and our own files (messages,
-turns, pairs, dataset, sources, receipts, answers, settings, train_yaml, prompts). For each seed a file of the target is
-damaged: bits, cuts, blocks, bytes, doubled and missing parts, wrong types, numbers out of range, deep nesting, NUL, odd
-names. Then a script that reads it runs, in a process with a limit of memory and time. It may end with status 0, or with
-one line and status 1; a stage checks its ledger itself. Everything else is a finding: it is printed, and kept with its
+Targets are the sources (encrypted, wal, plain, plain_wal, companions, key, json, csv; exports of other programs: qce,
+chatlab, "chatlab lines", weflow, telegram, old_qq, wechat_csv, weq, discord) and our own files (messages, turns, pairs,
+dataset, sources, receipts, answers, settings, train_yaml, prompts). For each seed a file of the target is damaged:
+bits, cuts, blocks, bytes, doubled and missing parts, wrong types, numbers out of range, deep nesting, NUL, odd names.
+Then a script that reads it runs, in a process with a limit of memory and time. It may end with status 0, or with one
+line and status 1; a stage checks its ledger itself. Everything else is a finding: it is printed, and kept with its
 input in FOLDER/findings. FOLDER keeps the sound inputs, small ones of the demo's kind, for the next call.
 """
 
@@ -26,7 +27,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from scripts.demo.history import GROUPS
+from written import FORMATS, messages, write
+
 ROOT = Path(__file__).parent.parent
+EXPORTS = {name: of for name, of in FORMATS.items() if name != "csv"}
 
 MEMORY, SECONDS = 8 << 30, 30  # address space of a process, the duration of one run
 MESSAGES = 150
@@ -269,6 +274,14 @@ TARGETS = {  # {name: ([files], [ways to damage], [names in `commands`])}
     "key": (["raw/key.txt"], [damage_bytes], DECRYPT),
     "json": (["raw/chat.json"], [damage_bytes, damage_json], ["parse_json"]),
     "csv": (["raw/chat.csv"], [damage_bytes], ["parse_csv", "parse_csv_leniently"]),
+    **{  # what other programs export, as bench/written.py writes it
+        name: (
+            [f"exports/{file}"],
+            [damage_bytes, damage_json] if file.endswith("json") else [damage_bytes],
+            [f"parse_{file}"],
+        )
+        for name, (file, _) in EXPORTS.items()
+    },
     "messages": (["parsed/messages.parquet"], [damage_bytes, damage_table, damage_table], ["combine", "members"]),
     "turns": (["combined/turns.parquet"], [damage_bytes, damage_table, damage_table], ["pair", "gen", "members"]),
     "pairs": (["paired/pairs.jsonl", "paired/unpaired.jsonl"], [damage_bytes, damage_json], ["gen"]),
@@ -331,6 +344,7 @@ def commands(folder):
         "decrypt_plain_wal": decrypt("plain_wal/nt_msg.db"),
         "parse": parse("decrypted/nt_msg.db"),
         "parse_json": parse("raw/chat.json"),
+        **{f"parse_{file}": parse(f"exports/{file}", "zoned") for file, _ in EXPORTS.values()},
         "parse_csv": parse("raw/chat.csv"),
         "parse_csv_leniently": parse("raw/chat.csv", "leniently"),
         "combine": [messages, "--config", config["combine"], "--out", f"{folder}/combined"],
@@ -372,6 +386,7 @@ def make_sound(folder, url):
         "llm": f"{llm}max_failures_in_a_row: 100\n",
         "pair_alone": "use_llm: false\n",
         "leniently": "skip_bad_lines: true\n",
+        "zoned": "zone: Asia/Shanghai\nskip_bad_lines: true\n",
         "gen": "max_rubbish_share: 1\n",
         "export": "ollama: none\n",
     }
@@ -392,6 +407,8 @@ def make_sound(folder, url):
         status, errors = run(folder, name)
         assert status == 0, errors
     shutil.copy(folder / "parsed/messages.csv", folder / "raw/chat.csv")
+    for name in EXPORTS:
+        write(name, folder / "exports", messages(MESSAGES, GROUPS[0].number), GROUPS[0])
     with contextlib.closing(sqlite3.connect(folder / "decrypted/nt_msg.db")) as database:
         database.row_factory = sqlite3.Row
         rows = [dict(row) for row in database.execute("SELECT * FROM group_msg_table")]

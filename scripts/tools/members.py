@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
-from huiyin.common.stage import Stage, arguments, need
+from huiyin.common.stage import Stage, arguments, need, read_receipt
 from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
 
 MEMBER = ["group_id", "user_id"]
@@ -68,10 +68,30 @@ def members(messages, turns):
     )
 
 
-def lines(table):
-    """Yield the lines for the terminal."""
+def origins(messages, receipt):
+    """Return {group_id: where its messages came from, quotes found and how, share of times to the second}, in words;
+    receipt: that of parse, {} if there is none."""
+    source = receipt.get("format", "QQNT" if "rows_by_outer_type" in receipt else "")
+    counts = messages.group_by("group_id").agg(
+        messages=pl.len(), found=pl.col("reply_to").count(), dangling=pl.col("reply_dangling").sum()
+    )
+    told = {}
+    for group, count, found, dangling in counts.collect().iter_rows():
+        ways = {way: number for way, number in receipt.get("quotes", {}).get(group, {}).items() if way != "dangling"}
+        how = f" (by {', '.join(f'{way}: {number:,}' for way, number in ways.items())})" if ways else ""
+        exact = 1 - min(receipt.get("times_without_seconds", {}).get(group, 0), count) / count
+        told[group] = (
+            f"{f'from {source}, ' if source else ''}{count:,} messages, {found + dangling:,} quotes, {found:,} of them "
+            f"found{how}, times to the second {exact:.0%}"
+        )
+    return told
+
+
+def lines(table, origin):
+    """Yield the lines for the terminal. origin: what `origins` returns."""
     for (group,), rows in table.group_by("group_id", maintain_order=True):
         yield f"group {group}"
+        yield f"  {origin[group]}"
         yield (
             f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
             f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict"
@@ -109,7 +129,8 @@ def main(argv=None):
         stage.ledger.read = messages.select(pl.len()).collect().item()
         stage.ledger.written = table.height
         stage.ledger.merged = stage.ledger.read - table.height
-    print("\n".join(lines(table)))
+        origin = origins(messages, read_receipt(args.messages.parent))
+    print("\n".join(lines(table, origin)))
 
 
 if __name__ == "__main__":
