@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RESULTS = 2  # to be raised when the same input gives another result
 EPOCH = date(1970, 1, 1)
 GIVE = "give a decrypted nt_msg.db, or the export of a chat by another program"
+NAMELESS = ("database", "db_browser", "csv")  # formats that tell the group in each row
 SOURCE_ID = "source_id"  # a column that only the exports of other programs have
 Format = Literal[
     "auto",
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.use(args.config, settings)
         stage.after(args.noted)
         found = detect(args.source, settings.format)
+        if found.format not in NAMELESS:  # the group may be told by the name of the file
+            stage.depends_on([args.source.name, *(path.name for path in found.files)])
         stage.stop_if_done(*found.files)
         for path in found.files:
             files.enter_context(unchanged(path))

@@ -101,6 +101,17 @@ def test_local_times_need_a_zone_and_that_zone_counts(tmp_path):
     assert (tmp_path / "out/messages.csv").read_text(encoding="utf-8").startswith("7,2020-07-01T10:00:01Z,")
 
 
+def test_a_file_with_another_name_is_another_group(tmp_path):
+    message = {"msgId": "1", "sendTime": 1783000001, "senderUin": "5", "elements": [{"type": "text", "data": {}}]}
+    message["elements"][0]["data"]["textContent"] = "x"
+    for name in ("60001", "60002"):
+        source = tmp_path / f"{name}.json"
+        source.write_text(json.dumps([message]))
+        assert parse(source, tmp_path / "out").returncode == 0
+        assert (tmp_path / "out/messages.csv").read_text(encoding="utf-8").startswith(f"{name},")
+    assert "nothing has changed" in parse(source, tmp_path / "out").stdout
+
+
 def test_a_chunk_that_the_manifest_names_must_be_there(tmp_path):
     chunks = {"format": "jsonl", "chunks": [{"relativePath": "chunks/c1.jsonl"}]}
     (tmp_path / "manifest.json").write_text(json.dumps({"metadata": {}, "chatInfo": {}, "chunked": chunks}))
