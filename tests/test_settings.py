@@ -141,6 +141,8 @@ def refused(kind):
         pytest.fail("a number needs bounds: Annotated[..., Meta(ge=..., le=...)]")
     if origin is Annotated and get_origin(arguments[0]) is list:
         return refused(arguments[0])
+    if origin is dict:
+        return {"word", "[a]", *(f"{{a: {value}}}" for value in refused(arguments[1]))}
     if origin is list:
         return {"word", "[[a]]", *(f"[{value}]" for value in refused(arguments[0]) if value)}
     if str in (kind, *arguments):
