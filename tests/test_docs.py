@@ -47,8 +47,8 @@ def test_each_setting_is_in_its_file_with_its_default_and_a_comment(name):
 
 
 def plain(value):
-    """The value as YAML's BaseLoader reads it."""
-    if value is None or value == []:
+    """The value as YAML's BaseLoader reads it; "" for nothing."""
+    if value in (None, [], {}):
         return ""
     return value if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
 
