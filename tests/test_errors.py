@@ -7,6 +7,7 @@ import pytest
 
 from huiyin.common.errors import UserError, run
 
+DAMAGED = "polars cannot go on ({}); a file of an earlier stage may be damaged: `make verify` tells"
 MEMORY = "too little memory, or too many threads; close other programs or raise the limits (ulimit -v, -u)"
 
 
@@ -23,10 +24,12 @@ MEMORY = "too little memory, or too many threads; close other programs or raise 
         (MemoryError(), MEMORY),
         (RuntimeError("can't start new thread"), MEMORY),
         (pl.exceptions.PanicException("could not spawn threads"), MEMORY),  # no Exception
+        (pl.exceptions.PanicException("OutOfSpec(\n)"), DAMAGED.format("OutOfSpec( )")),
+        (pl.exceptions.ComputeError("parquet: no index"), DAMAGED.format("parquet: no index")),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_used_up_is_one_line(monkeypatch, capsys, error, line):
+def test_what_is_used_up_or_damaged_is_one_line(monkeypatch, capsys, error, line):
     def main():
         raise error
 
@@ -47,9 +50,10 @@ def test_without_a_standard_output_the_line_is_printed(monkeypatch, capsys):
     assert capsys.readouterr().err == "parse.py: bad input\n"
 
 
-def test_any_other_error_stays_as_it_is():
+@pytest.mark.parametrize("kind", [ValueError, pl.exceptions.ComputeError])
+def test_any_other_error_stays_as_it_is(kind):
     def main():
-        raise ValueError("a bug")
+        raise kind("a bug")
 
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         run(main)

@@ -288,6 +288,8 @@ def test_only_what_may_be_null_is(tmp_path, columns):
 
 def test_a_turn_has_messages_and_its_place(tmp_path):
     assert refusal_of_table(tmp_path / "x", TURNS, message_ids=[]) == "empty lists in message_ids"
+    for name in ("texts", "times", "mentioned"):
+        assert refusal_of_table(tmp_path / "x", TURNS, **{name: []}) == f"{name} and message_ids of different lengths"
     for number in (0, 2, -1):  # twice, left out, out of order
         assert refusal_of_table(tmp_path / "x", TURNS, turn_id=number) == "turn_id is not 0, 1, 2, ..."
 

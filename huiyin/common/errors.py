@@ -40,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
             fail(line)
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
             fail(f"{error.filename}: {os.strerror(error.errno).lower()}; make it readable and writable for you")
+        if line := damaged(error):
+            fail(line)
         raise
 
 
@@ -54,6 +56,15 @@ def used_up(error: BaseException) -> str:
     no_thread = "can't start new thread" in message or "could not spawn threads" in message
     if isinstance(error, MemoryError) or number == errno.ENOMEM or no_thread:
         return "too little memory, or too many threads; close other programs or raise the limits (ulimit -v, -u)"
+    return ""
+
+
+def damaged(error: BaseException) -> str:
+    """Return the line for an error of polars that damage in the middle of a parquet file gives, "" for any other: most
+    often a PanicException, since it takes what stands behind a sound header for granted."""
+    message = " ".join(str(error).split())
+    if type(error).__name__ == "PanicException" or (type(error).__name__ == "ComputeError" and "parquet" in message):
+        return f"polars cannot go on ({message[:200]}); a file of an earlier stage may be damaged: `make verify` tells"
     return ""
 
 

@@ -99,7 +99,11 @@ def rules_broken(columns: Mapping[str, str]) -> dict[str, "pl.Expr"]:
         wrong[f"nulls in lists of {name}"] = pl.col(name).list.contains(None).any()
     if "turn_id" in columns:
         wrong["turn_id is not 0, 1, 2, ..."] = (pl.col("turn_id") != pl.int_range(pl.len())).any()
-        wrong["empty lists in message_ids"] = (pl.col("message_ids").list.len() == 0).any()
+        number = pl.col("message_ids").list.len()
+        wrong["empty lists in message_ids"] = (number == 0).any()
+        for name in ("texts", "times", "mentioned"):
+            if name in columns:
+                wrong[f"{name} and message_ids of different lengths"] = (pl.col(name).list.len() != number).any()
     return wrong
 
 
