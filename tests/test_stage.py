@@ -238,6 +238,7 @@ LINES = {  # {what stands in line 2: what is said of it}
     "{": "not a JSON object",
     "[1]": "not a JSON object",
     "null": "not a JSON object",
+    '{"prompt": "\\ud800"}': "not a JSON object",
     "[" * 100_000: "not a JSON object",
     '{"a": 1}': "no field b",
     '{"a": true, "b": 2}': "a is of another type or out of range",

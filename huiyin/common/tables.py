@@ -113,9 +113,11 @@ def read_records(path: Path, fields: Mapping[str, Any], made_by: str) -> list[di
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode())
                 if not isinstance(record, dict):
                     raise TypeError
+                if b"\\ud" in line.lower():  # half a character, which no file can be written with
+                    json.dumps(record, ensure_ascii=False).encode()
             except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path} line {number}: not a JSON object; {anew(path, made_by)}") from None
             if problem := problem_with(record, fields):
