@@ -4,8 +4,8 @@
 
 thread: conversations, as gen makes them; time: conversations by time alone; alone: without history; repeated: with the
 three replies before in the history of each row, where they are learnt again, and so up to four times; earlier: the same
-with all rows of a step (6) counted as replies, as it was once. The first four have 6 replies a step, and epochs for the
-same number of tokens; `earlier` has as many epochs as `thread`. All are trained with the settings of `make showcase`,
+rows, 6 of them a step, for as many epochs as `thread`, as it was once. The others have 6 replies a step, and epochs for
+the same number of tokens. All are trained with the settings of `make showcase`,
 in a copy of this repository in FOLDER (what is there is not trained again), and asked for the same held-out replies,
 with the history that gen gives them. Prints a table in Markdown: nats a token of the words, and the gain over
 `earlier`, or the last of the ways, with an interval that holds the mean in 95 % of samples.
