@@ -73,7 +73,6 @@ def turns(rows):
             "turn_id": index,
             "group_id": "g",
             "nickname": f"名{row['user_id']}",
-            "message_ids": [index],
             "mentions": [],
             "reply_to_turn": None,
             "quotes_outside": False,
@@ -81,5 +80,7 @@ def turns(rows):
         }
         time = START + timedelta(seconds=row["time"])
         row = {**plain, **row, "time": time, "first_time": time, "last_time": time}
-        full.append({"texts": [row["text"]], "times": [time], "mentioned": [row["mentions"]], **row})
+        number = len(row.setdefault("texts", [row["text"]]))
+        each = {"message_ids": index, "times": time, "mentioned": row["mentions"]}
+        full.append({**{name: [value] * number for name, value in each.items()}, **row})
     return pl.DataFrame(full, TURN)

@@ -241,13 +241,13 @@ def test_train_counts_the_tokens_that_llamafactory_makes(encodings, texts, syste
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_reply_is_learnt_without_its_end(trained, name):
-    """A long paste stands in a prompt, in a reply and in the history; LLaMA-Factory would cut five of six rows."""
+    """A long paste stands in a prompt and in a reply; LLaMA-Factory would cut both rows."""
     from bench.rows_that_fit import check
 
     paste = "抄来的一大段，看不完的。" * 15
     exchanges = [("早", "早啊"), (paste, "太长"), ("说啥", paste), ("哦", "就这"), ("走吧", "好，走")]
-    rows = [Row(*exchange, PERSONA, exchanges[:index]) for index, exchange in enumerate(exchanges)]
+    row = Row(*exchanges[-1], PERSONA, exchanges[:-1])
     held_out = Row("到了吗", "到了", PERSONA, exchanges)
-    numbers = check(Dataset([], rows, [held_out], PERSONA), name, trained[name].folder, 120)
-    assert numbers[:4] == [6, 5, 21, 11]  # rows, longer ones, replies, those that would be learnt with their end
-    assert numbers[4:] == [4, 2, 7, 7]  # rows, samples left out, replies, those that are learnt with their end
+    numbers = check(Dataset([], [row], [held_out], PERSONA), name, trained[name].folder, 120)
+    assert numbers[:4] == [2, 2, 11, 4]  # rows, longer ones, replies, those that would be learnt with their end
+    assert numbers[4:] == [3, 2, 6, 6]  # rows, samples left out, replies, those that are learnt with their end

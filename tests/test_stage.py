@@ -260,7 +260,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
 EXAMPLES = {
     **{"Int64": 0, "String": "甲", "Boolean": False, "Datetime(ms, UTC)": datetime(2023, 5, 1, tzinfo=UTC)},
     **{"List(String)": ["a", "b"], "List(Int64)": [1, 2], "List(List(String))": [["a"], []]},
-    **{"List(Datetime(ms, UTC))": [datetime(2023, 5, 1, tzinfo=UTC)]},
+    **{"List(Datetime(ms, UTC))": [datetime(2023, 5, 1, tzinfo=UTC)] * 2},
 }
 
 

@@ -4,6 +4,7 @@ and the dates of their spreadsheet. What is certain is read, and said; what is n
 import csv
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain, islice
@@ -134,7 +135,8 @@ class Table:
         times = [time.strip() for time in times if time.strip()] or ["0" * 10]
         if all(time.isdigit() and len(time) in (10, 13) for time in times):
             return ""
-        guesses = (guess_datetime_format(times[0], dayfirst=first) for first in (False, True))
+        with warnings.catch_warnings(action="ignore"):  # pandas warns of each date that cannot have the day first
+            guesses = [guess_datetime_format(times[0], dayfirst=first) for first in (False, True)]
         forms = [form for form in dict.fromkeys(guesses) if form and all(fits(time, form) for time in times)]
         forms = [form for form in forms if not form.startswith(YEAR_DAY)]
         if len(forms) == 1:
