@@ -140,7 +140,7 @@ def constant(value, outputs=True):
     """Return a receipt, or a part of one, without what may differ between two runs; without hashes too, if they may."""
     if not isinstance(value, dict):
         return value
-    left_out = VARIABLE if outputs else VARIABLE | {"inputs", "outputs", "dataset", "ollama", "sha256"}
+    left_out = VARIABLE if outputs else VARIABLE | {"inputs", "outputs", "dataset", "ollama", "sha256", "size"}
     return {name: constant(item, outputs) for name, item in value.items() if name not in left_out}
 
 
