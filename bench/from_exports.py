@@ -2,35 +2,28 @@
 
     PYTHONPATH=. python bench/from_exports.py FOLDER [--messages 2000] [--goals all members] [--formats telegram weflow]
 
-For each a fresh clone of this repository in FOLDER, with this one's .venv; what Make prints stays on the terminal. The
-exit status is that of the first Make that fails.
+For each a copy of this repository in FOLDER, with this one's .venv; what Make prints stays on the terminal. The exit
+status is that of the first Make that fails.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from project import copy_project
 from scripts.demo.history import GROUPS, TARGET
 from written import FORMATS, messages, write
 
-ROOT = Path(__file__).parent.parent
 USERS = {"telegram": "user", "weflow": "wxid_"}
-LONG_AGO = (1, 1)  # so that Make does not install what .venv has
 
 
-def clone(folder: Path, name: str) -> Path:
-    """Return a fresh clone with the demo's settings as CONFIG=`name`."""
-    project = folder / name
-    subprocess.run(["git", "clone", "--quiet", ROOT, project], check=True)
-    (project / ".venv").symlink_to(ROOT / ".venv")
-    for file in (project / "requirements").iterdir():
-        os.utime(file, LONG_AGO)
+def set_up(project: Path, name: str) -> None:
+    """Copy the repository, with the demo's settings as CONFIG=`name`."""
+    copy_project(project)
     shutil.copytree(project / "config/demo", project / f"config/{name}")
     (project / f"config/{name}/target.txt").write_text(f"{USERS[name]}{TARGET.qq}\n")
-    return project
 
 
 def main() -> None:
@@ -41,7 +34,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(USERS), choices=USERS)
     args = parser.parse_args()
     for name in args.formats:
-        project = clone(args.folder.resolve(), name)
+        project = args.folder.resolve() / name
+        set_up(project, name)
         write(name, project / "data/raw", messages(args.messages, GROUPS[0].number), GROUPS[0])
         words = [f"CONFIG={name}", f"SOURCE=data/raw/{FORMATS[name][0]}", "RUN_IN=host", "GPU=none"]
         for goal in args.goals:

@@ -29,9 +29,7 @@ import numpy
 import psutil
 from safetensors.numpy import load_file
 
-from leaks import copy_project
-
-ROOT = Path(__file__).parent.parent
+from project import ROOT, copy_project
 
 MESSAGES = 400
 SYLLABLES = "今明早晚山水书饭车票猫狗店票茶雨"  # of the answers of the language model
