@@ -47,11 +47,11 @@ def conversations(samples: Iterable[Sample], most: int | None, gap_minutes: floa
     partners they are most often two, as people say who have read annotated chat (bench/threads.py).
     """
     gap = timedelta(minutes=gap_minutes)
-    alone = [[sample] for sample in samples]
-    joined = alone
-    for fits in [(in_thread, with_partner), (unless_with_two_partners,)]:
-        joined = join(joined, fits, most or len(alone), gap)
-    return sorted(joined, key=lambda conversation: order(conversation[-1]))
+    parts = [[sample] for sample in samples]
+    most = most or len(parts)
+    for ways in [(in_thread, with_partner), (unless_with_two_partners,)]:
+        parts = join(parts, ways, most, gap)
+    return sorted(parts, key=lambda part: order(part[-1]))
 
 
 def join(parts: list[Conversation], ways: Iterable[Fits], most: int, gap: timedelta) -> list[Conversation]:
