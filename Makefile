@@ -23,6 +23,8 @@ TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice 
 RUN_IN ?= docker# docker or host
 GPU ?= 0# index of the card, or none
 PYTHON ?= python3# the Python which makes .venv
+SHARE ?= no# yes: report writes share.html too, with numbers and charts alone
+CONSENT ?= no# yes: the people whose messages are on the page of blind, or on share.html, agree
 
 # A path may have any character: of one that was given, the value and not its expansion is meant.
 path = $(if $(filter command environment,$(firstword $(origin $1))),$(value $1),$($1))
@@ -65,7 +67,10 @@ endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
-ifneq (,$(filter pair gen preflight train export all voice samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifneq (,$(filter-out yes no,$(SHARE) $(CONSENT)))
+$(error SHARE=$(SHARE) CONSENT=$(CONSENT): say yes or no)
+endif
+ifneq (,$(filter pair gen preflight train export all voice report blind samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -215,6 +220,11 @@ $(result.voice)/receipt.json: $(result.train)/receipt.json $(wildcard $(result.e
 	$(RUN) python scripts/tools/voice.py $(<D) --generated $(result.gen) --exported $(result.export) --turns $(result.combine)/turns.parquet $(if $(adapters),--adapters $(adapters)) --config $(call config,voice.yaml) --export $(call config,export.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache --out $(@D) $(if $(filter showcase,$(CONFIG)),--triples 3)
 
 # ---- Around the stages
+# Pages of what is there: nothing is made for them.
+report: | $(base)## write a page of everything that is known of the model
+	@$(RUN) python scripts/tools/report.py $(TARGET) $(foreach stage,$(STAGES),$(result.$(stage))) --voice $(result.voice) --codes $(target_results)/blind --share $(SHARE) --consent $(CONSENT) --out $(target_results)/report
+blind: | $(base)## write a page for friends: which reply is real?
+	@$(RUN) python scripts/tools/blind.py $(result.voice) --generated $(result.gen) --turns $(result.combine)/turns.parquet --target=$(TARGET) --config $(call config,blind.yaml) --consent $(CONSENT) --codes $(target_results)/blind --out $(target_results)/report
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
 	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(results)/members
 samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dataset with their sources
@@ -260,4 +270,4 @@ help:## list targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all voice preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all voice report blind preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -1,0 +1,1 @@
+"""The page of everything, and the blind test: files in, pages out."""

@@ -1,0 +1,49 @@
+"""Write a page of everything that is known so far about the model of a member.
+
+    python scripts/tools/report.py 10001 data/default/decrypted data/default/parsed ... data/default/10001/exported \\
+        --voice data/default/10001/voice --codes data/default/10001/blind --share no --consent no \\
+        --out data/default/10001/report
+
+Writes index.html, for its owner; with --share yes also share.html, with numbers and charts alone, and with --consent yes
+also with messages and names. What is not there yet is left out, and the page names the target that makes it.
+"""
+
+import huiyin.common.starting  # noqa: F401
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huiyin.common.errors import run
+from huiyin.common.stage import arguments
+
+ANSWERS = ["yes", "no"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__, config=False)
+    parser.add_argument("target", help="the member")
+    parser.add_argument("stages", nargs=7, type=Path, metavar="FOLDER", help="of each stage, decrypt to export")
+    parser.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="of what voice measured")
+    parser.add_argument("--codes", type=Path, required=True, metavar="FOLDER", help="codes of the blind test")
+    parser.add_argument("--share", choices=ANSWERS, required=True, help="write share.html, too")
+    parser.add_argument("--consent", choices=ANSWERS, required=True, help="messages and names in it, too")
+    args = parser.parse_args(argv)
+
+    from huiyin.report.blind import read_codes, texts_in
+    from huiyin.report.facts import read_facts
+    from huiyin.report.page import write_page
+    from huiyin.report.report import report
+
+    facts = read_facts(args.target, args.stages, args.voice)
+    page = args.out / "blind.html"
+    played = read_codes(texts_in(args.codes), page.read_text(encoding="utf-8") if page.is_file() else "")
+    pages = {"index.html": report(facts, played, shared=False, texts=True)}
+    if args.share == "yes":
+        pages["share.html"] = report(facts, played, shared=True, texts=args.consent == "yes")
+    for name, text in pages.items():
+        write_page(args.out / name, text)
+        print(f"report: {args.out / name}, {len(text.encode()) / 1000:,.0f} kB; open it in a browser", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

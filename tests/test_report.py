@@ -1,0 +1,107 @@
+"""The page of everything: what is on it, for whom, and that a hostile history cannot break it."""
+
+import json
+import re
+import stat
+
+import pytest
+
+from reported import NAMES, Reported
+
+HOSTILE = [
+    "<script>document.title = 'broken'</script>",
+    '"""\'"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }} {% raw %}",
+    "长" * 10_000,
+    "\u202eنص من اليمين",
+    "a\0b\x1b[31mc\ud7ff\u2066",
+]
+
+
+@pytest.fixture
+def reported(tmp_path):
+    return Reported(tmp_path)
+
+
+def test_the_page_has_each_part_and_only_its_owner_can_read_it(reported):
+    reported.write_all()
+    page = reported.report()
+    for words in ("+0.120", "65 %", "小梅", "吃了吗", "面条", "阿宝", "好的", "引用", "make blind"):
+        assert words in page, words
+    assert page.count('<svg class="chart"') == 7  # interval, group, months are one, lengths, loss, two habits
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (reported.folder / "report").iterdir()}
+    assert modes == {"index.html": 0o600}
+
+
+def test_what_is_not_there_yet_is_left_out_and_its_target_is_named(reported):
+    page = reported.report()
+    for target in ("parse", "pair", "gen", "train", "voice", "blind"):
+        assert f"make {target}</code>" in page
+
+
+def test_a_page_to_share_has_no_words_and_names_without_consent(reported):
+    reported.write_all(words="我们的秘密")
+    assert "我们的秘密" in reported.report()
+    shared = reported.report("--share", "yes")
+    assert not [words for words in ("我们的秘密", "吃了吗", *NAMES.values()) if words in shared]
+    assert "+0.120" in shared
+    agreed = reported.report("--share", "yes", "--consent", "yes")
+    assert "我们的秘密" in agreed and "小梅" in agreed
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_a_hostile_history_breaks_no_page(reported, words):
+    calm = Reported(reported.folder / "calm")
+    calm.folder.mkdir()
+    calm.write_all()
+    reported.write_all(words)
+    page = reported.report()
+    tags = [re.findall(r"<[a-z/!][^<>\s]*", text) for text in (page, calm.report())]
+    assert tags[0] == tags[1]
+    assert len(page) < 200_000
+    assert not re.search("[\0\x1b\u202e\u2066]", page)
+
+
+def test_two_hundred_members_are_seven_and_all_others(reported):
+    people = [{"time": 60 * number, "user_id": str(number % 200), "fragments": ["在"]} for number in range(1_000)]
+    reported.write_messages(people)
+    page = reported.report()
+    assert "1,000 messages of 200 people" in page
+    assert "all others" in page and ">965<" in page
+
+
+def test_damaged_results_are_one_line(reported):
+    from helpers import run_script
+
+    reported.write_all()
+    (reported.folder / "voice/voice.json").write_text("[]")
+    stages = [reported.folder / name for name in ("a", "parsed", "b", "paired", "generated", "trained", "c")]
+    where = ["--voice", reported.folder / "voice", "--codes", reported.folder / "x", "--out", reported.folder / "report"]
+    done = run_script("tools/report", "1", *stages, *where, "--share", "no", "--consent", "no")
+    path = reported.folder / "voice/voice.json"
+    assert done.stderr.strip().endswith(
+        f"{path}: cannot be read; delete {path.parent}/receipt.json, then `make voice` makes it"
+    )
+    assert done.returncode == 1 and not (reported.folder / "report").exists()
+
+
+def test_codes_of_friends_are_counted_once_each(reported):
+    from huiyin.report.blind import check
+
+    def code(page, player, answers):
+        text = f"{page}-{player}-{answers}"
+        return f"{text}-{check(text)}"
+
+    reported.write_all()
+    (reported.folder / "report").mkdir()
+    (reported.folder / "report/blind.html").write_text('<meta name="huiyin-blind" content="ABCDE 30">')
+    codes = reported.folder / "blind"
+    codes.mkdir()
+    (codes / "a.txt").write_text(f"小梅：{code('ABCDE', '1111', 'ZZZZ00')} 哈哈\n{code('ABCDE', '1111', 'ZZZZZZ')}\n")
+    (codes / "b.txt").write_text(code("ABCDE", "2222", "Z00000").lower() + "\n" + code("0BCDE", "3333", "ZZZZZZ"))
+    (codes / "c.txt").write_text("ABCDE-4444-ZZZZZZ-00\n")
+    page = reported.report()
+    assert "25 / 60" in page and "2 codes that count" in page  # 20 of 30, and 5 of 30
+    for remark in ("1 codes are damaged", "1 codes are of another page", "1 codes of somebody who had played already"):
+        assert remark in page
+    assert json.dumps("Friends cannot tell")[1:-1] in page
