@@ -19,10 +19,20 @@ VOICE = {
     "authorship": {
         "usable": True,
         "auc": {"mean": 0.81},
-        **{who: {"share": {"mean": share}} for who, share in (("real", 0.7), ("trained", 0.65), ("base", 0.2), ("others", 0.3))},
+        **{
+            who: {"share": {"mean": share}}
+            for who, share in (("real", 0.7), ("trained", 0.65), ("base", 0.2), ("others", 0.3))
+        },
     },
     "habits": {
-        name: {"real": 5.0, "trained": 6.0, "base": 40.0, "distance_of_halves": 0.1, "distance_trained": 0.2, "distance_base": 0.6}
+        name: {
+            "real": 5.0,
+            "trained": 6.0,
+            "base": 40.0,
+            "distance_of_halves": 0.1,
+            "distance_trained": 0.2,
+            "distance_base": 0.6,
+        }
         for name in ("characters", "faces")
     },
     "copies": {
@@ -56,9 +66,18 @@ class Reported:
 
     def write_all(self, words: str = "好的") -> None:
         days = [(86_400 * number, "123"[number % 3], NAMES["123"[number % 3]]) for number in range(60)]
-        self.write_messages([{"time": time, "user_id": user, "nickname": name, "fragments": [words]} for time, user, name in days])
+        self.write_messages(
+            [{"time": time, "user_id": user, "nickname": name, "fragments": [words]} for time, user, name in days]
+        )
         line = {"turn_id": 1, "turn_ids": [1], "group_id": "g", "reply": words, "time": "2024-03-01T00:00:00Z"}
-        pair = {**line, "prompt_turn_id": 0, "prompt": words, "decided_by": "quote", "confidence": 1.0, "candidates": [0]}
+        pair = {
+            **line,
+            "prompt_turn_id": 0,
+            "prompt": words,
+            "decided_by": "quote",
+            "confidence": 1.0,
+            "candidates": [0],
+        }
         lines = {"pairs.jsonl": [pair] * 5, "unpaired.jsonl": [{**line, "reason": "none"}]}
         self.write("pair", lines, decided_by={"quote": 5}, unpaired={"none": 1})
         row = {"instruction": words, "input": "", "output": words, "system": "", "history": []}
@@ -86,7 +105,12 @@ class Blind:
     def __init__(self, folder: Path, number: int = 40) -> None:
         self.folder = folder
         lines = [
-            {"prompt": f"第{index}问", "reply": f"真的{'啊' * (index % 7)}{index}", "trained": f"学来的{index}", "decided_by": "quote"}
+            {
+                "prompt": f"第{index}问",
+                "reply": f"真的{'啊' * (index % 7)}{index}",
+                "trained": f"学来的{index}",
+                "decided_by": "quote",
+            }
             for index in range(number)
         ]
         (folder / "voice").mkdir()

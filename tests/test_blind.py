@@ -7,9 +7,8 @@ import shutil
 import pytest
 
 from case_folders import turns
-from reported import Blind, Reported
-
 from huiyin.report.blind import choose, masks, needed
+from reported import Blind, Reported
 
 BROWSERS = ["chromium", "chromium-browser", "chrome", "google-chrome", "google-chrome-stable"]
 TURNS = turns([{"time": 0, "user_id": "1", "text": "在", "nickname": "小梅"}])
@@ -50,7 +49,7 @@ def test_replies_of_like_length_come_first_and_personal_data_is_hidden():
 def test_without_consent_there_is_no_page(tmp_path):
     done = Blind(tmp_path).run(TURNS, consent="no")
     assert done.stderr.strip() == (
-        "blind.py: the page would hold real messages of other people; ask them, then say: make blind CONSENT=yes"
+        "blind.py: the page would hold real messages of other people; ask them, then: make blind CONSENT=yes"
     )
     assert done.returncode == 1 and not (tmp_path / "report").exists()
 
@@ -95,12 +94,18 @@ def test_the_report_in_a_browser(browser, tmp_path):
     reported = Reported(tmp_path)
     reported.write_all("<script>document.title = 'broken'</script>")
     reported.report()
-    page, wrong = opened(browser, tmp_path / "report/index.html", viewport={"width": 400, "height": 800}, locale="zh-CN")
+    page, wrong = opened(
+        browser, tmp_path / "report/index.html", viewport={"width": 400, "height": 800}, locale="zh-CN"
+    )
     assert "小梅" in page.title()
     assert page.locator("h2:visible").all_inner_texts()[1:4] == ["每条消息的去向", "群聊", "谁在回谁"]
     page.click("#language")
-    assert page.locator("h2:visible").all_inner_texts()[1:4] == ["Where every message went", "The group", "Who answers what"]
-    assert all(page.locator("svg.chart:has(text)").nth(index).text_content() for index in range(5))
+    assert page.locator("h2:visible").all_inner_texts()[1:4] == [
+        "Where every message went",
+        "The group",
+        "Who answers what",
+    ]
+    assert all(page.locator("svg.chart:has(text)").all_text_contents())
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert wrong == []
 

@@ -15,7 +15,12 @@ from scripts import combine
 CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
 SETTINGS = {name: f"scripts.{name}" for name in ("decrypt", "parse", "combine", "pair", "gen")}
-SETTINGS |= {"chat": "scripts.tools.chat", "voice": "scripts.tools.voice", "blind": "scripts.tools.blind", "llm": "huiyin.llm.client"}
+SETTINGS |= {
+    "chat": "scripts.tools.chat",
+    "voice": "scripts.tools.voice",
+    "blind": "scripts.tools.blind",
+    "llm": "huiyin.llm.client",
+}
 SETTINGS |= {"export": "huiyin.serving.finished", "preflight": "huiyin.training.plan"}
 
 

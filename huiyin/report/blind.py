@@ -1,7 +1,8 @@
 """The blind test: which of two replies is real? The items of its page, and the codes that friends send back.
 
 A code is `PAGE-PLAYER-ANSWERS-CHECK` in Crockford's base 32: the page's id (5 characters), a random id that the browser
-keeps (4), a bit for each item, 1 if the real reply was found (5 bits a character, the first item first), and a checksum (2).
+keeps (4), a bit for each item, 1 if the real reply was found (5 bits a character, the first item first), and a checksum
+(2).
 """
 
 from __future__ import annotations
@@ -78,11 +79,16 @@ def page(items: Rows, name: str, separator: str) -> str:
     order.shuffle(items)
     second = [order.random() < 0.5 for _ in items]  # the real reply is the second one
     texts = [
-        {"prompt": parts(item["prompt"], separator), "replies": [parts(item[name], separator) for name in names(of_one)]}
+        {
+            "prompt": parts(item["prompt"], separator),
+            "replies": [parts(item[name], separator) for name in names(of_one)],
+        }
         for item, of_one in zip(items, second, strict=True)
     ]
     key = "".join(str(int(bit) ^ mask) for bit, mask in zip(second, masks(page_id), strict=False))
-    return render("blind.html", items=texts, page_id=page_id, key=key, name=name, needed=needed(len(items)), alphabet=ALPHABET)
+    return render(
+        "blind.html", items=texts, page_id=page_id, key=key, name=name, needed=needed(len(items)), alphabet=ALPHABET
+    )
 
 
 def names(real_is_second: bool) -> tuple[str, str]:
@@ -181,12 +187,12 @@ def sentence(played: Played) -> Markup:
     numbers: Mapping[str, Any] = {"right": played.right, "items": played.items, "needed": needed(played.items)}
     if played.told:
         return say(
-            "Friends can tell: they found the real reply in {right} of {items}, and {needed} would be enough to say so.",
+            "Friends can tell: they found the real reply in {right} of {items}; {needed} are enough to say so.",
             "朋友分得出来：{items} 题中找对了 {right} 题，达到 {needed} 题就可以这么说。",
             **numbers,
         )
     return say(
-        "Friends cannot tell: they found the real reply in {right} of {items}; from {needed} on one could say that they can.",
+        "Friends cannot tell: they found the real reply in {right} of {items}; to say that they can takes {needed}.",
         "朋友分不出来：{items} 题中找对了 {right} 题；达到 {needed} 题才能说分得出来。",
         **numbers,
     )

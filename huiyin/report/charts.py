@@ -53,7 +53,9 @@ def ticks(highest: float, number: int = 3) -> list[float]:
     return [step * index for index in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
-def columns(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str, height: int = 150) -> Markup:
+def columns(
+    labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str, height: int = 150
+) -> Markup:
     """Return columns, one for each label, of the values of the series on top of each other. series: (class of its
     colour, values)."""
     totals = [sum(values) for values in zip(*(values for _, values in series), strict=True)]
@@ -125,6 +127,7 @@ def interval(low: float, mean: float, high: float, title: str) -> Markup:
 
 def distances(band: float, marks: Shares, title: str) -> Markup:
     """Return marks on a scale from 0, the same as the real ones, to 1; band: how far two halves of these are apart."""
+
     def place(value: float) -> float:
         return 6 + (WIDTH - 12) * min(max(value, 0), 1)
 

@@ -111,33 +111,41 @@ def of_group(messages: pl.LazyFrame, target: str) -> dict[str, Any]:
     counts: a number for each of the `times`."""
     where = messages.filter(pl.col("user_id") == target).select("group_id").unique()
     here = messages.join(where, on="group_id", how="semi")
-    facts = here.select(
+    table = here.select(
         messages=pl.len(),
         groups=pl.col("group_id").n_unique(),
         first=pl.col("time").min(),
         last=pl.col("time").max(),
     )
-    facts = facts.collect(engine="streaming").row(0, named=True)
+    facts = table.collect(engine="streaming").row(0, named=True)
     if not facts["messages"]:
         return {}
     unit = unit_of((facts["last"] - facts["first"]).days)
-    counts = here.group_by("user_id", pl.col("time").dt.truncate(unit)).agg(count=pl.len(), name=pl.col("nickname").last())
-    counts = counts.sort("time", "user_id").collect(engine="streaming")
-    times = pl.select(pl.datetime_range(counts["time"].min(), counts["time"].max(), unit)).to_series().to_list()
-    people = counts.group_by("user_id").agg(pl.col("count").sum(), pl.col("name").last())
+    by_user = here.group_by("user_id", pl.col("time").dt.truncate(unit))
+    found = by_user.agg(count=pl.len(), name=pl.col("nickname").last())
+    counts = found.sort("time", "user_id").collect(engine="streaming")
+    times = counts.select(pl.datetime_range(pl.col("time").min(), pl.col("time").max(), unit)).to_series().to_list()
+    speakers = speakers_of(counts, target, times)
+    name = next(speaker["name"] for speaker in speakers if speaker["is_member"])
+    people = counts["user_id"].n_unique()
+    return {**facts, "name": name, "people": people, "unit": unit, "times": times, "speakers": speakers}
+
+
+def speakers_of(counts: pl.DataFrame, target: str, times: Sequence[Any]) -> Rows:
+    """Return the speakers of `of_group`. counts: rows of user_id, time, count, name, the latest last."""
+    people = counts.group_by("user_id", maintain_order=True).agg(pl.col("count").sum(), pl.col("name").last())
     people = people.sort("count", "user_id", descending=[True, False])
-    shown = [row for row in people.head(SPEAKERS).rows()]
+    shown = people.head(SPEAKERS).rows()
     if target not in [user for user, _, _ in shown]:
         shown[-1:] = people.filter(pl.col("user_id") == target).rows()
-    speakers = [
-        {"name": name, "is_member": user == target, "total": total, "counts": by_time(counts, times, pl.col("user_id") == user)}
-        for user, total, name in shown
-    ]
+    speakers = []
+    for user, total, name in shown:
+        of_one = by_time(counts, times, pl.col("user_id") == user)
+        speakers.append({"name": name or user, "is_member": user == target, "total": total, "counts": of_one})
     others = ~pl.col("user_id").is_in([user for user, _, _ in shown])
-    if rest := facts["messages"] - sum(speaker["total"] for speaker in speakers):
+    if rest := counts["count"].sum() - sum(total for _, total, _ in shown):
         speakers.append({"name": "", "is_member": False, "total": rest, "counts": by_time(counts, times, others)})
-    name = next(speaker["name"] for speaker in speakers if speaker["is_member"])
-    return {**facts, "name": name, "people": people.height, "unit": unit, "times": times, "speakers": speakers}
+    return speakers
 
 
 def unit_of(days: int) -> str:
@@ -181,7 +189,8 @@ def by_month(lines: Rows) -> tuple[list[str], list[int]]:
 
 
 def predicted_and_seen(receipt: Mapping[str, Any], log: Rows) -> dict[str, Any]:
-    """Return of a training what preflight said and what happened: GiB of the card (seen: None on the processor), hours."""
+    """Return of a training what preflight said and what happened: GiB of the card (seen: None on the
+    processor), hours."""
     attempts = receipt.get("attempts") or [{}]
     seen = max((line.get("vram_reserved") or 0 for line in log), default=0)
     return {

@@ -22,7 +22,7 @@ def say(english: str, chinese: str, **values: Any) -> Markup:
 
 
 def shown(text: object, limit: int = SHOWN) -> str:
-    """Return a text of the history as the page shows it: cut, without characters that are not drawn or turn the line."""
+    """Return a text of the history as the page shows it: cut, without characters that nobody sees."""
     text = str(text)
     kept = "".join(character for character in text[: limit + 1] if is_seen(character) or keeps(character))
     return kept[:limit] + "…" if len(text) > limit else kept
@@ -36,7 +36,9 @@ def keeps(character: str) -> bool:
 def render(template: str, /, **values: Any) -> str:
     """Return the page of a template in `templates/`; everything that comes from `values` is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals |= {"say": say}
     environment.filters |= {"shown": shown}
     return environment.get_template(template).render(**values)

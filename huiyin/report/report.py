@@ -9,11 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from huiyin.report import charts
+from huiyin.report import charts, words
 from huiyin.report.blind import Played
 from huiyin.report.facts import STAGES, Facts, by_month, examples, lengths, predicted_and_seen
 from huiyin.report.page import render, say, shown
-from huiyin.report import words
 from huiyin.report.words import words as words_for
 
 REST = "c7"  # the colour of all others
@@ -35,7 +34,11 @@ def report(facts: Facts, played: Played, shared: bool, texts: bool) -> str:
         blind=played,
         bar=charts.bar,
         funnel=[funnel(stage, facts.receipts[stage]) for stage in [*STAGES, "voice"] if stage in facts.receipts],
-        not_done=[stage for stage in STAGES if stage not in facts.receipts and (stage != "decrypt" or len(facts.receipts) == 0)],
+        not_done=[
+            stage
+            for stage in STAGES
+            if stage not in facts.receipts and (stage != "decrypt" or len(facts.receipts) == 0)
+        ],
         group_chart=group_chart(facts.group),
         speakers=speakers(facts.group, texts or not shared),
         pairing=pairing(facts.receipts.get("pair", {})),
@@ -96,12 +99,18 @@ def authorship(voice: Mapping[str, Any]) -> dict[str, Any]:
         "others": (say("other people", "其他人"), "c4"),
     }
     sentence = say(
-        "A classifier that has read both takes {trained} of 100 replies of the model for this member's, and {real} of 100 real ones.",
-        "读过双方文字的分类器，把模型 100 条回复中的 {trained} 条当成此人说的；真实回复则是 {real} 条。",
+        "A classifier takes {trained} of 100 replies of the model for this member's, and {real} of 100 real ones.",
+        "分类器把模型 100 条回复中的 {trained} 条当成此人说的；真实回复则是 {real} 条。",
         **{name: f"{100 * share:.0f}" for name, share in shares.items()},
     )
     bars = [(*labels[name][:1], share, labels[name][1]) for name, share in shares.items()]
-    return {"shown": f"{100 * shares['trained']:.0f} %", "usable": True, "sentence": sentence, "bars": bars, "auc": found["auc"]["mean"]}
+    return {
+        "shown": f"{100 * shares['trained']:.0f} %",
+        "usable": True,
+        "sentence": sentence,
+        "bars": bars,
+        "auc": found["auc"]["mean"],
+    }
 
 
 def funnel(stage: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +157,10 @@ def pairing(receipt: Mapping[str, Any]) -> dict[str, Any]:
     if not receipt:
         return {}
     unpaired = sum(receipt.get("unpaired", {}).values())
-    counts = {**dict(Counter(receipt.get("decided_by", {})).most_common()), **({"unpaired": unpaired} if unpaired else {})}
+    counts = {
+        **dict(Counter(receipt.get("decided_by", {})).most_common()),
+        **({"unpaired": unpaired} if unpaired else {}),
+    }
     quotes = receipt.get("quotes", {})
     kinds = {"found_by_linker": "linker", "found_by_llm": "llm", "found_by_rule": "rule"}
     return {

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_page(args.out / "blind.html", text)
     args.codes.mkdir(parents=True, exist_ok=True, mode=0o700)
     print(
-        f"blind: {args.out}/blind.html, {len(items)} items: send it to friends of the member. Each code that comes back "
-        f"goes into a text file in {args.codes}; make report counts them.",
+        f"blind: {args.out}/blind.html, {len(items)} items: send it to friends of the member. Codes that come back "
+        f"go into text files in {args.codes}; make report counts them.",
         flush=True,
     )
 

@@ -4,8 +4,8 @@
         --voice data/default/10001/voice --codes data/default/10001/blind --share no --consent no \\
         --out data/default/10001/report
 
-Writes index.html, for its owner; with --share yes also share.html, with numbers and charts alone, and with --consent yes
-also with messages and names. What is not there yet is left out, and the page names the target that makes it.
+Writes index.html, for its owner; with --share yes also share.html, with numbers and charts alone, and with --consent
+yes with messages and names. What is not there yet is left out, and the page names the target that makes it.
 """
 
 import huiyin.common.starting  # noqa: F401
