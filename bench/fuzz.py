@@ -33,7 +33,7 @@ from written import FORMATS, messages, write
 ROOT = Path(__file__).parent.parent
 EXPORTS = {name: of for name, of in FORMATS.items() if name != "csv"}
 
-MEMORY, SECONDS = 8 << 30, 30  # address space of a process, the duration of one run
+MEMORY, SECONDS = 8 << 30, 120  # address space of a process, the duration of one run
 MESSAGES = 150
 DATA = ["decrypted", "parsed", "combined", "paired", "generated"]
 BIG = [-1, 0, 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64, 10**30, 10**400]
@@ -523,6 +523,7 @@ def main(argv=None):
     parser.add_argument("target", choices=["all", *TARGETS])
     parser.add_argument("--seconds", type=float, default=60, help="for each target (default 60)")
     parser.add_argument("--seed", type=int, default=1, help="the first one (default 1)")
+    parser.add_argument("--port", type=int, default=18435, help="for the server; another one for a second run beside")
     args = parser.parse_args(argv)
 
     from helpers import run_script
@@ -532,7 +533,7 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tiny").exists():
         run_script("demo/tiny", "--out", folder / "tiny")
-    with OllamaServer(folder / "tiny/tiny.gguf", ["tiny"], port=18435) as server:
+    with OllamaServer(folder / "tiny/tiny.gguf", ["tiny"], port=args.port) as server:
         server.remembered = {}
         if not (folder / "sound").exists():
             make_sound(folder / "making", server.url)

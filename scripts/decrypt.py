@@ -219,7 +219,7 @@ def damage(source: Path, tables: dict[str, Table], plain: Path) -> dict[str, Any
     if not lost:
         return {}
     messages = lost.get(GROUP_MESSAGES)
-    spans = [time_span(plain, *gap) for gap in messages.key_gaps] if messages and "[40050]" in messages.columns else []
+    spans = [time_span(plain, *gap) for gap in messages.key_gaps] if messages and "40050" in messages.columns else []
     rows = ", ".join(f"about {table.lost_rows:,} rows of {name}" for name, table in lost.items())
     starts, ends = [start for start, _ in spans if start], [end for _, end in spans if end]
     between = f", sent between {min(starts, default='?')} and {max(ends, default='?')}" if spans else ""

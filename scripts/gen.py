@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         pairs, unpaired, turns, newest = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
         least = settings.min_confidence
-        kept = [line for line in pairs if line["confidence"] is None or line["confidence"] >= least]
+        kept = [line for line in pairs if not least or line["confidence"] is None or line["confidence"] >= least]
         if least:
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
         written: dict[int, str] = {}

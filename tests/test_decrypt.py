@@ -32,7 +32,7 @@ from huiyin.qqnt.extract import take_tables
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
 from huiyin.qqnt.salvage import check_space, read_schema, salvage
-from huiyin.qqnt.tables import KEEP_FREE
+from huiyin.qqnt.tables import KEEP_FREE, plain_tables
 from scripts.decrypt import read_key
 from scripts.demo.history import KEY
 
@@ -415,6 +415,12 @@ UNUSUAL = "group_msg_table is not stored like an ordinary table"
 def test_no_ordinary_table_or_one_without_messages_is_refused(tmp_path, statement, line):
     path = write_database(tmp_path / "nt_msg.db", "plain", [statement])
     assert_refused(decrypt(path, tmp_path / "out"), tmp_path / "out", f"{path}: {line}")
+
+
+def test_a_damaged_name_that_holds_another_is_one_column():
+    sql = "CREATE TABLE group_msg_table ([40001] INTEGER PRIMARY KEY, [40010_ INTEGER, [40050] INTEGER)"
+    table = plain_tables([("table", "group_msg_table", sql)], ["group_msg_table"], Path("nt_msg.db"))["group_msg_table"]
+    assert table.columns == ["40001", "40010_ INTEGER, [40050"]
 
 
 SIZE, BLOB = 29170, "zeroblob(29170)"  # little of it is in the leaf

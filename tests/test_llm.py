@@ -426,6 +426,12 @@ def test_doubtful_pairs_are_left_out(folder):
     assert ledger == {"read": 4, "written": 3, "merged": 0, "dropped": {"doubtful": 1, "duplicate": 0, "failed": 0}}
 
 
+def test_without_a_least_confidence_none_is_doubtful(folder):
+    write_paired(folder, [pair(0, "q", "a", confidence=-1.0)])
+    _, ledger = dataset(folder)
+    assert ledger == {"read": 1, "written": 1, "merged": 0, "dropped": {"duplicate": 0, "failed": 0}}
+
+
 CONTACT = "13800138000，或者 a.b@example.com"
 
 

@@ -109,8 +109,8 @@ def copy_tables(
         for name, table in tables.items():
             connection.execute(f"CREATE TABLE result.[{name}] {table.definition}")
             table.rows = connection.execute(
-                f"INSERT INTO result.[{name}] (rowid, {table.columns}) "
-                f"SELECT rowid, {table.columns} FROM main.[{table.stored_as}] NOT INDEXED"
+                f"INSERT INTO result.[{name}] (rowid, {table.selected}) "
+                f"SELECT rowid, {table.selected} FROM main.[{table.stored_as}] NOT INDEXED"
             ).rowcount
     return tables
 

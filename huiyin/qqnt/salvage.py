@@ -95,8 +95,8 @@ class Inserter:
         self.connection.deserialize(self.database.of(page, rows, lost), name="leaf")
         try:
             inserted = self.connection.execute(
-                f"INSERT OR IGNORE INTO main.[{table.name}] (rowid, {table.columns}) "
-                f"SELECT rowid, {table.columns} FROM leaf.[{table.name}] WHERE {where}"
+                f"INSERT OR IGNORE INTO main.[{table.name}] (rowid, {table.selected}) "
+                f"SELECT rowid, {table.selected} FROM leaf.[{table.name}] WHERE {where}"
             ).rowcount
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT:
@@ -143,7 +143,7 @@ def recover(inserter: Inserter, schema: Schema, tree: Tree) -> None:
     """Add the rows of leaves that no inner page leads to any more, and estimate how many rows are lost."""
     pages, table = inserter.pages, inserter.table
     if "PRIMARY KEY" in table.definition:
-        has_chat_type = "[40010]" in table.columns
+        has_chat_type = "40010" in table.columns
         if tree.leaf_gaps and has_chat_type:
             table.orphan_leaves += unreached(pages, schema, table, tree)
         for number, page, sound in each_page(pages, np.array(table.orphan_leaves, np.int64)):

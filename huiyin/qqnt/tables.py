@@ -20,19 +20,23 @@ Refuse = Callable[..., None]  # called with what is damaged; it may raise
 @dataclass
 class Table:
     """The result for one table. `stored_as` is its name in the source, `definition` the columns with their types in
-    parentheses, `columns` their names. `lost_pages` are damaged; `key_gaps` are the keys before and after each run of
-    missing rows (None: no row on that side); `orphan_leaves` cannot be reached through the tree in the order of the
-    keys."""
+    parentheses, `columns` their names, `selected` these for a query. `lost_pages` are damaged; `key_gaps` are the keys
+    before and after each run of missing rows (None: no row on that side); `orphan_leaves` cannot be reached through the
+    tree in the order of the keys."""
 
     name: str
     stored_as: str
     definition: str
-    columns: str
+    columns: list[str]
     rows: int = 0
     lost_rows: int = 0
     lost_pages: list[int] = field(default_factory=list)
     key_gaps: list[tuple[int | None, int | None]] = field(default_factory=list)
     orphan_leaves: list[int] = field(default_factory=list)
+
+    @property
+    def selected(self) -> str:
+        return ", ".join(f"[{column}]" for column in self.columns)
 
     @property
     def is_damaged(self) -> bool:
@@ -60,7 +64,7 @@ def plain_tables(schema: Iterable[Sequence[str]], names: Iterable[str], source: 
     return tables
 
 
-def plain_columns(name: str, sql: str) -> tuple[str, str]:
+def plain_columns(name: str, sql: str) -> tuple[str, list[str]]:
     """Return the definition and the names of the columns in the CREATE statement `sql`, without constraints and so
     without indexes; `ValueError` if the rows are not stored like those of an ordinary table."""
     try:
@@ -81,7 +85,7 @@ def plain_columns(name: str, sql: str) -> tuple[str, str]:
     # quotes are gone: a column may be called `x], (SELECT ...) AS [y`, or have such a type
     if [(kind, column) for kind, *_, column in again] != [(kind, column) for kind, *_, column in columns]:
         raise ValueError("a name or a type in it is a piece of SQL")
-    return definition, ", ".join(f"[{column}]" for column in names)
+    return definition, names
 
 
 def created(connection: sqlite3.Connection, statement: str, name: str) -> list[tuple[str, str | None, int, str]]:

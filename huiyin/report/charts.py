@@ -127,10 +127,11 @@ def interval(low: float, mean: float, high: float, title: str) -> Markup:
 
 def distances(band: float, marks: Shares, title: str) -> Markup:
     """Return marks on a scale from 0, the same as the real ones, to 1; band: how far two halves of these are apart."""
+    width = 160
 
     def place(value: float) -> float:
-        return 6 + (WIDTH - 12) * min(max(value, 0), 1)
+        return 6 + (width - 12) * min(max(value, 0), 1)
 
-    parts = [line(6, 8, WIDTH - 6, 8), rectangle(6, 2, place(band) - 6, 12, "ground")]
+    parts = [line(6, 8, width - 6, 8), rectangle(6, 2, place(band) - 6, 12, "ground")]
     parts += [f'<circle class="{colour}" cx="{place(value):.1f}" cy="8" r="5"/>' for colour, value in marks]
-    return frame(16, "".join(parts), title)
+    return frame(16, "".join(parts), title, width)
