@@ -79,6 +79,7 @@ class Reported:
             "candidates": [0],
         }
         lines = {"pairs.jsonl": [pair] * 5, "unpaired.jsonl": [{**line, "reason": "none"}]}
+        self.write("combine", {"turns.654321.json": []})
         self.write("pair", lines, decided_by={"quote": 5}, unpaired={"none": 1})
         row = {"instruction": words, "input": "", "output": words, "system": "", "history": []}
         values = {"values": {"message_separator": "\n", "history_turns": 3}, "sha256": ""}

@@ -44,7 +44,7 @@ def test_a_page_to_share_has_no_words_and_names_without_consent(reported):
     reported.write_all(words="我们的秘密")
     assert "我们的秘密" in reported.report()
     shared = reported.report("--share", "yes")
-    assert not [words for words in ("我们的秘密", "吃了吗", *NAMES.values()) if words in shared]
+    assert not [words for words in ("我们的秘密", "吃了吗", "654321", *NAMES.values()) if words in shared]
     assert "+0.120" in shared
     agreed = reported.report("--share", "yes", "--consent", "yes")
     assert "我们的秘密" in agreed and "小梅" in agreed

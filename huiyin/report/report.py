@@ -15,6 +15,7 @@ from huiyin.report.facts import STAGES, Facts, by_month, examples, lengths, pred
 from huiyin.report.page import render, say, shown
 from huiyin.report.words import words as words_for
 
+TURNS = "turns.parquet"
 REST = "c7"  # the colour of all others
 
 
@@ -226,6 +227,10 @@ def copies(found: Mapping[str, Any]) -> list[tuple[Markup, list[float]]]:
 
 
 def made(stage: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
-    outputs = [(name, digest[:12]) for name, digest in receipt["outputs"].items() if isinstance(digest, str)]
+    # the files of groups have their ids in their names
+    files = {
+        name: digest for name, digest in receipt["outputs"].items() if name == TURNS or not name.startswith("turns.")
+    }
+    outputs = [(name, digest[:12]) for name, digest in files.items() if isinstance(digest, str)]
     at = str(receipt.get("made_at", ""))[:16].replace("T", " ")
     return {"label": stage, "at": at, "seconds": receipt["seconds"], "outputs": outputs[:6]}
