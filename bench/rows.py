@@ -26,7 +26,8 @@ from huiyin.common.tables import PAIR, TURNS, read_records, scan_table
 from huiyin.questions.conversations import order, with_threads
 from huiyin.questions.dataset import row_of, training_rows
 from huiyin.serving.process import Work, do
-from huiyin.serving.template import save_prompt
+from huiyin.serving.templates.known import find_format
+from huiyin.serving.tokenizer import save_tokenizer
 from huiyin.training.llamafactory import environment
 from huiyin.training.rows import read_dataset
 from huiyin.training.template import Encoding
@@ -92,7 +93,7 @@ def write_dataset(generated, folder, rows):
 
 def sizes(folder, template, base, cutoff_len):
     """Return (rows, replies learnt, tokens computed) in an epoch."""
-    rows = read_dataset(folder).measure(Encoding(template, base), 0).rows
+    rows = read_dataset(folder).measure(Encoding(find_format(template), base), 0).rows
     parts = [(row, *part) for row in rows for part in row.parts(cutoff_len) if row.tokens(*part) <= cutoff_len]
     replies = sum(stop - start for _, start, stop in parts)
     return len(rows), replies, sum(row.tokens(start, stop) for row, start, stop in parts)
@@ -134,7 +135,7 @@ def measure(project, target, ways, gpu, base, template):
     variables = environment(gpu, project / ".cache", folder, 1)
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
-    save_prompt(base, template, (generated / "system.txt").read_text(), False, tokenizer, folder, variables)
+    save_tokenizer(base, find_format(template), (generated / "system.txt").read_text(), False, tokenizer)
     adapters = [None, *(folder / way / "trained/adapter" for way in ways)]
     answers = do([Work(base, adapter, held_out) for adapter in adapters], "rows", folder, variables, tokenizer)
     return dict(zip(["base", *ways], (one.losses for one in answers), strict=True))

@@ -27,10 +27,12 @@ from huiyin.common.stage import Stage, arguments
 from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
+from huiyin.serving.modelfile import modelfile
 from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
 from huiyin.serving.process import Models, Rows, ask
 from huiyin.serving.sampling import SAMPLING
-from huiyin.serving.template import Prompt, modelfile, save_prompt
+from huiyin.serving.templates.chat_format import ChatFormat
+from huiyin.serving.tokenizer import save_tokenizer
 from huiyin.training.base import check_disk
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import available_ram, check_memory
@@ -38,7 +40,7 @@ from huiyin.training.rows import read_rows
 from huiyin.training.template import Encoding
 from huiyin.training.trained import Trained, read_trained
 
-RESULTS = 1  # to be raised when the same input gives another result
+RESULTS = 2  # to be raised when the same input gives another result
 SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
 TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
 TOLERANCE, LEAST_LOSS = (
@@ -141,41 +143,39 @@ def merge(
 
 def make_model(
     args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path
-) -> tuple[Prompt, dict[str, Any], str]:
-    """Make the folder `merged`. Return (the prompt of the training, what the receipt says of the model, its reply)."""
+) -> tuple[dict[str, Any], str]:
+    """Make the folder `merged`. Return (what the receipt says of the model, its reply)."""
     from huiyin.serving.merge import size_of  # here: numpy would delay --help
 
     check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None)
     rows, held_out = read_held_out(args.generated)
     cutoff_len = trained.used.get("cutoff_len", 2048)
-    encoding = Encoding(trained.used["template"], trained.base)
+    encoding = Encoding(trained.chat_format, trained.base)
     num_ctx = choose_context(settings, cutoff_len, encoding, trained.system, rows)
     work, adapter = args.out / ".work", args.trained / "adapter"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     merged.mkdir()
     variables = environment("none", args.cache, work, trained.threads)
-    prompt = save_prompt(
-        trained.base, trained.used["template"], trained.system, settings.fixed_system, merged, work, variables
-    )
+    save_tokenizer(trained.base, trained.chat_format, trained.system, settings.fixed_system, merged)
     question = {"system": trained.system, "history": [], "instruction": settings.question}
     answers = partial(ask, folder=work, variables=variables, tokenizer=merged)
     result, reply = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
     flatten_rope(merged / "config.json", needed=ollama is not None)
     shutil.rmtree(work)
     sampling = {name: getattr(settings, name) for name in SAMPLING}
-    return prompt, {**result, "parameters": {"stop": prompt.stop, "num_ctx": num_ctx, **sampling}}, reply
+    return {**result, "parameters": {"stop": trained.chat_format.stop, "num_ctx": num_ctx, **sampling}}, reply
 
 
 def create(
-    ollama: Ollama, merged: Path, prompt: Prompt, system: str, receipt: Mapping[str, Any], digest_file: Path
+    ollama: Ollama, merged: Path, chat_format: ChatFormat, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
     """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
     write_whole(digest_file, BEING_CREATED)  # killed from here on, the next export may replace what it finds
     names = "*.safetensors", "*.json", "tokenizer.model"
     files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
     fixed = receipt["fixed_system"]
-    template = prompt.go_template_with(system, fixed) if fixed else prompt.go_template()
+    template = chat_format.go_template(system if fixed else None, fixed)
     digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
     write_whole(digest_file, digest)
     return digest
@@ -222,21 +222,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ollama is None or (made and ollama.digest() == made):  # one that is there is to have the model
             stage.stop_if_done()
         if ollama:
-            check_servable(trained.used["template"], trained.base / "config.json")
+            check_servable(trained.base / "config.json")
             check_name(ollama, digest_file)
         merged = stage.output("merged")
-        prompt, made, reply = make_model(args, settings, trained, ollama, merged)
+        made, reply = make_model(args, settings, trained, ollama, merged)
         stage.receipt |= {
             **model_card(trained),
             **made,
             "quantize": choose_quantize(settings.quantize, merged),
             "fixed_system": settings.fixed_system,
         }
-        text = modelfile(prompt, trained.system, settings.fixed_system, stage.receipt["parameters"])
+        text = modelfile(trained.chat_format, trained.system, settings.fixed_system, stage.receipt["parameters"])
         stage.output("Modelfile").write_text(text, encoding="utf-8")
         who = "the merged model, loaded once"
         if ollama:
-            digest = create(ollama, merged, prompt, trained.system, stage.receipt, digest_file)
+            digest = create(ollama, merged, trained.chat_format, trained.system, stage.receipt, digest_file)
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
             reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
             who = "the Ollama model"

@@ -31,7 +31,8 @@ from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
-from huiyin.training.base import check_disk, find_base
+from huiyin.serving.templates.known import check_model, find_format
+from huiyin.training.base import COUNTED, DESCRIBED, WHOLE, check_disk, find_base
 from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
 from huiyin.training.memory import GIB, LORA_BYTES, find_ram, format_size, read_shape
@@ -39,7 +40,7 @@ from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card,
 from huiyin.training.processor import find_processor
 from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
-from huiyin.training.template import Encoding
+from huiyin.training.template import Encoding, template_settings
 from huiyin.training.unfinished import Run, fingerprint, prepare, steps_done
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 
@@ -126,14 +127,25 @@ def preflight(card: Card | None, given: Values, work: Work, settings: Settings) 
     return plan_for_processor(find_ram().free, processor, work, micro_batch, settings)
 
 
+def fitting_base(args: argparse.Namespace, given: Values) -> Path:
+    """Return the folder of the base model without its weights; `UserError` if it is not one for this template, or none
+    to train or to serve, as soon as what is downloaded by then tells it."""
+    chat_format, name = find_format(given["template"]), given["model_name_or_path"]
+    for files in (DESCRIBED, COUNTED):
+        base = find_base(name, args.cache, files)
+        read_shape(base / "config.json")
+        check_model(chat_format, base, name)
+        if read_settings(args.export, Export).ollama != "none":
+            check_servable(base / "config.json")
+    return base
+
+
 def find_plan(
     args: argparse.Namespace, given: Values, settings: Settings, dataset: Dataset
 ) -> tuple[dict[str, Any], Work, Run, Fitted]:
     """Print and return (the device, for the receipt; the work; the run, with its plan; the rows, cut as that says)."""
-    base = find_base(given["model_name_or_path"], args.cache, whole=False)
-    if read_settings(args.export, Export).ollama != "none":
-        check_servable(given["template"], base / "config.json")
-    measured = dataset.measure(Encoding(given["template"], base), spare_tokens(given))
+    base = fitting_base(args, given)
+    measured = dataset.measure(Encoding(find_format(given["template"]), base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
     device, training = choose(args, given, work, settings, dataset.files, base)
     show(device, work, training.plan, few_steps(given, training.plan))
@@ -142,7 +154,7 @@ def find_plan(
 
 def whole_base(stage: Stage, given: Values, cache: Path) -> Path:
     """Return the folder of the base model, fetched unless it is there; the result depends on its files."""
-    base = find_base(given["model_name_or_path"], cache, whole=True)
+    base = find_base(given["model_name_or_path"], cache, WHOLE)
     stage.depends_on(stage.digests.of_tree(base))
     return base
 
@@ -207,6 +219,7 @@ def full_settings(
     return {
         **given,
         **plan.values(),
+        **template_settings(find_format(given["template"])),
         "gradient_accumulation_steps": plan.accumulation // processes,
         "model_name_or_path": str(base),
         **{"stage": "sft", "do_train": True, "dataset": "alpaca", "dataset_dir": str((args.out / ROWS).absolute())},

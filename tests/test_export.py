@@ -22,7 +22,7 @@ from huiyin.llm.ollama import Ollama
 from huiyin.serving import process
 from huiyin.serving.finished import Settings
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
-from huiyin.serving.template import Prompt
+from huiyin.serving.templates.known import FORMATS
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, check_memory
 from huiyin.training.template import Encoding
@@ -45,8 +45,8 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0
 PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "num_predict": 256, **SAMPLING}
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 NOT_SERVED = (
-    "base/config.json: Ollama cannot serve Qwen3ForCausalLM with the chat template of the training; take a Qwen2.5 or "
-    f"Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
+    "base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5, Llama 3 or Gemma 3 model as "
+    f"model_name_or_path in train.yaml, {ALTERNATIVE}"
 )
 
 
@@ -129,13 +129,13 @@ def test_ollama_is_given_what_its_api_asks_for(exported):
     assert made["model"] == "huiyin-10002"
     merged = [path for path in (exported.folder / "merged").iterdir() if path.suffix in (".json", ".safetensors")]
     assert made["files"] == {path.name: f"sha256:{sha256(path)}" for path in merged}
-    names = "config generation_config special_tokens_map tokenizer tokenizer_config".split()
+    names = "config generation_config tokenizer tokenizer_config".split()
     assert {"model.safetensors", *(f"{name}.json" for name in names)} <= set(made["files"])
     assert made["quantize"] == "q8_0"  # the tiny model's rows are 64 long
     assert made["system"] == exported.system
     assert made["config"]["rope_theta"] == 1_000_000
     rows = [row for name in ("alpaca", "alpaca_eval") for row in read_json(exported.target / f"generated/{name}.json")]
-    num_ctx = choose_context(Settings(), 512, Encoding("qwen", exported.path / "base"), exported.system, rows)
+    num_ctx = choose_context(Settings(), 512, Encoding(FORMATS["qwen"], exported.path / "base"), exported.system, rows)
     assert made["parameters"] == {**PARAMETERS, "num_ctx": num_ctx}
     modelfile = (exported.folder / "Modelfile").read_text(encoding="utf-8")
     assert f'TEMPLATE """{made["template"]}"""' in modelfile and f'SYSTEM """{exported.system}"""' in modelfile
@@ -239,9 +239,15 @@ def test_an_error_while_ollama_creates_the_model_is_one_line(demo, tmp_path, oll
     ollama.before_create = fail
     folder = demo[0] / "data/demo/10002/exported"
     receipt = read_json(folder / "receipt.json")
-    prompt = Prompt("", "{{ .System }}", "{{ .Content }}", "{{ .Content }}", [])
     with pytest.raises(UserError) as error:
-        create(Ollama(ollama.url, "huiyin-10002", 512, 9), folder / "merged", prompt, "", receipt, tmp_path / "digest")
+        create(
+            Ollama(ollama.url, "huiyin-10002", 512, 9),
+            folder / "merged",
+            FORMATS["qwen"],
+            "",
+            receipt,
+            tmp_path / "digest",
+        )
     assert str(error.value) == (
         f"Ollama at {ollama.url}: huiyin-10002: write /root/.ollama/models/blobs/x: no space left on device"
     )
@@ -271,13 +277,12 @@ def creating(tmp_path, ollama):
     merged.mkdir()
     (merged / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
     (merged / "model.safetensors").write_bytes(b"weights")
-    prompt = Prompt("", "{{ .System }}", "{{ .Content }}", "{{ .Content }}", [])
     receipt = {"quantize": "f16", "fixed_system": False, "parameters": {}}
 
     def creating(system="你是甲"):
         named = Ollama(ollama.url, "huiyin-10002", 512, 9)
         check_name(named, digest_file)
-        return create(named, merged, prompt, system, receipt, digest_file)
+        return create(named, merged, FORMATS["qwen"], system, receipt, digest_file)
 
     return creating
 
@@ -366,8 +371,13 @@ REFUSED = [  # (what is changed, the line)
     (lambda export: export.base_is(architectures=["Qwen3ForCausalLM"]), NOT_SERVED),
     (
         lambda export: export.change("trained/train.yaml", template="gemma2"),
-        "template gemma2 in train.yaml: only for qwen and llama3 is it tested that Ollama prompts the model as the "
-        f"training did; take a base model with one of them, {ALTERNATIVE}",
+        f"template gemma2 in train.yaml: it must be one of {', '.join(FORMATS)}; only for these is it tested that the "
+        "finished model is prompted as it was trained",
+    ),
+    (
+        lambda export: export.change("trained/train.yaml", template="qwen3"),
+        "an earlier version trained with template qwen3, and taught the empty thought as a part of each reply; train "
+        "again (make clean-train)",
     ),
     (
         lambda export: (export.path / "trained/adapter/adapter_model.safetensors").unlink(),
@@ -453,7 +463,7 @@ def test_differences_are_relative_but_for_very_small_losses():
 
 
 def test_the_context_has_room_for_three_exchanges_and_a_reply(demo):
-    encoding, system = Encoding("qwen", demo[0] / "data/tiny/tiny-qwen2"), "你好"
+    encoding, system = Encoding(FORMATS["qwen"], demo[0] / "data/tiny/tiny-qwen2"), "你好"
     rows = [{"instruction": "a" * size, "output": "b", "history": [["x" * 99, "y"]]} for size in [*range(1, 21), 500]]
 
     def tokens(*messages):  # in ChatML

@@ -22,7 +22,6 @@ MAY_IMPORT = {
 }
 CHILD_PROCESSES = {
     "huiyin/serving/ask.py",
-    "huiyin/serving/save_tokenizer.py",
     "huiyin/training/probe.py",
 }  # programs of their own: only these may import torch as they load
 HEAVY = {"torch", "transformers", "peft"}

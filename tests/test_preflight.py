@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from huiyin.common.errors import UserError
-from huiyin.training.base import find_base
+from huiyin.training.base import DESCRIBED, find_base
 from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, find_ram, peak_bytes, read_shape
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
@@ -443,7 +443,7 @@ def test_a_variable_that_keeps_the_hub_out_of_reach_is_named(monkeypatch, tmp_pa
     endpoint = variable[1] if variable[0] == "HF_ENDPOINT" else "https://huggingface.co"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)  # which it has read already
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    line = refusal(find_base, "someone/model", tmp_path, whole=False)
+    line = refusal(find_base, "someone/model", tmp_path, DESCRIBED)
     start = f"the base model someone/model is not in {tmp_path}/huggingface and the hub cannot be reached; "
     assert line.startswith(start + UNREACHABLE[variable])
     assert "secret" not in line

@@ -11,6 +11,7 @@ import pytest
 from helpers import CLEAN
 from hub_server import Hub
 from huiyin.common.progress import Progress
+from huiyin.serving.templates.known import FORMATS
 from huiyin.training import base
 from huiyin.training.rows import read_dataset
 from huiyin.training.template import Encoding
@@ -42,7 +43,7 @@ def test_the_shipped_settings_are_known_to_llamafactory(trained):
     assert results["eval_loss_gained"] == results["base_eval_loss"] - results["eval_loss"]
     [attempt] = receipt["attempts"]
     assert (attempt["precision"], attempt["micro_batch"], attempt["rows_cut"]) == ("fp32", 2, 0)
-    rows = read_dataset(trained.path / "generated").measure(Encoding("qwen", trained.tiny), 0).rows
+    rows = read_dataset(trained.path / "generated").measure(Encoding(FORMATS["qwen"], trained.tiny), 0).rows
     *_, last = (trained.path / "trained/trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
     computed = json.loads(last)["total_tokens"] / sum(row.tokens() for row in rows)
     assert computed == pytest.approx(attempt["padding"], rel=0.01) and computed < attempt["padding_shuffled"]
@@ -247,8 +248,8 @@ def test_garbled_replies_restart_the_training_in_the_other_precision(training, t
 
 def test_a_base_model_is_downloaded_from_the_hub_once(training):
     training.settings["model_name_or_path"] = "someone/tiny"
-    arguments = f"'someone/tiny', Path('{training.path}/cache'), whole=True"
-    code = f"from pathlib import Path; from huiyin.training.base import find_base; print(find_base({arguments}))"
+    arguments = f"'someone/tiny', Path('{training.path}/cache'), WHOLE"
+    code = f"from pathlib import Path; from huiyin.training.base import WHOLE, find_base; print(find_base({arguments}))"
     with Hub("someone/tiny", training.tiny) as hub:
         environment = {**CLEAN, "HF_ENDPOINT": hub.url}
 
@@ -258,7 +259,7 @@ def test_a_base_model_is_downloaded_from_the_hub_once(training):
 
         done = training.run_alone("--dry-run", env=environment)
         assert done.returncode == 0, done.stderr
-        assert sorted(hub.fetched) == ["config.json", "tokenizer.json"]
+        assert sorted(hub.fetched) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
         size, folder = download()
         assert size.startswith("the base model someone/tiny needs ")
         assert "model.safetensors" in hub.fetched

@@ -13,6 +13,7 @@ from huiyin.common.digests import sha256
 from huiyin.common.stage import Stage
 from huiyin.questions.messages import joiner
 from huiyin.serving import process
+from huiyin.serving.templates.known import FORMATS
 from huiyin.training.trained import Trained
 from huiyin.voice import models
 from huiyin.voice.losses import Loss, Measured, measure_losses, say
@@ -114,13 +115,11 @@ def exported(tmp_path):
 
 @pytest.mark.parametrize(("changed", "name"), [(None, "merged"), ("adapter/adapter_model.safetensors", "adapter")])
 def test_the_merged_model_is_measured_only_if_it_is_made_of_this_adapter(exported, monkeypatch, changed, name):
-    monkeypatch.setattr(models, "save_prompt", lambda *_: None)
-    trained = Trained({"template": "qwen"}, {}, "system", exported / "base")
+    monkeypatch.setattr(models, "save_tokenizer", lambda *_: None)
+    trained = Trained({"template": "qwen"}, {}, "system", exported / "base", FORMATS["qwen"])
     if changed:
         (exported / changed).write_bytes(b"others")
-    found = models.find_model(
-        trained, exported / "adapter", exported / "exported", exported, {}, Stage("voice", exported)
-    )
+    found = models.find_model(trained, exported / "adapter", exported / "exported", exported, Stage("voice", exported))
     assert (found.name, found.adapter) == (name, exported / "adapter" if changed else None)
 
 

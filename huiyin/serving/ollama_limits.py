@@ -1,31 +1,25 @@
-"""Which models Ollama can serve with exactly the chat template of the training, and what it needs for that."""
+"""Which models Ollama can serve, and what it needs for that."""
 
 import json
 from pathlib import Path
 
 from huiyin.common.errors import UserError
 
-# LLaMA-Factory's templates whose prompt in Ollama is proved equal, token for token (tests/test_prompt.py), and the
-# architectures of the models that have them. Ollama 0.33 imports more (convert/convert.go), but not plain Qwen3.
-TEMPLATES = ["qwen", "llama3"]
-ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
+# What Ollama imports, of the architectures that the templates are for; 0.33 imports more (convert/convert.go), but not
+# plain Qwen3.
+ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma3ForCausalLM"]
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 
 BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # {quantization: weights per block; the length of a row must be a multiple}
 
 
-def check_servable(template: str, config: Path) -> None:
+def check_servable(config: Path) -> None:
     """Raise `UserError` if Ollama cannot serve the model; `config`: its config.json."""
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of unknown kind"]
     if architectures[0] not in ARCHITECTURES:
         raise UserError(
-            f"{config}: Ollama cannot serve {architectures[0]} with the chat template of the training; take a Qwen2.5 "
-            f"or Llama 3 model as model_name_or_path in train.yaml, {ALTERNATIVE}"
-        )
-    if template not in TEMPLATES:
-        raise UserError(
-            f"template {template} in train.yaml: only for {' and '.join(TEMPLATES)} is it tested that Ollama prompts "
-            f"the model as the training did; take a base model with one of them, {ALTERNATIVE}"
+            f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5, Llama 3 or Gemma 3 model as "
+            f"model_name_or_path in train.yaml, {ALTERNATIVE}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Children (ask.py, save_tokenizer.py) for what needs torch: it loads there, and the card is free when they end."""
+"""A child (ask.py) for what needs torch: it loads there, and the card is free when it ends."""
 
 import ctypes
 import json
@@ -43,21 +43,6 @@ def start(
 ) -> Popen[bytes]:
     """Start a child, which ends when we do. variables: its environment; errors: the file for its standard error."""
     return Popen(command, env=variables, stdin=DEVNULL, stdout=stdout, stderr=errors, preexec_fn=end_with_parent)
-
-
-def save_tokenizer(base: Path, template: str, folder: Path, work: Path, variables: Mapping[str, str]) -> Path:
-    """Save the tokenizer of `base` into `folder`, as LLaMA-Factory's `template` changes it; return the Modelfile that
-    LLaMA-Factory writes for it, in the folder `work`. variables: the environment of the child, whose failure is a
-    `UserError`."""
-    modelfile, log = work / "Modelfile", work / "tokenizer.log"
-    command = [*program("save_tokenizer.py"), base, template, folder, modelfile]
-    with open(log, "w", encoding="utf-8") as errors, start(command, variables, errors) as child:
-        child.wait()
-    if killed := ended_by(child.returncode):
-        raise UserError(f"the process that saves the tokenizer {killed}")
-    if child.returncode:
-        raise UserError(f"{base}: its tokenizer cannot be saved for the template {template}; the messages are in {log}")
-    return modelfile
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,30 @@ from huiyin.common.lazy import requests
 from huiyin.common.settings import ADDRESS
 from huiyin.training.memory import format_size
 
-ALL_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-SMALL_FILES = ["config.json", "tokenizer.json"]
+# What is downloaded: at first what is small, then what the tokens are counted with, then all that is needed
+DESCRIBED = ["config.json", "tokenizer_config.json", "chat_template.jinja"]
+COUNTED = [*DESCRIBED, "tokenizer.json"]
+WHOLE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+NEEDED = ["config.json", "tokenizer_config.json", "tokenizer.json"]
 
 
-def find_base(name: str, cache: Path, whole: bool) -> Path:
+def find_base(name: str, cache: Path, files: list[str]) -> Path:
     """Return the folder of the base model `name` (a folder, or owner/model on the hub).
 
-    From the hub only config.json and tokenizer.json are downloaded into `cache`, or with `whole` every file that is
-    needed. huggingface_hub obeys HF_ENDPOINT, HF_HUB_OFFLINE and the variables that name a proxy.
+    From the hub its `files` (DESCRIBED, COUNTED or WHOLE) are downloaded into `cache`. huggingface_hub obeys
+    HF_ENDPOINT, HF_HUB_OFFLINE and the variables that name a proxy.
     """
     if (folder := Path(name).expanduser()).is_dir():
-        return check_files(folder)
+        return check_files(folder, WHOLE)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = ALL_FILES if whole else SMALL_FILES
     try:
         if name.count("/") != 1:
             raise HFValidationError  # the hub has models without an owner, which are none to train
-        if whole:
+        if files == WHOLE:
             check_space(name, cache)
-        folder = Path(snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=patterns))
+        folder = Path(snapshot_download(name, cache_dir=cache / "huggingface", allow_patterns=files))
     except HFValidationError:
         raise UserError(
             f"model_name_or_path {name}: no such folder, and no name on the hub (owner/model); fix train.yaml"
@@ -49,7 +51,7 @@ def find_base(name: str, cache: Path, whole: bool) -> Path:
         raise UserError(
             f"the base model {name} is not in {cache}/huggingface and the hub cannot be reached; {advice}"
         ) from None
-    return check_files(folder)
+    return check_files(folder, files)
 
 
 def wrong_environment() -> str:
@@ -71,9 +73,9 @@ def wrong_environment() -> str:
     return ""
 
 
-def check_files(folder: Path) -> Path:
-    for name in SMALL_FILES:
-        if not (folder / name).is_file():
+def check_files(folder: Path, files: list[str]) -> Path:
+    for name in NEEDED:
+        if (name in files or files == WHOLE) and not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} in it; model_name_or_path must be a whole Hugging Face model")
     return folder
 

@@ -47,11 +47,11 @@ class Measured:
     exchanges: list[tuple[str, str]]
     first: list[int]  # tokens of each exchange as the first of a row, with all that stands before it
     later: list[int]  # and as a later one
-    end: int  # tokens after the last
+    spare: int  # tokens that stay free
 
     def tokens(self, start: int = 0, stop: int | None = None) -> int:
         """Return the number of tokens of a row of the exchanges from `start` to before `stop`."""
-        return self.first[start] + sum(self.later[start + 1 : stop]) + self.end
+        return self.first[start] + sum(self.later[start + 1 : stop]) + self.spare
 
     def alone(self) -> list[int]:
         """Return the number of tokens of each exchange in a row without history."""
@@ -140,7 +140,7 @@ class Dataset:
             system, exchanges = row.system or self.system, row.exchanges()
             first = [encoding.opening(system, prompt) + encoding.reply(reply) for prompt, reply in exchanges]
             later = [encoding.prompt(prompt) + encoding.reply(reply) for prompt, reply in exchanges]
-            return Measured(system, exchanges, first, later, encoding.template.end + spare)
+            return Measured(system, exchanges, first, later, spare)
 
         return MeasuredDataset(*([measured(row) for row in rows] for rows in (self.rows, self.held_out)))
 

@@ -15,6 +15,7 @@ PIPELINE_KEYS = [
     *("stage", "do_train", "do_eval", "dataset", "eval_dataset", "val_size", "dataset_dir", "output_dir"),
     *("default_system", "overwrite_output_dir", "plot_loss", "report_to", "logging_first_step", "use_cpu"),
     *("logging_nan_inf_filter", "include_num_input_tokens_seen", "full_determinism"),
+    *("enable_thinking", "preserve_thinking"),
 ]
 PREFLIGHT_KEYS = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
 

@@ -11,19 +11,23 @@ from huiyin.common.digests import Digests
 from huiyin.common.errors import UserError
 from huiyin.common.settings import read_mapping
 from huiyin.common.stage import Stage, anew, need, need_receipt
+from huiyin.serving.templates.chat_format import ChatFormat
 from huiyin.training.rows import read_system
+from huiyin.training.template import trained_format
 
 MADE_BY, AGAIN = "`make train` makes it", "train again (make clean-train)"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: LLaMA-Factory's settings, its receipt, the system prompt of its dataset, its base model."""
+    """A finished training: LLaMA-Factory's settings, its receipt, the system prompt of its dataset, its base model, and
+    the format of its conversations."""
 
     used: dict[str, Any]
     receipt: dict[str, Any]
     system: str
     base: Path
+    chat_format: ChatFormat
 
     @property
     def threads(self) -> int | None:
@@ -48,7 +52,7 @@ def read_trained(trained: Path, generated: Path, stage: Stage) -> Trained:
     base = Path(used["model_name_or_path"])
     check_unchanged(stage.digests, base, receipt["base_model"]["sha256"], f"bring the base model back, or {AGAIN}")
     check_unchanged(stage.digests, trained / "adapter", receipt["outputs"]["adapter"], AGAIN)
-    return Trained(used, receipt, read_system(generated), base)
+    return Trained(used, receipt, read_system(generated), base, trained_format(used))
 
 
 def check_unchanged(digests: Digests, folder: Path, made: Mapping[str, str], advice: str) -> None:

@@ -10,7 +10,7 @@ from huiyin.common.errors import UserError
 from huiyin.common.stage import Stage, anew, read_receipt
 from huiyin.serving.process import Rows, Work, batch, do
 from huiyin.serving.sampling import generation_options
-from huiyin.serving.template import save_prompt
+from huiyin.serving.tokenizer import save_tokenizer
 from huiyin.training.trained import Trained
 from huiyin.voice.losses import Loss, Measured
 from huiyin.voice.material import Material
@@ -26,11 +26,9 @@ class Model:
     tokenizer: Path
 
 
-def find_model(
-    trained: Trained, adapter: Path, exported: Path, work: Path, variables: Mapping[str, str], stage: Stage
-) -> Model:
+def find_model(trained: Trained, adapter: Path, exported: Path, work: Path, stage: Stage) -> Model:
     """Return the model in `exported` if it was merged from `adapter`, else the base model with the adapter. work: a
-    folder for files; variables: the environment of the process that saves the tokenizer."""
+    folder for files."""
     merged, receipt = exported / "merged", read_receipt(exported)
     stage.after(exported / "receipt.json")
     if stage.digests.of(adapter / "adapter_model.safetensors") in receipt.get("inputs", {}).values():
@@ -42,7 +40,7 @@ def find_model(
     tokenizer = work / "tokenizer"
     shutil.rmtree(tokenizer, ignore_errors=True)
     tokenizer.mkdir()
-    save_prompt(trained.base, trained.used["template"], trained.system, False, tokenizer, work, variables)
+    save_tokenizer(trained.base, trained.chat_format, trained.system, False, tokenizer)
     return Model("adapter", trained.base, adapter, tokenizer)
 
 

@@ -159,12 +159,12 @@ def ask(args: argparse.Namespace, settings: Settings, stage: Stage) -> tuple[str
     if args.gpu != "none":
         check_card(find_card(args.gpu.partition(",")[0]), torch_cuda())  # one model at a time needs no second card
     trained = read_trained(args.trained, args.generated, stage)
-    encoding, cutoff_len = Encoding(trained.used["template"], trained.base), trained.used.get("cutoff_len", 2048)
+    encoding, cutoff_len = Encoding(trained.chat_format, trained.base), trained.used.get("cutoff_len", 2048)
     material = read_material(args.generated, args.turns, encoding, cutoff_len, settings, stage)
     work = args.out / WORK
     work.mkdir(exist_ok=True)
     variables = environment(args.gpu, args.cache, work, trained.threads)
-    model = find_model(trained, args.trained / "adapter", args.exported, work, variables, stage)
+    model = find_model(trained, args.trained / "adapter", args.exported, work, stage)
     adapters = find_adapters(args.adapters, trained, settings.other_members, stage)
     stage.stop_if_done()
     lean = args.gpu == "none" and check_memory("voice", *size_of(trained.base), available_ram())
