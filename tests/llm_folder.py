@@ -4,6 +4,7 @@ import json
 
 from case_folders import read_lines, turns
 from helpers import run_script
+from huiyin.llm.probe import PROBE
 
 HISTORY = [
     {"time": 0, "user_id": "2", "text": "晚上吃什么"},
@@ -71,8 +72,10 @@ class Folder:
 
 
 def chats(server):
-    """Return the bodies of the questions that a server was asked; a chat without messages only loads the model."""
-    return [request.body for request in server.requests if request.path == "/api/chat" and request.body["messages"]]
+    """Return the bodies of the questions that a server was asked. A chat without messages only loads the model, and the
+    probe is no question."""
+    bodies = [request.body for request in server.requests if request.path == "/api/chat"]
+    return [body for body in bodies if body["messages"] not in ([], PROBE.messages)]
 
 
 def other_words(number):

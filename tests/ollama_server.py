@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import xllamacpp
 
+from huiyin.llm.probe import PROBE
+
 SIZE = 600_000  # bytes of a model
 CONTEXT, LOADED_CONTEXT = 32768, 4096  # of the tiny model; of a request that names none
 PREDICT = 1000  # tokens, where a request sets no limit, which is 10 contexts in Ollama
@@ -97,7 +99,7 @@ def cut_json():
 
 
 def thinking_aloud():
-    return exactly(whole('<think>the first, surely</think>{"answers": "1"}'))
+    return exactly(whole('<think>the first, surely {"answers": "1"}'))
 
 
 def no_json():
@@ -120,8 +122,9 @@ class OllamaServer:
     "config", the content of config.json}. `loaded`: {model: num_ctx}. `loads`: each (model, num_ctx) that Ollama would
     have loaded. `before_chat(k, body)` is called before the k-th chat (from 1) is answered; it may count, wait, kill
     the client or raise a Refusal. If it returns a text, that is the answer in place of the model's; a Raw or Endless is
-    sent as it is. `before_create(body)` is called while a model is converted; it may raise a Refusal. `remembered`:
-    None, or a dict in which answers are kept, for tests that ask the same questions, seeds and all, again and again.
+    sent as it is. `before_probe(body)` is the same for the probe, which is not counted. `before_create(body)` is called
+    while a model is converted; it may raise a Refusal. `remembered`: None, or a dict in which answers are kept, for
+    tests that ask the same questions, seeds and all, again and again.
     """
 
     def __init__(self, gguf, models, host="127.0.0.1", port=0):
@@ -133,6 +136,7 @@ class OllamaServer:
         self.models = {tagged(name): digest_of(name.encode()) for name in models}
         self.requests, self.blobs, self.created, self.loaded, self.loads = [], {}, {}, {}, []
         self.before_chat = lambda k, body: None
+        self.before_probe = lambda body: None
         self.before_create = lambda body: None
         self.on_gpu, self.remembered = 1.0, None  # part of a loaded model on the card
         self.chats, self.lock = itertools.count(1), threading.Lock()
@@ -172,9 +176,12 @@ class OllamaServer:
         if not messages:
             self.load(name, num_ctx)
             return exactly(whole("", model=body["model"], done_reason="load"))
-        with self.lock:
-            k = next(self.chats)
-        scripted = self.before_chat(k, body)
+        if messages == PROBE.messages:  # no question: it is not counted
+            scripted = self.before_probe(body)
+        else:
+            with self.lock:
+                k = next(self.chats)
+            scripted = self.before_chat(k, body)
         self.load(name, num_ctx)
         as_it_is = isinstance(scripted, Raw | Endless)
         return scripted if as_it_is else self.answer(name, messages, body, options, num_ctx, scripted)

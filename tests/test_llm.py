@@ -9,7 +9,7 @@ from case_folders import read_lines, to_lines, turns
 from huiyin.llm.backend import Answer
 from huiyin.llm.confidence import confidence_of
 from llm_folder import complaint, other_words, prompt_of, reply_in, succeeded
-from ollama_server import too_long
+from ollama_server import crashed, exactly, too_long, whole
 from scripts import gen
 
 
@@ -45,6 +45,73 @@ def test_every_request_has_all_options(folder):
         logprobs = {"logprobs": True, "top_logprobs": 12}
         assert body == {"model": "qwen2.5:14b", "keep_alive": "30m", **switched_off, **logprobs}
     assert len(folder.ollama.loads) == 1
+
+
+THOUGHT = "<think>\n一定是第一条 {}\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "thinking"),
+    [
+        (f'{THOUGHT}{{"answers": "2"}}', None),
+        (f'{THOUGHT.removeprefix("<think>")}```json\n{{"answers": "2"}}\n```', None),  # it was opened in the prompt
+        ('{"answers": "2"}', "一定是第一条"),  # taken out by the server
+    ],
+)
+def test_an_answer_behind_a_thought_is_understood(folder, content, thinking):
+    message = {"role": "assistant", "content": content, **({"thinking": thinking} if thinking else {})}
+    folder.ollama.before_chat = lambda k, body: exactly(whole("", message=message))
+    succeeded(folder.pair())
+    lines = folder.lines("pairs.jsonl")
+    assert [(line["prompt"], line["confidence"]) for line in lines] == [("作业写完没", None)] * len(lines)
+    assert len(lines) == len(folder.chats()) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (whole("挺好的，你呢？"), "it is free text"),
+        (whole('{"answers": "1"}'), "it has the form and says something else"),
+        (
+            whole("", message={"content": "", "thinking": "他问"}, done_reason="length"),
+            "the model thinks although thinking is switched off: the answer was broken off: done_reason length",
+        ),
+        (whole("<think>他问"), "the model thinks although thinking is switched off"),
+    ],
+)
+def test_a_server_that_does_not_keep_to_the_form_is_found_out_before_any_question(folder, answer, why):
+    folder.ollama.before_probe = lambda body: exactly(answer)
+    assert complaint(folder.pair()) == (
+        f"pair.py: qwen2.5:14b does not answer in the form that it is given ({why}), so nothing of yours was asked; "
+        "take another model in llm.yaml, one that does not think, or another version of the server"
+    )
+    assert folder.chats() == []
+
+
+def test_the_probe_is_one_question_with_our_options_and_only_where_there_are_others(folder):
+    probes = []
+    folder.ollama.before_probe = probes.append
+    succeeded(folder.pair())
+    [probe], question = probes, folder.chats()[0]
+    assert {name: probe[name] for name in probe if name not in ("messages", "format")} == {
+        name: question[name] for name in question if name not in ("messages", "format")
+    }
+    succeeded(folder.pair())
+    assert len(probes) == 1
+
+
+def test_a_model_that_thinks_and_keeps_to_the_form_is_a_warning(folder):
+    folder.ollama.before_probe = lambda body: f'{THOUGHT}{{"answers": "x7q"}}'
+    assert succeeded(folder.pair()).stderr == (
+        "WARNING: qwen2.5:14b: the model thinks although thinking is switched off, so each answer takes longer; take "
+        "one that does not\n"
+    )
+
+
+def test_a_server_that_fails_at_the_probe_is_left_to_the_questions(folder):
+    folder.ollama.before_probe = lambda body: crashed()
+    succeeded(folder.pair())
+    assert len(folder.chats()) == 3
 
 
 def test_an_invalid_answer_is_asked_for_again_with_a_new_seed_and_then_counts_as_failed(folder):

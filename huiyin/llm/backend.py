@@ -22,6 +22,8 @@ TOP_LOGPROBS = 12  # the most probable tokens at each position, for the confiden
 ANSWER_BYTES = 8 << 20  # of an answer; the longest, a batch of gen with escaped characters, has a tenth of it
 SHOWN = 200  # characters of what a server says: it may repeat what it was sent
 TOO_LONG = re.compile(r"context (size|length|window)|exceed_context_size|maximum context", re.IGNORECASE)
+OPEN, CLOSE = "<think>", "</think>"  # around a thought; a prompt may hold the first
+THINKS = "the model thinks although thinking is switched off"
 BUSY = {408, 429}  # the statuses below 500 after which a later try may succeed
 
 
@@ -29,6 +31,7 @@ class Answer(NamedTuple):
     text: str
     tokens: int  # of the prompt and of the answer
     logprobs: list[dict[str, Any]] | None = None  # [{"token", "logprob", "top_logprobs": [...]}, ...] as OpenAI has it
+    thought: bool = False  # the model thought first; its log-probabilities are of no use then
 
 
 class ChatRequest(NamedTuple):
@@ -204,9 +207,22 @@ def shown(words: object) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def check_not_thinking(thinking: str | None, text: str) -> None:
-    if thinking or "<think>" in text:
-        raise Unusable("the model thinks although thinking is switched off")
+def answer_in(text: str, thinking: str | None, tokens: int, logprobs: list[dict[str, Any]] | None) -> Answer:
+    """Return the Answer in what a model wrote: a JSON object, or what stands behind a thought. `thinking`: what the
+    server has taken for a thought itself. Unusable if there is nothing but a thought."""
+    if not text.lstrip().startswith("{"):
+        before, end, after = text.rpartition(CLOSE)
+        if end or OPEN in text:
+            thinking, text = thinking or before or text, after if end else ""
+    if thinking and not text.strip():
+        raise Unusable(THINKS)
+    return Answer(text, tokens, None if thinking else logprobs, bool(thinking))
+
+
+def broken_off(reason: str, text: str, thinking: str | None) -> Unusable:
+    """Return the error of an answer that is not whole; reason: the server's words."""
+    thinks = f"{THINKS}: " if thinking or OPEN in text else ""
+    return Unusable(f"{thinks}the answer was broken off: {reason}")
 
 
 def chat_completion(request: ChatRequest, **body: Any) -> dict[str, Any]:
@@ -226,11 +242,10 @@ def read_completion(answer: dict[str, Any]) -> Answer:
     try:
         choice, usage = answer["choices"][0], answer["usage"]
         message, reason = choice["message"], choice["finish_reason"]
+        text, thinking = message["content"] or "", message.get("reasoning_content") or message.get("reasoning")
         if reason != "stop":
-            raise Unusable(f"the answer was broken off: {shown(reason)}")
-        text = message["content"] or ""
-        check_not_thinking(message.get("reasoning_content"), text)
+            raise broken_off(shown(reason), text, thinking)
         logprobs = (choice.get("logprobs") or {}).get("content")
-        return Answer(text, usage["prompt_tokens"] + usage["completion_tokens"], logprobs)
+        return answer_in(text, thinking, usage["prompt_tokens"] + usage["completion_tokens"], logprobs)
     except (KeyError, IndexError, TypeError):
         raise Unusable("the answer is no chat completion") from None

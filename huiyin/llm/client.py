@@ -29,6 +29,7 @@ from huiyin.llm.confidence import confidence_of
 from huiyin.llm.ollama import Ollama
 from huiyin.llm.openai import OpenAI
 from huiyin.llm.pool import Pool
+from huiyin.llm.probe import check_form
 
 TRIES = 3
 RETRY_TEMPERATURE = 0.5  # at temperature 0 another seed would only give the same answer again
@@ -222,6 +223,7 @@ class Client:
         that a context which is too small shows at once."""
         if not self.prepared:
             self.pool.prepare()
+            check_form(self.pool, self.settings.model, any(question.choices for question in questions.values()))
             self.prepared = True
         results: dict[str, Result] = {}
         failed, started, tokens_before = 0, time.monotonic(), self.counts["tokens"]

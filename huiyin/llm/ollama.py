@@ -25,7 +25,8 @@ from huiyin.llm.backend import (
     OutOfBounds,
     Unavailable,
     Unusable,
-    check_not_thinking,
+    answer_in,
+    broken_off,
     error_text,
     http_request,
     in_format_of,
@@ -146,13 +147,12 @@ class Ollama:
         answer = send(self.session, "POST", f"{self.url}/api/chat", self.read_seconds, body)
         self.check_same()  # each time: a wrong answer under this digest would stay in the answer cache
         with in_format_of("Ollama", self.url):
-            if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
-                raise Unusable(f"the answer was broken off: done_reason {shown(answer.get('done_reason'))}")
             message = answer["message"]
-            text = message.get("content") or ""
-            check_not_thinking(message.get("thinking"), text)
+            text, thinking = message.get("content") or "", message.get("thinking")
+            if not answer.get("done") or answer.get("done_reason") != "stop":  # which has status 200, too
+                raise broken_off(f"done_reason {shown(answer.get('done_reason'))}", text, thinking)
             tokens = answer.get("prompt_eval_count", 0) + answer.get("eval_count", 0)
-            return Answer(text, tokens, answer.get("logprobs"))
+            return answer_in(text, thinking, tokens, answer.get("logprobs"))
 
     def unload(self) -> None:
         """Free the card of the model, and wait until it is (status 200 comes before that). What other programs have
