@@ -22,7 +22,7 @@ WIDTH = 32  # of the model of zeros in which llama-server finds a tokenizer
 PERSONA = "你是“老陈”，正在QQ群里和群友聊天。"
 # what each way of writing a template could take for its own
 ODD = 'Says """ often,\nat a line\'s end """\nand {{ .Content }}, {% raw %} \\n 家👨\u200d👩\u200d👧\u3000人\u200b'
-SYSTEMS = [None, PERSONA, ODD]
+SYSTEMS = [None, PERSONA, ODD, ""]  # None: that of the training; "": there is none
 EXCHANGES = [
     ("在吗？", "在，怎么了"),
     ("1", '2，\n3 <b>&"'),
@@ -81,14 +81,14 @@ def write_base(chat_format, folder, thinking=""):
 
 
 class Compared:
-    """A chat format with the tokenizer of the base model in `base`, as LLaMA-Factory trains on it and as transformers
-    and llama-server read what export writes into `folder`. system: the system text of the training. The other arguments
-    are those of `write_vocabulary`."""
+    """A chat format with the tokenizer of the base model in `base`, as LLaMA-Factory trains on it and as what export
+    writes into `folder` is read. system: the system text of the training. The other arguments are those of
+    `write_vocabulary`."""
 
     def __init__(self, chat_format, base, folder, system="", pre="qwen2", vocabulary=None):
         from transformers import AutoTokenizer
 
-        self.format, self.base, self.folder = chat_format, base, folder
+        self.format, self.base, self.folder, self.system = chat_format, base, folder, system
         self.factory = self.with_settings()
         folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(base, chat_format, system, False, folder)
@@ -120,7 +120,7 @@ class Compared:
 
     def trained(self, exchanges, system):
         """Return the tokens before each reply of a row."""
-        tokens, starts = self.row(exchanges, system)
+        tokens, starts = self.row(exchanges, self.system if system is None else system)
         assert len(starts) == len(exchanges)
         return [tokens[:start] for start in starts]
 
@@ -133,11 +133,19 @@ class Compared:
         """Return the tokens of a prompt as llama-server reads it, by itself and under Ollama."""
         return self.post("tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
 
-    def by_llama_server(self, conversation):
-        return self.read(self.post("apply-template", messages=conversation)["prompt"])
+    def by_llama_server(self, exchanges, system):
+        """Return the tokens before each reply."""
+        asked = conversations(exchanges, system)
+        return [self.read(self.post("apply-template", messages=messages)["prompt"]) for messages in asked]
 
-    def by_transformers(self, conversation, template=None):
-        return self.tokenizer.apply_chat_template(conversation, chat_template=template, add_generation_prompt=True)
+    def by_transformers(self, exchanges, system):
+        return list(map(self.tokenizer.apply_chat_template, conversations(exchanges, system)))
+
+    def by_ollama(self, go, exchanges, system, default=None):
+        """default: the system text of the training, if it is another."""
+        default = self.system if default is None else default
+        asked = conversations(exchanges, system or None)  # Ollama takes an empty system text for none
+        return list(map(self.read, go.of(self.format, "" if system == "" else default, asked)))
 
 
 def conversations(exchanges, system):

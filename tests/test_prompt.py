@@ -64,10 +64,9 @@ def test_the_templates_named_as_supported_are_those_tested():
 def test_a_finished_model_is_prompted_as_it_was_trained(compared, name):
     model = compared[name]
     for exchanges, system in itertools.product(talks(model.format), SYSTEMS):
-        asked = conversations(exchanges, system)
-        trained = model.trained(exchanges, system or ODD)
-        assert [model.by_transformers(one) for one in asked] == trained
-        assert [model.by_llama_server(one) for one in asked] == trained
+        trained = model.trained(exchanges, system)
+        assert model.by_transformers(exchanges, system) == trained
+        assert model.by_llama_server(exchanges, system) == trained
 
 
 @pytest.mark.parametrize("default", [ODD, PERSONA, "", '"', '"""'])
@@ -75,16 +74,8 @@ def test_a_finished_model_is_prompted_as_it_was_trained(compared, name):
 def test_ollama_prompts_the_model_as_the_training_did(compared, go, name, default):
     model = compared[name]
     for exchanges, system in itertools.product(talks(model.format), SYSTEMS if default == ODD else [None]):
-        prompts = go.of(model.format, default, conversations(exchanges, system))
-        assert list(map(model.read, prompts)) == model.trained(exchanges, system or default)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_without_a_system_text_there_is_none(compared, go, name):
-    model = compared[name]
-    asked, trained = conversations(EXCHANGES, None), model.trained(EXCHANGES, None)
-    assert [model.by_transformers(one, model.format.jinja_template("", False)) for one in asked] == trained
-    assert list(map(model.read, go.of(model.format, "", asked))) == trained
+        trained = model.trained(exchanges, default if system is None else system)
+        assert model.by_ollama(go, exchanges, system, default) == trained
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -92,7 +83,7 @@ def test_the_row_ends_as_transformers_renders_it(compared, name):
     """The losses of export and voice are those of whole conversations."""
     model = compared[name]
     whole = messages(itertools.chain(*EXCHANGES), PERSONA)
-    assert model.by_transformers(whole) == model.row(EXCHANGES, PERSONA)[0]
+    assert model.tokenizer.apply_chat_template(whole) == model.row(EXCHANGES, PERSONA)[0]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -114,9 +105,9 @@ def test_a_fixed_system_prompt_cannot_be_replaced(compared, go, name):
     model = compared[name]
     asked = conversations(EXCHANGES, "Current date: 2026-11-23")
     for system in (ODD, PERSONA, ""):
-        trained = model.trained(EXCHANGES, system)
+        trained, template = model.trained(EXCHANGES, system), model.format.jinja_template(system, True)
         assert list(map(model.read, go.of(model.format, system, asked, fixed=True))) == trained
-        assert [model.by_transformers(one, model.format.jinja_template(system, True)) for one in asked] == trained
+        assert [model.tokenizer.apply_chat_template(one, chat_template=template) for one in asked] == trained
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -179,7 +170,7 @@ def test_no_thought_is_taught_and_each_reply_has_an_empty_one_before_it(compared
     [(_, taught)] = model.with_settings(enable_thinking=True).tokens([model.as_row(EXCHANGES, None)])
     [(_, learnt)] = model.factory.tokens([model.as_row(EXCHANGES, None)])
     assert sum(taught) == sum(learnt) + len(thought) * len(EXCHANGES)
-    assert all(prompt[-len(thought) :] == thought for prompt in model.trained(EXCHANGES, None))
+    assert all(prompt[-len(thought) :] == thought for prompt in model.trained(EXCHANGES, ""))
     tokens, _ = model.row(EXCHANGES, None)
     [(masked, _)] = model.with_settings(mask_history=True).tokens([model.as_row(EXCHANGES, None)])
     assert masked == tokens

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -12,7 +13,8 @@ from helpers import ROOT, run_script
 from hub_server import Hub
 from huiyin.common.errors import UserError
 from huiyin.serving.templates.known import FORMATS, check_model, read_model
-from scripts.train import fitting_base
+from huiyin.training.template import trained_format
+from scripts.train import fitting_base, full_settings
 
 SWITCH = "{% if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
 BEGUN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
@@ -137,6 +139,22 @@ def test_a_setting_that_would_change_the_prompt_is_one_line(bases, tmp_path, cha
     done = run_script("train", tmp_path, *words.split(), *folders, "--gpu", "none", "--dry-run")
     assert done.returncode == 1
     assert done.stderr.removeprefix("train.py: ").removeprefix(f"{tmp_path}/train.yaml: ") == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("qwen", {"template": "qwen"}),
+        ("qwen3", {"template": "qwen3", "enable_thinking": False, "preserve_thinking": True}),
+        ("gemma3", {"template": "gemma"}),  # its own gemma3 wants pictures
+    ],
+)
+def test_llamafactory_is_told_of_a_template_in_its_own_words(tmp_path, name, told):
+    given, plan = {"template": name, "cutoff_len": 9}, SimpleNamespace(values=dict, accumulation=1)
+    args, rows = argparse.Namespace(gpu="none", out=tmp_path), SimpleNamespace(held_out=[])
+    values = full_settings(args, given, rows, "", plan, tmp_path)
+    assert {key: value for key, value in values.items() if key == "template" or "thinking" in key} == told
+    assert trained_format(values) is FORMATS[name]
 
 
 def test_a_wrong_template_costs_no_download_of_more_than_10_megabytes(bases, tmp_path, monkeypatch):

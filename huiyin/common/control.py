@@ -3,7 +3,9 @@
 A tokenizer makes a control token of such a mark wherever it stands, in a message too: whoever typed it could end a turn
 and begin another. Its brackets become full-width, so that people can still read it.
 
-Sources: the tokenizers of the models, and the templates of LLaMA-Factory 0.9.5 (data/template.py, tool_utils.py).
+Sources: the tokenizers of the models, and the templates of LLaMA-Factory 0.9.5 (data/template.py, tool_utils.py). They
+are those of all models that may read a text, the judges included; that no frame of the formats that we train
+(serving/templates/) can be written in one, the tests say.
 """
 
 import re
