@@ -1,7 +1,9 @@
 """Which models Ollama can serve, and what it needs for that."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huiyin.common.errors import UserError
 
@@ -23,20 +25,26 @@ def check_servable(config: Path) -> None:
         )
 
 
-def flatten_rope(config: Path, needed: bool) -> None:
-    """Write rope_theta and rope_scaling at the top level of config.json, where Ollama reads them; transformers 5 writes
-    them into rope_parameters. Without rope_theta Ollama would serve nonsense: `UserError`, if Ollama is `needed`."""
-    values = json.loads(config.read_text(encoding="utf-8"))
-    rope = values.get("rope_parameters") or {}
-    if "rope_theta" not in values:
-        if "rope_theta" in rope:
-            values["rope_theta"] = rope["rope_theta"]
-        elif needed:
-            raise UserError(f"{config}: no rope_theta; this base model cannot be served by Ollama")
-    scaling = values.get("rope_scaling") or {name: value for name, value in rope.items() if name != "rope_theta"}
+def rope_of(config: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:
+    """Return (rope_theta, rope_scaling with its type as rope_type, {} for none) of a config.json; transformers 5 writes
+    both into rope_parameters."""
+    rope = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {name: value for name, value in rope.items() if name != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        values["rope_scaling"] = {**scaling, "type": kind, "rope_type": kind}  # Ollama's converters read either
+    return config.get("rope_theta", rope.get("rope_theta")), {} if kind == "default" else {**scaling, "rope_type": kind}
+
+
+def flatten_rope(config: Path, needed: bool) -> None:
+    """Write rope_theta and rope_scaling at the top level of config.json, where Ollama reads them. Without rope_theta
+    Ollama would serve nonsense: `UserError`, if Ollama is `needed`."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    theta, scaling = rope_of(values)
+    if theta is not None:
+        values["rope_theta"] = theta
+    elif needed:
+        raise UserError(f"{config}: no rope_theta; this base model cannot be served by Ollama")
+    if scaling:
+        values["rope_scaling"] = {**scaling, "type": scaling["rope_type"]}  # Ollama's converters read either
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

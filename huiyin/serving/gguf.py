@@ -1,0 +1,237 @@
+"""Write a model that transformers keeps in a folder as one GGUF file, for llama.cpp and what is built on it.
+
+The package `gguf` knows the format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), and llama.cpp's names
+of fields and tensors. What is left is where the two programs compute the same in different ways:
+
+- For Llama, llama.cpp rotates neighbours in a query or key, (x[2i], x[2i+1]), transformers (x[i], x[i + size/2]); the
+  rows of the two matrices are put in that order. Qwen is computed as in transformers.
+- The factors that stretch the positions of Llama 3.1 and later are a tensor.
+- How a text is split before its tokens are looked up is a pattern in tokenizer.json, and a name in a GGUF file.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    SpecialVocab,
+    TokenType,
+    get_tensor_name_map,
+)
+from gguf.quants import quantize
+
+from huiyin.common.errors import UserError
+from huiyin.common.progress import Progress
+from huiyin.serving.merge import BLOCK, LARGEST, Tensor, read_weights
+from huiyin.serving.ollama_limits import rope_of
+
+ARCHITECTURES = {
+    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+}
+TYPES = {  # of matrices; vectors are always in 32 bits, and so are rows that q8_0 cannot divide into blocks in 16
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+# How Qwen2 and Qwen3, Llama 3, and SmolLM2 split a text, by the names in src/llama-vocab.cpp
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    "qwen2": [{**SPLIT, "pattern": {"Regex": PATTERN.replace("NUMBER", r"\p{N}")}}, BYTES],
+    "llama-bpe": [{**SPLIT, "pattern": {"Regex": PATTERN.replace("NUMBER", r"\p{N}{1,3}")}}, BYTES],
+    "smollm": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
+}
+ADVICE = "take a Qwen2.5, Qwen3, Llama 3 or SmolLM2 model as model_name_or_path in train.yaml"
+
+Values = Mapping[str, Any]
+
+
+class Source(NamedTuple):
+    """A model that can be written: its folder, config.json and tokenizer.json, and llama.cpp's names for what it is."""
+
+    folder: Path
+    config: Values
+    tokenizer: Values
+    architecture: MODEL_ARCH
+    pre_tokenizer: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the file, in place of an array for GGUFWriter: that asks for its size and lets it be written."""
+
+    name: str
+    tensor: Tensor
+    kind: GGMLQuantizationType
+    order: np.ndarray | None = None  # of the rows, if it is another than in `tensor`
+
+    @property
+    def nbytes(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return self.tensor.data.size // block * size
+
+    def tofile(self, file: Any) -> None:
+        """Write the tensor into an open file, some rows at a time."""
+        data = self.tensor.data
+        tensor = self.tensor if self.order is None else self.tensor._replace(data=data[self.order])
+        step = max(1, BLOCK // data.shape[1])
+        for first in range(0, len(data), step):
+            rows = tensor.rows(first, first + step)
+            if self.kind is GGMLQuantizationType.F16 and np.abs(rows).max(initial=0) > LARGEST["float16"]:
+                raise UserError(f"{self.name}: a weight is too large for f16; say quantize: bf16 in export.yaml")
+            quantize(rows, self.kind).tofile(file)
+
+
+def read_source(folder: Path) -> Source:
+    """Return the model in `folder`, of which only config.json and tokenizer.json are read; raise `UserError` if it is
+    none that can be written."""
+    config, tokenizer = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "tokenizer")
+    )
+    architecture = (config.get("architectures") or ["a model of unknown kind"])[0]
+    theta, scaling = rope_of(config)
+    kind = scaling.get("rope_type", "llama3")
+    unknown = {
+        architecture: architecture not in ARCHITECTURES,
+        f"the activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
+        "a sliding window": config.get("use_sliding_window", False),
+        "a model without rope_theta": theta is None,
+        f"rope_scaling of the type {kind}": kind != "llama3",
+    }
+    for what, is_unknown in unknown.items():
+        if is_unknown:
+            raise UserError(f"{folder}/config.json: {what} cannot be written as GGUF; {ADVICE}")
+    pre_tokenizer = pre_tokenizer_of(tokenizer)
+    if tokenizer["model"]["type"] != "BPE" or not pre_tokenizer:
+        raise UserError(f"{folder}/tokenizer.json: this tokenizer cannot be written as GGUF; {ADVICE}")
+    return Source(folder, config, tokenizer, ARCHITECTURES[architecture], pre_tokenizer)
+
+
+def pre_tokenizer_of(tokenizer: Values) -> str | None:
+    """Return the name of the way in which the tokenizer of a tokenizer.json splits a text; None if it has none."""
+    whole = tokenizer.get("pre_tokenizer") or {}
+    steps = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}
+        for step in whole.get("pretokenizers", [whole])
+    ]
+    return next((name for name, known in PRE_TOKENIZERS.items() if steps == known), None)
+
+
+def write_gguf(folder: Path, path: Path, kind: str, name: str) -> None:
+    """Write the model in `folder` as the file `path`, with matrices of the type `kind`, one of TYPES; `name` is what
+    programs show. Raise `UserError` if it cannot be written."""
+    source = read_source(folder)
+    tensors = {name: tensor for file in read_weights(folder).values() for name, tensor in file.items()}
+    if source.config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)
+    parts = [*parts_of(source, tensors, kind), *rope_factors(source.config)]
+    writer = GGUFWriter(path, MODEL_ARCH_NAMES[source.architecture])
+    writer.add_name(name)
+    writer.add_file_type(TYPES[kind][1])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    add_shape(writer, source.config)
+    add_tokenizer(writer, source, tensors["model.embed_tokens.weight"].shape[0])
+    for part in parts:
+        writer.add_tensor_info(part.name, part.tensor.shape, np.dtype(np.float32), part.nbytes, part.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    with Progress("gguf", len(parts), "tensors") as progress:
+        for part in parts:
+            writer.write_tensor_data(cast(Any, part))
+            progress.add()
+    writer.close()
+
+
+def add_shape(writer: GGUFWriter, config: Values) -> None:
+    """Add the fields that say how the model computes."""
+    heads = config["num_attention_heads"]
+    size = head_size(config)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(float(rope_of(config)[0] or 0))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def head_size(config: Values) -> int:
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def add_tokenizer(writer: GGUFWriter, source: Source, size: int) -> None:
+    """Add the vocabulary of `size` tokens, with names for those that the tokenizer does not have, and the chat
+    template. Whether a first token is put before a prompt is said as for the template (template.py, `read_prompt`)."""
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    types = [TokenType.UNUSED] * size
+    for token, number in source.tokenizer["model"]["vocab"].items():
+        tokens[number], types[number] = token, TokenType.NORMAL
+    for added in source.tokenizer["added_tokens"]:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = added["content"], kind
+    settings = json.loads((source.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    special = SpecialVocab(source.folder, load_merges=True, n_vocab=size, special_token_types=("bos", "eos", "pad"))
+    special.add_special_token = {"bos": settings.get("add_bos_token") or False}
+    writer.add_vocab_size(size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(source.pre_tokenizer)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    special.add_to_gguf(writer)
+
+
+def parts_of(source: Source, tensors: Mapping[str, Tensor], kind: str) -> Iterator[Part]:
+    """Yield each of `tensors`, which have transformers' names, as it is in the file."""
+    names = get_tensor_name_map(source.architecture, source.config["num_hidden_layers"])
+    matrices, half = TYPES[kind][0], head_size(source.config) // 2
+    for name, tensor in tensors.items():
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
+            raise UserError(f"{source.folder}: {name} cannot be written as GGUF; {ADVICE}")
+        stored = GGMLQuantizationType.F32 if len(tensor.shape) == 1 else matrices
+        if tensor.shape[-1] % GGML_QUANT_SIZES[stored][0]:
+            stored = GGMLQuantizationType.F16
+        order = None
+        if source.architecture is MODEL_ARCH.LLAMA and gguf_name.split(".")[-2] in ("attn_q", "attn_k"):
+            order = np.arange(len(tensor.data)).reshape(-1, 2, half).swapaxes(1, 2).ravel()
+        yield Part(gguf_name, tensor, stored, order)
+
+
+def rope_factors(config: Values) -> Iterator[Part]:
+    """Yield the factors by which the angles of Llama 3 are divided, shape (size of a head / 2,), if it has any.
+
+    With the wavelength w = 2 pi theta^(2i/size) and the context length c of the training before: 1 where w is below
+    c / high_freq_factor, `factor` where it is above c / low_freq_factor, and a smooth way between them (transformers,
+    modeling_rope_utils.py, `_compute_llama3_parameters`).
+    """
+    theta, scaling = rope_of(config)
+    if not scaling:
+        return
+    size = head_size(config)
+    wavelength = 2 * math.pi * float(theta or 0) ** (np.arange(0, size, 2) / size)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = np.clip((scaling["original_max_position_embeddings"] / wavelength - low) / (high - low), 0, 1)
+    factors = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+    yield Part("rope_freqs.weight", Tensor([size // 2], "F32", factors[:, None]), GGMLQuantizationType.F32)
