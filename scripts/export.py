@@ -4,8 +4,9 @@
         --config config/export.yaml --cache .cache --out data/default/10001/exported
 
 Writes merged/ and Modelfile. The merged model must have the losses of the trained one on held-out rows; if it does not
-have them in 16 bits, its weights are written in 32. In the Ollama of export.yaml, if there is one, the Ollama model is
-created, and its digest is written to <out>.ollama.
+have them in 16 bits, its weights are written in 32. If Ollama needs it or export.yaml wants it, model.gguf is written,
+which in llama-server must give the next tokens the probabilities that the merged model gives them. In the Ollama of
+export.yaml, if there is one, the Ollama model is created, and its digest is written to <out>.ollama.
 Finally one question is asked, to the Ollama model if there is one, otherwise to the merged model: asked.json.
 """
 
@@ -28,7 +29,7 @@ from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.modelfile import modelfile
-from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope
+from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope, needs_gguf
 from huiyin.serving.process import Models, Rows, ask
 from huiyin.serving.sampling import SAMPLING
 from huiyin.serving.templates.chat_format import ChatFormat
@@ -42,13 +43,16 @@ from huiyin.training.trained import Trained, read_trained
 
 RESULTS = 2  # to be raised when the same input gives another result
 SAMPLES, SHOWN = 50, 5  # held-out rows for the losses, and those whose replies are printed
+COMPARED = 5  # held-out rows whose next tokens are compared in llama-server
 TYPES = {"float16": 2, "float32": 4}  # of the merged weights, and their bytes; the first that loses nothing is taken
 TOLERANCE, LEAST_LOSS = (
     1e-4,
     0.1,
 )  # relative difference of a loss; of a smaller one than the second, rounding is that much
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
+PACKAGES = ["llamafactory", "transformers", "peft", "torch", "gguf"]
 BEING_CREATED = "being created"
+GGUF = "model.gguf"
 # Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
 OLLAMA_COPIES = 2.2
 
@@ -60,11 +64,13 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
     return rows + held_out, held_out or rows
 
 
-def check_room(out: Path, size: int, store: Path | None) -> None:
-    """Raise `UserError` unless the disks have room for the merged model, and for Ollama's copies in its `store`."""
+def check_room(out: Path, size: int, store: Path | None, gguf: bool = False) -> None:
+    """Raise `UserError` unless the disks have room for the merged model, for its GGUF file, if there is to be one, and
+    for Ollama's copies in its `store`."""
     same_disk = store is not None and store.stat().st_dev == out.stat().st_dev
-    copies = OLLAMA_COPIES if same_disk else 0
-    check_disk(out, (1 + copies) * size, "the merged model" + (" with Ollama's copies of it" if same_disk else ""))
+    copies = 1 + gguf + (OLLAMA_COPIES if same_disk else 0)
+    what = "the merged model" + " and its GGUF file" * gguf + " with Ollama's copies of it" * same_disk
+    check_disk(out, copies * size, what)
     if store is not None and not same_disk:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 
@@ -112,10 +118,10 @@ def compare(trained: Mapping[str, Any], merged: Mapping[str, Any], rows: Rows) -
 
 def merge(
     base: Path, adapter: Path, merged: Path, rows: Rows, question: dict[str, Any], answers: Callable[..., list[Any]]
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the merged weights into the folder `merged`, in the first of `TYPES` that has the trained model's losses on
-    `rows`; `UserError` if none has them. Return (what the receipt says of the model, its reply to the row `question`).
-    answers(models, asked, samples=..., lean=...): as `ask`."""
+    `rows`; `UserError` if none has them. Return (what the receipt says of the model, its answers, of which the last
+    reply is that to the row `question`). answers(models, asked, samples=..., lean=...): as `ask`."""
     from huiyin.serving.merge import merge_weights, size_of
 
     parameters, stored = size_of(base)
@@ -132,7 +138,7 @@ def merge(
         if all(difference <= TOLERANCE for difference in found["difference"].values()):  # not if it is NaN
             for row, *replies in zip(shown, before[0]["replies"], after["replies"], strict=False):
                 print(f"export: {row['instruction']!r}: trained {replies[0]!r}, merged {replies[1]!r}", flush=True)
-            return {"check": found, "merged_as": kind}, after["replies"][-1]
+            return {"check": found, "merged_as": kind}, after
         print(f"export: as {kind} it is not the trained model", flush=True)
     losses = (f"{name} {loss:.4f} and {found['merged_loss'][name]:.4f}" for name, loss in found["trained_loss"].items())
     raise UserError(
@@ -142,12 +148,13 @@ def merge(
 
 
 def make_model(
-    args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path
-) -> tuple[dict[str, Any], str]:
-    """Make the folder `merged`. Return (what the receipt says of the model, its reply)."""
+    args: argparse.Namespace, settings: Settings, trained: Trained, ollama: Ollama | None, merged: Path, gguf: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make the folder `merged`, of which there will be a GGUF file if `gguf`. Return (what the receipt says of the
+    model, its answers)."""
     from huiyin.serving.merge import size_of  # here: numpy would delay --help
 
-    check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None)
+    check_room(args.out, TYPES["float32"] * size_of(trained.base)[0], ollama.store() if ollama else None, gguf)
     rows, held_out = read_held_out(args.generated)
     cutoff_len = trained.used.get("cutoff_len", 2048)
     encoding = Encoding(trained.chat_format, trained.base)
@@ -159,21 +166,53 @@ def make_model(
     variables = environment("none", args.cache, work, trained.threads)
     save_tokenizer(trained.base, trained.chat_format, trained.system, settings.fixed_system, merged)
     question = {"system": trained.system, "history": [], "instruction": settings.question}
-    answers = partial(ask, folder=work, variables=variables, tokenizer=merged)
-    result, reply = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
+    prompts = held_out[-COMPARED:] if gguf else []
+    answers = partial(ask, folder=work, variables=variables, tokenizer=merged, prompts=prompts)
+    result, answered = merge(trained.base, adapter, merged, held_out[-SAMPLES:], question, answers)
     flatten_rope(merged / "config.json", needed=ollama is not None)
     shutil.rmtree(work)
     sampling = {name: getattr(settings, name) for name in SAMPLING}
-    return {**result, "parameters": {"stop": trained.chat_format.stop, "num_ctx": num_ctx, **sampling}}, reply
+    parameters = {"stop": trained.chat_format.stop, "num_ctx": num_ctx, **sampling}
+    return {**result, "parameters": parameters}, answered
+
+
+def gguf_output(stage: Stage, base: Path, wanted: bool) -> Path | None:
+    """Return the path to write the GGUF file to; None if there is to be none, `UserError` if it cannot be written."""
+    from huiyin.serving.gguf import is_written  # here: it would delay --help
+
+    return stage.output(GGUF) if is_written(base, wanted) else None
+
+
+def make_gguf(
+    name: str,
+    settings: Settings,
+    trained: Trained,
+    merged: Path,
+    gguf: Path,
+    merged_as: str,
+    answered: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the model in `merged` as the file `gguf`; `UserError` unless llama-server gives the next tokens of
+    `answered` the same probabilities. Return what the receipt says of it."""
+    from huiyin.serving.gguf import choose_type, compare_gguf, write_gguf
+
+    kind = choose_type(settings.quantize, merged_as, needs_gguf(merged / "config.json"))
+    write_gguf(merged, gguf, kind, name)
+    expected = answered["next_tokens"]
+    difference = compare_gguf(gguf, kind, expected, trained.threads or 0)
+    return {"type": kind, "prompts": len(expected), "difference": difference}
 
 
 def create(
-    ollama: Ollama, merged: Path, chat_format: ChatFormat, system: str, receipt: Mapping[str, Any], digest_file: Path
+    ollama: Ollama, weights: Path, chat_format: ChatFormat, system: str, receipt: Mapping[str, Any], digest_file: Path
 ) -> str:
-    """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`."""
+    """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`.
+    weights: the folder of the merged model, or its GGUF file."""
     write_whole(digest_file, BEING_CREATED)  # killed from here on, the next export may replace what it finds
     names = "*.safetensors", "*.json", "tokenizer.model"
-    files = {file.name: file for file in sorted(file for name in names for file in merged.glob(name))}
+    files = {file.name: file for file in sorted(file for name in names for file in weights.glob(name))}
+    if weights.is_file():
+        files = {GGUF: weights}
     fixed = receipt["fixed_system"]
     template = chat_format.go_template(system if fixed else None, fixed)
     digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
@@ -213,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = read_settings(args.config, Settings)
     digest_file = args.out.with_name(f"{args.out.name}.ollama")
 
-    with Stage("export", args.out, RESULTS, packages=["llamafactory", "transformers", "peft", "torch"]) as stage:
+    with Stage("export", args.out, RESULTS, packages=PACKAGES) as stage:
         stage.use(args.config, settings)
         trained = read_trained(args.trained, args.generated, stage)
         stage.depends_on(args.name, trained.receipt["base_model"]["sha256"])
@@ -224,23 +263,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ollama:
             check_servable(trained.base / "config.json")
             check_name(ollama, digest_file)
+        gguf = gguf_output(stage, trained.base, settings.gguf)
         merged = stage.output("merged")
-        made, reply = make_model(args, settings, trained, ollama, merged)
+        made, answered = make_model(args, settings, trained, ollama, merged, gguf is not None)
         stage.receipt |= {
             **model_card(trained),
             **made,
             "quantize": choose_quantize(settings.quantize, merged),
             "fixed_system": settings.fixed_system,
         }
-        text = modelfile(trained.chat_format, trained.system, settings.fixed_system, stage.receipt["parameters"])
+        if gguf:
+            stage.receipt["gguf"] = make_gguf(args.name, settings, trained, merged, gguf, made["merged_as"], answered)
+        weights = gguf if gguf and needs_gguf(merged / "config.json") else merged
+        names = {merged: "merged", gguf: GGUF}
+        fixed, parameters = settings.fixed_system, made["parameters"]
+        text = modelfile(trained.chat_format, trained.system, fixed, parameters, names[weights])
         stage.output("Modelfile").write_text(text, encoding="utf-8")
-        who = "the merged model, loaded once"
+        asked = {"who": "the merged model, loaded once", "question": settings.question}
+        asked["reply"] = answered["replies"][-1]
         if ollama:
-            digest = create(ollama, merged, trained.chat_format, trained.system, stage.receipt, digest_file)
+            digest = create(ollama, weights, trained.chat_format, trained.system, stage.receipt, digest_file)
             stage.receipt["ollama"] = {"name": args.name, "digest": digest}
-            reply = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
-            who = "the Ollama model"
-        asked = {"who": who, "question": settings.question, "reply": reply}
+            asked["who"] = "the Ollama model"
+            asked["reply"] = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
         stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
         if not ollama:

@@ -144,7 +144,10 @@ def find_plan(
     args: argparse.Namespace, given: Values, settings: Settings, dataset: Dataset
 ) -> tuple[dict[str, Any], Work, Run, Fitted]:
     """Print and return (the device, for the receipt; the work; the run, with its plan; the rows, cut as that says)."""
+    from huiyin.serving.gguf import is_written  # here: it would delay --help
+
     base = fitting_base(args, given)
+    is_written(base, read_settings(args.export, Export).gguf)
     measured = dataset.measure(Encoding(find_format(given["template"]), base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
     device, training = choose(args, given, work, settings, dataset.files, base)

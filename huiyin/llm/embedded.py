@@ -63,3 +63,14 @@ class Embedded:
                 raise UserError(f"{self.model} refuses the question: {message}")
             raise Unavailable(message)
         return read_completion(answer)
+
+    def likeliest(self, prompt: str, number: int) -> tuple[int, dict[int, float]]:
+        """Return (the number of tokens of `prompt`, the log probabilities of the `number` likeliest next ones).
+
+        The next token is made to be an "a", which does not change what is reported: llama-server reports nothing of a
+        token that ends the text or is a part of a character.
+        """
+        asked = {"prompt": prompt, "n_predict": 1, "n_probs": number, "logit_bias": [["a", 100.0]], "temperature": 0}
+        answer = self.server.handle_completions({**asked, "cache_prompt": False})
+        [token] = answer["choices"][0]["logprobs"]["content"]
+        return answer["usage"]["prompt_tokens"], {top["id"]: top["logprob"] for top in token["top_logprobs"]}

@@ -4,9 +4,11 @@
 
 In:  {"tokenizer": folder, "lean": keep the weights as they are stored, "models": [{"folder", "adapter": folder or
      null, "samples": rows for the loss, "batches": [{"rows": to reply to, "seed", "options": of transformers'
-     `generate`}, ...]}, ...]}; rows are those of an Alpaca dataset, "beginning" is what the reply begins with
+     `generate`}, ...], "prompts": rows for the next token}, ...]}; rows are those of an Alpaca dataset, "beginning" is
+     what the reply begins with
 Out: one model after the other, a line for each sample, {"words": nats of each token of the reply, "end": nats of the
-     mark that ends it}, and one for each batch, [{"text", "ended": by the model itself}, ...]
+     mark that ends it}, one for each batch, [{"text", "ended": by the model itself}, ...], and one for each prompt,
+     {"prompt": its text, "tokens": their number, "likeliest": [[next token, its log probability], ...]}
 Lines that are there already are not asked again, so a run that was killed goes on. It prints an empty line after each
 row. The processor computes in 32 bits, a card in the type of the weights.
 """
@@ -23,6 +25,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROLES = ("user", "assistant")
+LIKELIEST = 10  # tokens that may follow a prompt
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -79,6 +82,16 @@ def losses(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     return {"words": each[:end], "end": each[end]}
 
 
+def next_token(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the prompt of the row, and the tokens that are the likeliest to follow it."""
+    prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, tokenize=False)
+    tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    logits = model(input_ids=torch.tensor([tokens]).to(model.device), logits_to_keep=1).logits[0, -1].float()
+    likeliest = logits.log_softmax(-1).topk(LIKELIEST)
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return {"prompt": prompt, "tokens": len(tokens), "likeliest": list(pairs)}
+
+
 def replies(model: Any, tokenizer: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a reply to each row of `batch`, which are drawn together: the seed is that of the batch."""
     prompts = [
@@ -114,6 +127,7 @@ def answers_of(given: dict[str, Any], tokenizer: Any, skip: int) -> Iterator[tup
         work: list[tuple[Callable[..., Any], dict[str, Any], int]] = [
             *((losses, row, 1) for row in asked["samples"]),
             *((replies, batch, len(batch["rows"])) for batch in asked["batches"]),
+            *((next_token, row, 1) for row in asked["prompts"]),
         ]
         skip, left = max(skip - len(work), 0), work[skip:]
         model = load(asked["folder"], asked["adapter"], given["lean"]) if left else None

@@ -23,6 +23,7 @@ class Settings:
     num_ctx: AtLeast0 | None = None
     fixed_system: bool = False
     quantize: Literal["auto", "q4_K_M", "q4_K_S", "q8_0", "f16", "bf16"] = "auto"
+    gguf: bool = False
     temperature: Temperature = 0.8
     top_p: Share = 0.9
     top_k: AtLeast0 = 40

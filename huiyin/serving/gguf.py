@@ -11,7 +11,7 @@ of fields and tensors. What is left is where the two programs compute the same i
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -33,8 +33,9 @@ from gguf.quants import quantize
 
 from huiyin.common.errors import UserError
 from huiyin.common.progress import Progress
+from huiyin.llm.embedded import Embedded
 from huiyin.serving.merge import BLOCK, LARGEST, Tensor, read_weights
-from huiyin.serving.ollama_limits import rope_of
+from huiyin.serving.ollama_limits import architecture_of, needs_gguf, rope_of
 
 ARCHITECTURES = {
     "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
@@ -58,7 +59,12 @@ PRE_TOKENIZERS = {
     "llama-bpe": [{**SPLIT, "pattern": {"Regex": PATTERN.replace("NUMBER", r"\p{N}{1,3}")}}, BYTES],
     "smollm": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
 }
+# Nats by which the log probabilities of the likeliest tokens may differ from those of the model in 32 bits
+TOLERANCES = {"f32": 0.05, "f16": 0.05, "bf16": 0.2, "q8_0": 0.5}
 ADVICE = "take a Qwen2.5, Qwen3, Llama 3 or SmolLM2 model as model_name_or_path in train.yaml"
+
+OTHER = "the GGUF file in llama-server is not the merged model:"
+AGAIN = "export again, or take another base model"
 
 Values = Mapping[str, Any]
 
@@ -99,13 +105,22 @@ class Part:
             quantize(rows, self.kind).tofile(file)
 
 
+def is_written(base: Path, wanted: bool) -> bool:
+    """Return whether `export` writes a file of the model in `base`: if `wanted`, or where Ollama needs it. Raise
+    `UserError` if it should and cannot."""
+    written = wanted or needs_gguf(base / "config.json")
+    if written:
+        read_source(base)
+    return written
+
+
 def read_source(folder: Path) -> Source:
     """Return the model in `folder`, of which only config.json and tokenizer.json are read; raise `UserError` if it is
     none that can be written."""
     config, tokenizer = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "tokenizer")
     )
-    architecture = (config.get("architectures") or ["a model of unknown kind"])[0]
+    architecture = architecture_of(config)
     theta, scaling = rope_of(config)
     kind = scaling.get("rope_type", "llama3")
     unknown = {
@@ -235,3 +250,30 @@ def rope_factors(config: Values) -> Iterator[Part]:
     smooth = np.clip((scaling["original_max_position_embeddings"] / wavelength - low) / (high - low), 0, 1)
     factors = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
     yield Part("rope_freqs.weight", Tensor([size // 2], "F32", factors[:, None]), GGMLQuantizationType.F32)
+
+
+def choose_type(quantize: str, merged_as: str, for_ollama: bool) -> str:
+    """Return the type of the file, one of TYPES: that of the setting `quantize`, if it can be written here, or else
+    that of the merged weights. `for_ollama`, which takes no weights of 8 bits to quantize them, it is never q8_0."""
+    if quantize in TYPES and not (for_ollama and quantize == "q8_0"):
+        return quantize
+    return {"float16": "f16", "float32": "f32"}[merged_as]
+
+
+def compare_gguf(path: Path, kind: str, expected: Sequence[Values], threads: int) -> float:
+    """Return how far (nats) the log probabilities in llama-server, of the file `path`, are from those `expected` for
+    the next tokens (of ask.py) at most; raise `UserError` if that is too far. threads: 0 for one per core."""
+    context = max(prompt["tokens"] for prompt in expected) + 8
+    server, differences = Embedded(str(path), context, 1, threads), []
+    with Progress("gguf: compared", len(expected), "prompts") as progress:
+        for prompt in expected:
+            tokens, found = server.likeliest(prompt["prompt"], 2 * len(prompt["likeliest"]))
+            if tokens != prompt["tokens"]:
+                raise UserError(f"{OTHER} it reads a prompt as {tokens} tokens instead of {prompt['tokens']}; {AGAIN}")
+            differences += [abs(found.get(token, -math.inf) - known) for token, known in prompt["likeliest"]]
+            progress.add()
+    largest, most = max(differences), TOLERANCES[kind]
+    print(f"export: log probabilities in llama-server ({kind}): {largest:.4f} nats apart at most", flush=True)
+    if not all(difference <= most for difference in differences):  # NaN is not
+        raise UserError(f"{OTHER} log probabilities are {largest:.4f} nats apart, more than {most}; {AGAIN}")
+    return largest

@@ -6,8 +6,11 @@ from typing import Any
 from huiyin.serving.templates.chat_format import ChatFormat
 
 
-def modelfile(chat_format: ChatFormat, system: str, fixed: bool, parameters: dict[str, Any]) -> str:
-    """Return the Modelfile of the model in ./merged. fixed: no other system prompt than `system` counts.
+def modelfile(
+    chat_format: ChatFormat, system: str, fixed: bool, parameters: dict[str, Any], weights: str = "merged"
+) -> str:
+    """Return the Modelfile of the model in the folder or GGUF file `weights` beside it. fixed: no other system prompt
+    than `system` counts.
 
     System prompts that Ollama's parser (parser/parser.go) does not read back from SYSTEM are written escaped into
     TEMPLATE: those with three quotation marks, or with characters Go does not print, such as the joiners of emojis.
@@ -20,4 +23,4 @@ def modelfile(chat_format: ChatFormat, system: str, fixed: bool, parameters: dic
         for item in (value if isinstance(value, list) else [value])
     ]
     system_lines = [f'SYSTEM """{system}"""'] if plain else []
-    return "\n\n".join(["FROM ./merged", f'TEMPLATE """{template}"""', *system_lines, "\n".join(lines)]) + "\n"
+    return "\n\n".join([f"FROM ./{weights}", f'TEMPLATE """{template}"""', *system_lines, "\n".join(lines)]) + "\n"

@@ -7,22 +7,33 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 
-# What Ollama imports, of the architectures that the templates are for; 0.33 imports more (convert/convert.go), but not
-# plain Qwen3.
-ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma3ForCausalLM"]
+# Of the architectures that the chat formats are for, Ollama 0.33 imports those in IMPORTED (and more:
+# convert/convert.go), but plain Qwen3 only as a GGUF file.
+IMPORTED = ["Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma3ForCausalLM"]
+AS_GGUF = ["Qwen3ForCausalLM"]
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 
 BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # {quantization: weights per block; the length of a row must be a multiple}
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return what a config.json says the model is."""
+    return (config.get("architectures") or ["a model of unknown kind"])[0]
+
+
 def check_servable(config: Path) -> None:
     """Raise `UserError` if Ollama cannot serve the model; `config`: its config.json."""
-    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["a model of unknown kind"]
-    if architectures[0] not in ARCHITECTURES:
+    architecture = architecture_of(json.loads(config.read_text(encoding="utf-8")))
+    if architecture not in (*IMPORTED, *AS_GGUF):
         raise UserError(
-            f"{config}: Ollama cannot import {architectures[0]}; take a Qwen2.5, Llama 3 or Gemma 3 model as "
+            f"{config}: Ollama cannot import {architecture}; take a Qwen2.5, Qwen3, Llama 3 or Gemma 3 model as "
             f"model_name_or_path in train.yaml, {ALTERNATIVE}"
         )
+
+
+def needs_gguf(config: Path) -> bool:
+    """Return whether Ollama imports the model of this config.json as a GGUF file only."""
+    return architecture_of(json.loads(config.read_text(encoding="utf-8"))) in AS_GGUF
 
 
 def rope_of(config: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:

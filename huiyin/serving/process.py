@@ -53,11 +53,13 @@ class Work:
     adapter: Path | None = None
     samples: Rows = field(default_factory=list)  # for the losses of their replies
     batches: list[dict[str, Any]] = field(default_factory=list)  # of `batch`
+    prompts: Rows = field(default_factory=list)  # for the tokens that may follow them
 
 
 class Answers(NamedTuple):
     losses: list[dict[str, Any]]  # of each sample {"words": nats of each token, "end": nats of the end mark}
     replies: list[dict[str, Any]]  # to each row of the batches {"text", "ended": by the model itself}
+    next_tokens: list[dict[str, Any]]  # after each of the prompts {"prompt", "tokens", "likeliest"}, see ask.py
 
 
 def batch(rows: Rows, options: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def do(
         "models": [
             {
                 **{"folder": str(work.folder), "adapter": work.adapter and str(work.adapter)},
-                **{"samples": work.samples, "batches": work.batches},
+                **{"samples": work.samples, "batches": work.batches, "prompts": work.prompts},
                 "weights": [state_of(work.folder), state_of(work.adapter)],
             }
             for work in works
@@ -98,7 +100,15 @@ def do(
     if not (questions.exists() and questions.read_text(encoding="utf-8") == text):
         answers.unlink(missing_ok=True)
         questions.write_text(text, encoding="utf-8")
-    sizes = [size for work in works for size in [*([1] * len(work.samples)), *(len(b["rows"]) for b in work.batches)]]
+    sizes = [
+        len(rows)
+        for work in works
+        for rows in [
+            *([row] for row in work.samples),
+            *(one["rows"] for one in work.batches),
+            *([row] for row in work.prompts),
+        ]
+    ]
     done = answers.read_bytes().count(b"\n") if answers.exists() else 0
     if done:
         print(f"{name}: {sum(sizes[:done]):,} of {sum(sizes):,} rows are there from the run before", flush=True)
@@ -124,6 +134,7 @@ def do(
         Answers(
             losses=list(islice(lines, len(work.samples))),
             replies=[reply for replies in islice(lines, len(work.batches)) for reply in replies],
+            next_tokens=list(islice(lines, len(work.prompts))),
         )
         for work in works
     ]
@@ -143,15 +154,20 @@ def ask(
     samples: Rows = [],  # noqa: B006  it is only read
     tokenizer: Path | None = None,
     lean: bool = False,
+    prompts: Rows = [],  # noqa: B006
 ) -> list[dict[str, Any]]:
     """Return for each of `models`: its greedy "replies" to `rows`, its "loss" on `samples`, {"words": mean over the
-    tokens of the replies, "end": mean over their end marks}, None without samples.
+    tokens of the replies, "end": mean over their end marks}, None without samples, and its "next_tokens" of `prompts`.
 
     tokenizer: default: the first model; the other arguments are those of `do`.
     """
     batches = [batch([row], GREEDY) for row in rows]
-    works = [Work(model, adapter, samples, batches) for model, adapter in models]
+    works = [Work(model, adapter, samples, batches, prompts) for model, adapter in models]
     return [
-        {"loss": mean_losses(answers.losses), "replies": [reply["text"] for reply in answers.replies]}
+        {
+            "loss": mean_losses(answers.losses),
+            "replies": [reply["text"] for reply in answers.replies],
+            "next_tokens": answers.next_tokens,
+        }
         for answers in do(works, "ask", folder, variables, tokenizer or models[0][0], lean)
     ]
