@@ -29,7 +29,14 @@ from huiyin.llm.client import ollama_url_argument
 from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.modelfile import modelfile
-from huiyin.serving.ollama_limits import check_servable, choose_quantize, flatten_rope, needs_gguf
+from huiyin.serving.ollama_limits import (
+    check_servable,
+    choose_quantize,
+    create_command,
+    flatten_rope,
+    needs_gguf,
+    quantized_at_create,
+)
 from huiyin.serving.process import Models, Rows, ask
 from huiyin.serving.sampling import SAMPLING
 from huiyin.serving.templates.chat_format import ChatFormat
@@ -185,22 +192,21 @@ def gguf_output(stage: Stage, base: Path, wanted: bool) -> Path | None:
 
 def make_gguf(
     name: str,
-    settings: Settings,
-    trained: Trained,
     merged: Path,
     gguf: Path,
-    merged_as: str,
+    receipt: Mapping[str, Any],
     answered: Mapping[str, Any],
+    threads: int | None,
 ) -> dict[str, Any]:
-    """Write the model in `merged` as the file `gguf`; `UserError` unless llama-server gives the next tokens of
-    `answered` the same probabilities. Return what the receipt says of it."""
+    """Write the model in `merged` as the file `gguf`, in a type that suits the `receipt`; `UserError` unless it has in
+    llama-server the next tokens that were `answered`. Return what the receipt says of it."""
     from huiyin.serving.gguf import choose_type, compare_gguf, write_gguf
 
-    kind = choose_type(settings.quantize, merged_as, needs_gguf(merged / "config.json"))
+    kind = choose_type(receipt["quantize"], receipt["merged_as"])
     write_gguf(merged, gguf, kind, name)
     expected = answered["next_tokens"]
-    difference = compare_gguf(gguf, kind, expected, trained.threads or 0)
-    return {"type": kind, "prompts": len(expected), "difference": difference}
+    compared = {"prompts": len(expected), "difference": compare_gguf(gguf, kind, expected, threads or 0)}
+    return {"type": kind, "for_ollama": needs_gguf(merged / "config.json"), **compared}
 
 
 def create(
@@ -215,7 +221,7 @@ def create(
         files = {GGUF: weights}
     fixed = receipt["fixed_system"]
     template = chat_format.go_template(system if fixed else None, fixed)
-    digest = ollama.create(files, receipt["quantize"], template, system, receipt["parameters"])
+    digest = ollama.create(files, quantized_at_create(receipt), template, system, receipt["parameters"])
     write_whole(digest_file, digest)
     return digest
 
@@ -273,11 +279,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "fixed_system": settings.fixed_system,
         }
         if gguf:
-            stage.receipt["gguf"] = make_gguf(args.name, settings, trained, merged, gguf, made["merged_as"], answered)
+            stage.receipt["gguf"] = make_gguf(args.name, merged, gguf, stage.receipt, answered, trained.threads)
         weights = gguf if gguf and needs_gguf(merged / "config.json") else merged
-        names = {merged: "merged", gguf: GGUF}
-        fixed, parameters = settings.fixed_system, made["parameters"]
-        text = modelfile(trained.chat_format, trained.system, fixed, parameters, names[weights])
+        given = trained.chat_format, trained.system, settings.fixed_system, made["parameters"]
+        text = modelfile(*given, GGUF if weights is gguf else "merged")
         stage.output("Modelfile").write_text(text, encoding="utf-8")
         asked = {"who": "the merged model, loaded once", "question": settings.question}
         asked["reply"] = answered["replies"][-1]
@@ -289,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
         stage.ledger.read = stage.ledger.written = len(list(merged.iterdir()))
         if not ollama:
-            command = f"ollama create {args.name} --quantize {stage.receipt['quantize']} -f {args.out}/Modelfile"
+            command = create_command(args.name, stage.receipt, args.out)
             print(f"export: no Ollama model was created; where Ollama runs, this creates it: {command}", flush=True)
 
 

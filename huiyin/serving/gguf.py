@@ -252,12 +252,10 @@ def rope_factors(config: Values) -> Iterator[Part]:
     yield Part("rope_freqs.weight", Tensor([size // 2], "F32", factors[:, None]), GGMLQuantizationType.F32)
 
 
-def choose_type(quantize: str, merged_as: str, for_ollama: bool) -> str:
-    """Return the type of the file, one of TYPES: that of the setting `quantize`, if it can be written here, or else
-    that of the merged weights. `for_ollama`, which takes no weights of 8 bits to quantize them, it is never q8_0."""
-    if quantize in TYPES and not (for_ollama and quantize == "q8_0"):
-        return quantize
-    return {"float16": "f16", "float32": "f32"}[merged_as]
+def choose_type(quantize: str, merged_as: str) -> str:
+    """Return the type of the file, one of TYPES: the one wanted, `quantize`, or if only Ollama can make that, the one
+    of the merged weights."""
+    return quantize if quantize in TYPES else {"float16": "f16", "float32": "f32"}[merged_as]
 
 
 def compare_gguf(path: Path, kind: str, expected: Sequence[Values], threads: int) -> float:

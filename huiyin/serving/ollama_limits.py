@@ -36,6 +36,19 @@ def needs_gguf(config: Path) -> bool:
     return architecture_of(json.loads(config.read_text(encoding="utf-8"))) in AS_GGUF
 
 
+def quantized_at_create(receipt: Mapping[str, Any]) -> str:
+    """Return the type to which Ollama quantizes the model of this receipt of `export` as it creates it; "" if its GGUF
+    file has that type already."""
+    gguf = receipt.get("gguf", {})
+    return "" if gguf.get("for_ollama") and gguf["type"] == receipt["quantize"] else receipt["quantize"]
+
+
+def create_command(name: str, receipt: Mapping[str, Any], exported: Path) -> str:
+    """Return the command with which the user creates the model from the folder of `export`."""
+    quantize = quantized_at_create(receipt)
+    return f"ollama create {name} " + f"--quantize {quantize} " * bool(quantize) + f"-f {exported}/Modelfile"
+
+
 def rope_of(config: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:
     """Return (rope_theta, rope_scaling with its type as rope_type, {} for none) of a config.json; transformers 5 writes
     both into rope_parameters."""

@@ -15,6 +15,7 @@ from huiyin.common.errors import run
 from huiyin.common.settings import read_settings, without_credentials
 from huiyin.common.stage import arguments, need_receipt
 from huiyin.serving.finished import Settings, model_arguments
+from huiyin.serving.ollama_limits import create_command
 from huiyin.training.rows import read_gen_settings, read_system
 
 SETTINGS = """\
@@ -73,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     url = without_credentials(args.ollama_url if ollama in ("auto", "none") else ollama).rstrip("/")
     if "ollama" not in receipt:
         print(
-            f"There is no Ollama model yet; this creates it:\n  ollama create {args.name} --quantize "
-            f"{receipt['quantize']} -f {args.exported}/Modelfile\n"
+            f"There is no Ollama model yet; this creates it:\n  {create_command(args.name, receipt, args.exported)}\n"
         )
     if urlsplit(url).hostname == "ollama":  # its name in the containers' network
         print(IN_CONTAINERS)
