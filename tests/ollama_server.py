@@ -199,15 +199,10 @@ class OllamaServer:
         for digest in files.values():
             if digest not in self.blobs:
                 raise Refusal(400, f"blob {digest} not found")
-        if not any(name.endswith(".safetensors") for name in files):
-            raise Refusal(400, "no safetensors or gguf files found")
-        if "config.json" not in files:
-            raise Refusal(400, "open config.json: file does not exist")
-        config = json.loads(self.blobs[files["config.json"]])
-        yield {"status": "converting model"}
-        architecture = (config.get("architectures") or [""])[0]
-        if architecture not in CONVERTIBLE:
-            raise Refusal(500, f"unsupported architecture {json.dumps(architecture)}")
+        if any(name.endswith(".gguf") for name in files):
+            config = yield from self.parse(files)
+        else:
+            config = yield from self.convert(files)
         self.before_create(body)
         if body.get("quantize"):
             if body["quantize"].upper() not in QUANTIZATIONS:
@@ -218,6 +213,25 @@ class OllamaServer:
         self.models[name] = digest_of(json.dumps(body, sort_keys=True).encode())
         yield {"status": "writing manifest"}
         yield {"status": "success"}
+
+    def convert(self, files):
+        """Yield the events of an import from safetensors; return the content of config.json."""
+        if not any(name.endswith(".safetensors") for name in files):
+            raise Refusal(400, "no safetensors or gguf files found")
+        if "config.json" not in files:
+            raise Refusal(400, "open config.json: file does not exist")
+        config = json.loads(self.blobs[files["config.json"]])
+        yield {"status": "converting model"}
+        architecture = (config.get("architectures") or [""])[0]
+        if architecture not in CONVERTIBLE:
+            raise Refusal(500, f"unsupported architecture {json.dumps(architecture)}")
+        return config
+
+    def parse(self, files):
+        """Yield the events of an import of a GGUF file; return nothing, where there is no config.json."""
+        yield {"status": "parsing GGUF"}
+        if any(self.blobs[digest][:4] != b"GGUF" for digest in files.values()):
+            raise Refusal(500, "invalid file magic")
 
     def pull(self, body):
         name = tagged(body.get("model") or body.get("name") or "")

@@ -21,6 +21,7 @@ from huiyin.common.errors import UserError
 from huiyin.llm.ollama import Ollama
 from huiyin.serving import process
 from huiyin.serving.finished import Settings
+from huiyin.serving.gguf import ADVICE
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
 from huiyin.serving.templates.known import FORMATS
 from huiyin.training.llamafactory import environment
@@ -45,7 +46,7 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0
 PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "num_predict": 256, **SAMPLING}
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 NOT_SERVED = (
-    "base/config.json: Ollama cannot import Qwen3ForCausalLM; take a Qwen2.5, Llama 3 or Gemma 3 model as "
+    "base/config.json: Ollama cannot import Phi3ForCausalLM; take a Qwen2.5, Qwen3, Llama 3 or Gemma 3 model as "
     f"model_name_or_path in train.yaml, {ALTERNATIVE}"
 )
 
@@ -119,6 +120,7 @@ def exported(demo, tmp_path_factory, gguf):
     """A finished export, with the server that got the model."""
     with OllamaServer(gguf, []) as ollama:
         export = Export(demo, tmp_path_factory.mktemp("export"), ollama)
+        export.settings = "gguf: true\n"
         assert "create: success" in succeeded(export.run()).stdout.splitlines()
         yield export
 
@@ -165,13 +167,16 @@ def test_the_receipt_is_the_model_card(exported):
     assert receipt["check"]["rows"] == 11
     weights = load_file(exported.folder / "merged/model.safetensors").values()
     assert {str(tensor.dtype) for tensor in weights} == {receipt["merged_as"]}
+    assert receipt["gguf"].pop("difference") < 0.02
+    assert receipt["gguf"] == {"type": "q8_0", "for_ollama": False, "prompts": 5}
     for losses in ("trained_loss", "merged_loss", "difference"):
         assert set(receipt["check"][losses]) == {"words", "end"}
     assert max(receipt["check"]["difference"].values()) <= 1e-4
     asked = read_json(exported.folder / "asked.json")
     assert asked["who"] == "the Ollama model" and asked.keys() == {"who", "question", "reply"}
     assert stat.S_IMODE((exported.folder / "asked.json").stat().st_mode) == 0o600
-    assert "asked" not in receipt and "asked.json" in receipt["outputs"]
+    assert "asked" not in receipt and set(receipt["outputs"]) == {"merged", "Modelfile", "asked.json", "model.gguf"}
+    assert stat.S_IMODE((exported.folder / "model.gguf").stat().st_mode) == 0o600
     assert exported.asked()[0]["model"] == "huiyin-10002"
     assert not (exported.folder / ".work").exists()
 
@@ -327,12 +332,13 @@ def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(huiyin.training.base.shutil, "disk_usage", lambda folder: usage(9 * GIB, 0, 4 * GIB))
     check_room(tmp_path, 4 * GIB, None)
-    for size, store, what in (
-        (2 * GIB, tmp_path, "the merged model with Ollama's copies of it needs 6.4 GiB"),
-        (5 * GIB, None, "the merged model needs 5.0 GiB"),
+    for size, store, gguf, what in (
+        (2 * GIB, tmp_path, False, "the merged model with Ollama's copies of it needs 6.4 GiB"),
+        (2 * GIB, tmp_path, True, "the merged model and its GGUF file with Ollama's copies of it needs 8.4 GiB"),
+        (5 * GIB, None, False, "the merged model needs 5.0 GiB"),
     ):
         with pytest.raises(UserError) as error:
-            check_room(tmp_path, size, store)
+            check_room(tmp_path, size, store, gguf)
         assert str(error.value) == f"{what} of disk and 4.0 GiB are free; make room"
 
 
@@ -352,7 +358,7 @@ def test_memory_is_saved_if_there_is_little_and_too_little_is_one_line(capsys):
 
 
 def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training(export):
-    export.change("base/config.json", architectures=["Qwen3ForCausalLM"])
+    export.change("base/config.json", architectures=["Phi3ForCausalLM"])
     (export.path / "config.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
     (export.path / "export.yaml").touch()
     own = [f"--{name}={export.path}/{name}.yaml" for name in ("config", "export")]
@@ -368,7 +374,11 @@ REFUSED = [  # (what is changed, the line)
         lambda export: setattr(export, "url", "http://127.0.0.1:9"),
         "no Ollama answers at URL; start it (ollama serve), or change ollama in export.yaml",
     ),
-    (lambda export: export.base_is(architectures=["Qwen3ForCausalLM"]), NOT_SERVED),
+    (lambda export: export.base_is(architectures=["Phi3ForCausalLM"]), NOT_SERVED),
+    (
+        lambda export: export.base_is(architectures=["Qwen3ForCausalLM"], rope_scaling={"type": "yarn"}),
+        f"base/config.json: rope_scaling of the type yarn cannot be written as GGUF; {ADVICE}",
+    ),
     (
         lambda export: export.change("trained/train.yaml", template="gemma2"),
         f"template gemma2 in train.yaml: it must be one of {', '.join(FORMATS)}; only for these is it tested that the "
@@ -430,14 +440,14 @@ def test_the_weights_are_in_16_bits_if_no_loss_changes_else_in_32(demo, tmp_path
         return [answer(2.0, next(left)) for _ in models]
 
     try:
-        result, reply = merge(base, adapter, tmp_path, [{}, {}, {}], {}, answers)
+        result, answered = merge(base, adapter, tmp_path, [{}, {}, {}], {}, answers)
     except UserError as error:
         assert merged_as is None and str(error) == (
             "the merged model is not the trained one: the mean losses on 3 rows, with the adapter and merged, are "
             "words 2.0000 and 2.0000, end 2.0000 and nan, more than 0.01% apart; export again"
         )
     else:
-        assert (result["merged_as"], reply) == (merged_as, "reply")
+        assert (result["merged_as"], answered) == (merged_as, answer(2.0, ends[-1]))
         assert read_json(tmp_path / "config.json")["torch_dtype"] == merged_as
     assert asked == [base, *[tmp_path] * (len(ends) - 1)]  # the trained model once
 

@@ -7,7 +7,7 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file
 
 from helpers import run_script
-from scripts.demo.tiny import write_gguf
+from scripts.demo.tiny import write_hugging_face
 
 
 def test_both_formats_contain_the_same_model(tmp_path):
@@ -41,5 +41,6 @@ def test_both_formats_contain_the_same_model(tmp_path):
 
 
 def test_the_seed_determines_the_weights(tmp_path):
-    first, again, other = (write_gguf(tmp_path / name, seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
-    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+    made = (write_hugging_face(tmp_path / name, seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
+    first, again, other = ((folder / "model.safetensors").read_bytes() for folder in made)
+    assert first == again != other

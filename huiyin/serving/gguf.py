@@ -198,7 +198,7 @@ def head_size(config: Values) -> int:
 
 def add_tokenizer(writer: GGUFWriter, source: Source, size: int) -> None:
     """Add the vocabulary of `size` tokens, with names for those that the tokenizer does not have, and the chat
-    template. Whether a first token is put before a prompt is said as for the template (template.py, `read_prompt`)."""
+    template. Whether a first token is put before a prompt is said as in tokenizer_config.json."""
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [TokenType.UNUSED] * size
     for token, number in source.tokenizer["model"]["vocab"].items():

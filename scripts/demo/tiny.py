@@ -131,39 +131,6 @@ def make_weights(tokens: list[str], seed: int) -> dict[str, np.ndarray]:
     return weights
 
 
-def write_gguf(path: Path, seed: int = 0) -> Path:
-    """Write the model of `seed` as the GGUF file `path`; return the path."""
-    import gguf
-
-    tokens, merges = make_vocabulary()
-    unused = [f"[PAD{number}]" for number in range(len(tokens), vocabulary_size(tokens))]
-    kinds, text = gguf.TokenType, len(tokens) - len(SPECIAL)
-    types = [kinds.NORMAL] * text + [kinds.CONTROL] * len(SPECIAL) + [kinds.UNUSED] * len(unused)
-    writer = gguf.GGUFWriter(path, "qwen2")
-    fields = {
-        **{"name": "tiny random Qwen2", "file_type": gguf.LlamaFileType.ALL_F32, "context_length": CONTEXT},
-        **{"embedding_length": HIDDEN, "block_count": LAYERS, "feed_forward_length": FEED_FORWARD},
-        **{"head_count": HEADS, "head_count_kv": KV_HEADS, "layer_norm_rms_eps": NORM_EPS},
-        **{"rope_freq_base": ROPE_BASE, "tokenizer_model": "gpt2", "tokenizer_pre": "qwen2"},
-        **{"token_list": tokens + unused, "token_types": types, "token_merges": [" ".join(pair) for pair in merges]},
-        "eos_token_id": tokens.index(END),
-        **dict.fromkeys(["bos_token_id", "pad_token_id"], tokens.index(END_OF_TEXT)),
-        **{"add_bos_token": False, "chat_template": CHAT_TEMPLATE},
-    }
-    for field, value in fields.items():
-        getattr(writer, f"add_{field}")(value)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, LAYERS)
-    for name, weight in make_weights(tokens, seed).items():
-        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert gguf_name is not None
-        writer.add_tensor(gguf_name, weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def tokenizer_files(tokens: list[str], merges: list[tuple[str, str]]) -> dict[str, Any]:
     """Return {file name: content} of the tokenizer."""
     ids = {token: token_id for token_id, token in enumerate(tokens)}
@@ -228,9 +195,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default 0)")
     options = parser.parse_args(argv)
     with Stage("tiny", options.out, packages=["numpy", "gguf", "safetensors"]) as stage:
+        from huiyin.serving.gguf import write_gguf
+
         stage.receipt["seed"] = options.seed
-        write_gguf(stage.output("tiny.gguf"), options.seed)
-        write_hugging_face(stage.output("tiny-qwen2"), options.seed)
+        folder = write_hugging_face(stage.output("tiny-qwen2"), options.seed)
+        write_gguf(folder, stage.output("tiny.gguf"), "f32", "tiny random Qwen2")
         stage.ledger.read = stage.ledger.written = 2
 
 
