@@ -78,26 +78,22 @@ def differences(gguf: Path, folder: Path) -> list[float]:
     """Return for each of the texts COMPARED the largest difference between the log probabilities of the likeliest next
     tokens, which differ much where the tokens of the text do; `UserError` if their number does."""
     import torch
-    import xllamacpp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.warmup, parameters.verbosity = str(gguf), 256, False, -1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # as fast, and no core is in the way
-    server = xllamacpp.Server(parameters)
+    from huiyin.llm.embedded import Embedded
+
+    server = Embedded(str(gguf), 256, 1, threads=1)  # as fast, and no core is in the way
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = []
     for text in COMPARED:
         tokens = tokenizer(text)["input_ids"]
-        asked = {"prompt": text, "temperature": 0, "n_predict": 1, "n_probs": LIKELIEST}
-        answer = server.handle_completions(asked)
-        if answer["usage"]["prompt_tokens"] != len(tokens):
+        count, likeliest = server.likeliest(text, LIKELIEST)
+        if count != len(tokens):
             raise UserError(f"the tokenizer made of {gguf.name} cuts {text!r} into other tokens than llama-server")
-        likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         with torch.inference_mode():
             ours = model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-        found.append(max(abs(ours[token["id"]].item() - token["logprob"]) for token in likeliest))
+        found.append(max(abs(ours[token].item() - known) for token, known in likeliest.items()))
     return found
 
 
