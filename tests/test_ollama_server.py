@@ -142,6 +142,7 @@ def test_files_that_ollama_cannot_convert_are_refused(server):
     for files, words in [
         ({"config.json": qwen3, "model.safetensors": weights}, 'unsupported architecture "Qwen3ForCausalLM"'),
         ({"config.json": qwen3}, "no safetensors"),
+        ({"model.gguf": weights}, "invalid file magic"),
         ({"model.safetensors": weights}, "config.json"),
         ({"model.safetensors": f"sha256:{'0' * 64}"}, "not found"),
         ({}, "neither"),
