@@ -4,8 +4,9 @@
 
 The folder has a dataset and an exported model, of which a file of each type is written. Transformers computes in 32
 bits; llama-server is given the conversation as messages and makes the prompt itself, with the template in the file.
-Where two replies part, the table has the position of that token, and how much likelier (nats) transformers finds its
-own there than that of llama-server.
+The table has the differences between the log probabilities (nats) of the ten tokens that are the likeliest to begin a
+reply, and for each reply that parts from the other the position of that token, and how much likelier transformers finds
+its own there than that of llama-server.
 """
 
 import argparse
@@ -13,14 +14,15 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-import xllamacpp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from huiyin.serving.ask import messages_of
-from huiyin.serving.gguf import TYPES, write_gguf
+from huiyin.llm.embedded import Embedded
+from huiyin.serving.ask import messages_of, next_token
+from huiyin.serving.gguf import RANKED, TYPES, write_gguf
 
 Tokens = list[int]
 
@@ -55,19 +57,21 @@ class Llama:
     """llama-server with the model in the file `path`."""
 
     def __init__(self, path: Path, end: int) -> None:
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path, parameters.n_ctx, parameters.warmup, parameters.verbosity = str(path), 2048, False, -1
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
-        self.server, self.end = xllamacpp.Server(parameters), end
+        self.embedded, self.end = Embedded(str(path), 2048, 1, torch.get_num_threads()), end
 
     def reply(self, messages: list[dict[str, str]], most: int) -> tuple[int, Tokens]:
         """Return (the number of tokens of the prompt, the tokens of the reply), as `Reference.reply`."""
         asked = {"messages": messages, "temperature": 0, "max_tokens": most, "logprobs": True, "top_logprobs": 1}
-        answer = self.server.handle_chat_completions({**asked, "cache_prompt": False})
+        answer = self.embedded.server.handle_chat_completions({**asked, "cache_prompt": False})
         choice = answer["choices"][0]
         tokens = [token["id"] for token in choice["logprobs"]["content"]]
         ended = choice["finish_reason"] == "stop" and tokens[-1:] != [self.end]
         return answer["usage"]["prompt_tokens"], tokens + [self.end] * ended
+
+    def differences(self, expected: dict[str, Any]) -> list[float]:
+        """Return by how much the log probabilities of the next tokens differ from those `expected`."""
+        _, found = self.embedded.likeliest(expected["prompt"], RANKED * len(expected["likeliest"]))
+        return [abs(found[token] - known) for token, known in expected["likeliest"]]
 
 
 def compare(reference: Reference, llama: Llama, talks: Sequence[Any], most: int) -> tuple[int, list[str]]:
@@ -96,17 +100,19 @@ def main() -> None:
     rows = rows[:: max(1, len(rows) // args.replies)][: args.replies]
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=args.target) as work:
         reference, talks = Reference(merged), []
+        expected = [next_token(reference.model, reference.tokenizer, row) for row in rows]
         for row in rows:
             prompt = reference.prompt(messages_of(row))
             talks.append((messages_of(row), prompt, reference.reply(prompt, args.tokens)))
-        print(
-            f"| {len(talks)} replies of at most {args.tokens} tokens | the same | parted at, by nats |\n|---|---|---|"
-        )
+        print(f"| {len(talks)} replies of at most {args.tokens} tokens | mean | most | the same | parted at: by |")
+        print("|---|---|---|---|---|")
         for kind in args.types:
             path = Path(work) / f"{kind}.gguf"
             write_gguf(merged, path, kind, "bench")
-            same, parted = compare(reference, Llama(path, reference.end), talks, args.tokens)
-            print(f"| {kind} | {same} | {'; '.join(parted)} |", flush=True)
+            llama = Llama(path, reference.end)
+            apart = [difference for one in expected for difference in llama.differences(one)]
+            same, parted = compare(reference, llama, talks, args.tokens)
+            print(f"| {kind} | {fmean(apart):.4f} | {max(apart):.4f} | {same} | {'; '.join(parted)} |", flush=True)
             path.unlink()
 
 
