@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from forked import start_forking
 from helpers import ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
-from huiyin.training.launch import divide
+from huiyin.training.launch import divide, load_in
 from huiyin.training.llamafactory import environment, run_program
 from huiyin.training.memory import GIB
 from huiyin.training.plan import Plan
@@ -114,6 +115,15 @@ def test_rows_of_like_length_stay_together_in_each_process():
     assert sorted(batch for share in shares for batch in share) == groups
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_a_base_model_is_loaded_in_the_type_in_which_it_is_computed(monkeypatch, precision):
+    loader = SimpleNamespace(load_config=lambda name: SimpleNamespace(name=name, dtype="that of the file"))
+    monkeypatch.setitem(sys.modules, "llamafactory.model", SimpleNamespace(loader=loader))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(**{precision: precision}))
+    load_in(precision)
+    assert loader.load_config("a model") == SimpleNamespace(name="a model", dtype=precision)
+
+
 LAUNCHER = """
 import os, subprocess, sys
 {first}
@@ -138,7 +148,9 @@ def launch(tmp_path, monkeypatch):
     def call(watch=lambda: None, first=""):
         launcher = LAUNCHER.format(first=first)
         code = {"__init__": "", "launcher": launcher, "train/__init__": "", "train/tuner": WORKER}
-        (tmp_path / "llamafactory/train").mkdir(parents=True)
+        code |= {"model/__init__": "", "model/loader": "load_config = None"}
+        for folder in ("train", "model"):
+            (tmp_path / f"llamafactory/{folder}").mkdir(parents=True)
         for name, text in code.items():
             (tmp_path / f"llamafactory/{name}.py").write_text(text)
         variables = environment("none", tmp_path, tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}

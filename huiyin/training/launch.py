@@ -1,4 +1,4 @@
-"""llamafactory-cli, of whose processes none outlives the one that started it, and which computes fp32 in 32 bits.
+"""llamafactory-cli, of whose processes none outlives the one that started it, and which loads a model as it computes.
 
     python launch.py train SETTINGS.yaml
 
@@ -25,20 +25,22 @@ from huiyin.serving.process import end_with_parent
 from huiyin.training.order import Batch, together
 
 
-def load_in_32_bits() -> None:
-    """Let LLaMA-Factory load base models in 32 bits: it takes the type of the file, most often bf16, in which it
-    would then be computed: with few digits, and by a processor that does not know it a hundred times as slow."""
-    import torch
+def load_in(precision: str) -> None:
+    """Let LLaMA-Factory load base models in `precision` (a type of torch): it takes the type of the file, most often
+    bf16. fp32 would then be computed in that: with few digits, and by a processor that does not know it a hundred times
+    as slow; and for fp16 a copy of each weight would be made, which stays until the backward pass has used it."""
     from llamafactory.model import loader
 
     load_config = loader.load_config
 
-    def with_32_bits(*arguments: Any) -> Any:
+    def with_type(*arguments: Any) -> Any:
+        import torch  # which is there by now
+
         config = load_config(*arguments)
-        config.dtype = torch.float32
+        config.dtype = getattr(torch, precision)
         return config
 
-    loader.load_config = with_32_bits
+    loader.load_config = with_type
 
 
 def divide(batches: list[Batch], accumulation: int, processes: int, process: int) -> list[Batch]:
@@ -97,8 +99,7 @@ def order_rows(size: int) -> None:
 if __name__ == "__main__":
     end_with_parent()
     values = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
-    if not (values.get("bf16") or values.get("fp16")):
-        load_in_32_bits()
+    load_in("bfloat16" if values.get("bf16") else "float16" if values.get("fp16") else "float32")
     order_rows(int(os.environ.get("ROWS_TOGETHER", 1)))
     from llamafactory import launcher
 
