@@ -204,7 +204,7 @@ $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.
 	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
 # On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
-training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
+training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --models $(call config,models.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) scripts/train.py | $(train) $(call own_model,train.yaml)
 	$(RUN) $(training)
 preflight: $(result.gen)/receipt.json | $(train) $(call own_model,train.yaml)## check whether the training fits the card, then stop

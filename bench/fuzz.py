@@ -334,6 +334,7 @@ def commands(folder):
     gen = [f"{folder}/paired", "--turns", turns, "--prompt", f"{prompts}/gen.md", "--persona", f"{prompts}/persona.md"]
     gen += [*llm, "--answers", f"{folder}/answers.db", "--config", config["gen"], "--out", f"{folder}/generated"]
     train = [f"{folder}/generated", "--config", config["train"], "--preflight", f"{folder}/config/preflight.yaml", *llm]
+    train += ["--models", f"{folder}/config/models.yaml"]
     train += ["--export", f"{folder}/config/export.yaml", "--gpu", "none", "--cache", f"{folder}/cache", "--dry-run"]
     stages = [f"{folder}/{stage}" for stage in DATA]
     messages = f"{folder}/parsed/messages.parquet"

@@ -117,6 +117,7 @@ def train(project, folder, gpu, values):
     options = {
         "--config": settings,
         "--preflight": project / "config/showcase/preflight.yaml",
+        "--models": project / "config/models.yaml",
         "--llm": project / "config/llm.yaml",
         "--export": project / "config/showcase/export.yaml",
         **{"--gpu": gpu, "--cache": project / ".cache", "--out": folder / "trained"},

@@ -82,6 +82,7 @@ def start(folder, name, processes, changed):
     settings.write_text(json.dumps(values))
     config = ["--preflight", "config/preflight.yaml", "--llm", "config/demo/llm.yaml"]
     config += ["--export", "config/demo/export.yaml", "--config", settings, "--gpu", "none"]
+    config += ["--models", "config/models.yaml"]
     words = [folder / "generated", *config, "--cache", folder / "cache", "--out", folder / name]
     together = {"NPROC_PER_NODE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **together}

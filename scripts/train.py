@@ -1,8 +1,8 @@
 """Train a LoRA adapter with LLaMA-Factory, after checking that it fits the card.
 
     python scripts/train.py data/default/10001/generated --config config/train.yaml --preflight config/preflight.yaml \\
-        --gpu 0 --cache .cache --llm config/llm.yaml --export config/export.yaml --out data/default/10001/trained \\
-        [--dry-run]
+        --models config/models.yaml --gpu 0 --cache .cache --llm config/llm.yaml --export config/export.yaml \\
+        --out data/default/10001/trained [--dry-run]
 
 config/train.yaml is in LLaMA-Factory's own format and is passed on; data, folders and what depends on the card are set
 here. Rows longer than cutoff_len are split; a reply that does not fit even so is left out. A killed run resumes from
@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from huiyin.serving.finished import Settings as Export
 from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
 from huiyin.serving.templates.known import check_model, find_format
-from huiyin.training.base import COUNTED, DESCRIBED, WHOLE, check_disk, find_base
+from huiyin.training.base import COUNTED, DESCRIBED, WHOLE, check_disk, ends_replies, find_base
 from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
-from huiyin.training.memory import GIB, LORA_BYTES, find_ram, format_size, read_shape
+from huiyin.training.memory import GIB, LORA_BYTES, Precision, Shape, find_ram, format_size, read_shape
+from huiyin.training.models import Model, largest_that_fit, read_models
 from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.processor import find_processor
 from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
@@ -51,11 +53,17 @@ RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its row
 PROMPTS = 5  # held-out rows that the trained model replies to
 ADVICE = "more rows or steps may help, on a card fp16 instead of bf16, or flash_attn: disabled in train.yaml"
 LEAST_STEPS = 100
+# Where learning_rate is not set: 3e-4 was better than 1e-4 for 100 of 106 combinations of a model from 1B on and a rank
+# (tinker-cookbook, recipes/chat_sl/results/sft_sweep.md); in 4 bits less is usual.
+RATE, RATE_IN_4_BITS = 3e-4, 2e-4
+# What few steps call for: the best rate is up to half as much again in short runs ("LoRA Without Regret", Thinking
+# Machines); for small models see bench/README.md.
+SHORT_RATE, SMALL_RATE, SMALL = 4.5e-4, 1e-3, 1e9  # of models with fewer parameters than SMALL
 RESULTS_ARE = (
     "LLaMA-Factory's: eval_loss is a mean over the tokens of all replies of a row, those of its history and the end "
     "marks included, so it is a curve only; make voice measures the last reply, its words and its end mark apart"
 )
-OTHER_PRECISION = {"bf16": "fp16", "fp16": "bf16"}
+OTHER_PRECISION: dict[Precision, Precision] = {"bf16": "fp16", "fp16": "bf16"}
 
 
 def spare_tokens(given: Values) -> int:
@@ -63,13 +71,23 @@ def spare_tokens(given: Values) -> int:
     return int(bool(given.get("packing") or given.get("neat_packing")))
 
 
+def names_in(setting: str) -> list[str]:
+    return setting.replace(" ", "").split(",")
+
+
+def trained_parameters(given: Values, shape: Shape) -> int:
+    """Return the number of parameters of the adapters, and of the embeddings that are trained as a whole."""
+    whole = {"embed_tokens", "lm_head"} & set(names_in(given.get("additional_target") or ""))
+    lora = shape.lora_parameters(given["lora_rank"], names_in(given["lora_target"]))
+    return lora + len(whole) * shape.vocabulary * shape.hidden
+
+
 def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
     shape = read_shape(base / "config.json")
-    targets = given["lora_target"].replace(" ", "").split(",")
     return Work(
         shape,
         rows,
-        lora=shape.lora_parameters(given["lora_rank"], targets),
+        lora=trained_parameters(given, shape),
         batch=given["per_device_train_batch_size"] * given["gradient_accumulation_steps"],
         cutoff_len=given["cutoff_len"],
         epochs=given["num_train_epochs"],
@@ -100,11 +118,16 @@ def find_device(gpu: str) -> tuple[dict[str, Any], Card | None]:
 
 
 def choose(
-    args: argparse.Namespace, given: Values, work: Work, settings: Settings, files: Sequence[Path], base: Path
-) -> tuple[dict[str, Any], Run]:
-    """Return (the device, for the receipt; the run, with the plan for it). A run that can be resumed keeps its plan:
-    with another one, for the memory that is free now, its checkpoints would be of no use."""
-    device, card = find_device(args.gpu)
+    args: argparse.Namespace,
+    given: Values,
+    work: Work,
+    settings: Settings,
+    files: Sequence[Path],
+    base: Path,
+    card: Card | None,
+) -> Run:
+    """Return the run, with the plan for it. One that can be resumed keeps its plan: with another one, for the memory
+    that is free now, its checkpoints would be of no use."""
     kind, folders = card.precision if card else "processor", [str(base), str(args.out.absolute())]
     training = Run(
         args.out / RUN,
@@ -115,7 +138,7 @@ def choose(
         print(f"preflight: {'resumed':<10} a run of which {done:,} of {total:,} steps are done, as it was", flush=True)
     else:
         training.add(preflight(card, given, work, settings))
-    return device, training
+    return training
 
 
 def preflight(card: Card | None, given: Values, work: Work, settings: Settings) -> Plan:
@@ -127,7 +150,19 @@ def preflight(card: Card | None, given: Values, work: Work, settings: Settings) 
     return plan_for_processor(find_ram().free, processor, work, micro_batch, settings)
 
 
-def fitting_base(args: argparse.Namespace, given: Values) -> Path:
+def check_ends(given: Values, settings: Settings, base: Path, stop: Sequence[str]) -> None:
+    """`UserError` if the model would learn from few examples that replies end: a Base model does not know the tokens in
+    `stop`. Unless the row of the token is trained itself, or the user wants to see."""
+    trained = "lm_head" in names_in(given.get("additional_target") or "")
+    if stop and not (trained or settings.accept_base or ends_replies(base, stop)):
+        raise UserError(
+            f"{given['model_name_or_path']} is a Base model: it ends nothing with {stop[0]}, as template "
+            f"{given['template']} does, so its replies may never end; take the model that was trained to chat "
+            "(-Instruct, -it), or set accept_base: true in preflight.yaml and see in `make voice` whether they do"
+        )
+
+
+def fitting_base(args: argparse.Namespace, given: Values, settings: Settings) -> Path:
     """Return the folder of the base model without its weights; `UserError` if it is not one for this template, or none
     to train or to serve, as soon as what is downloaded by then tells it."""
     chat_format, name = find_format(given["template"]), given["model_name_or_path"]
@@ -135,6 +170,7 @@ def fitting_base(args: argparse.Namespace, given: Values) -> Path:
         base = find_base(name, args.cache, files)
         read_shape(base / "config.json")
         check_model(chat_format, base, name)
+        check_ends(given, settings, base, chat_format.stop)
         if read_settings(args.export, Export).ollama != "none":
             check_servable(base / "config.json")
     return base
@@ -146,12 +182,18 @@ def find_plan(
     """Print and return (the device, for the receipt; the work; the run, with its plan; the rows, cut as that says)."""
     from huiyin.serving.gguf import is_written  # here: it would delay --help
 
-    base = fitting_base(args, given)
+    base = fitting_base(args, given, settings)
     is_written(base, read_settings(args.export, Export).gguf)
     measured = dataset.measure(Encoding(find_format(given["template"]), base), spare_tokens(given))
     work = work_of(given, measured.rows, base)
-    device, training = choose(args, given, work, settings, dataset.files, base)
-    show(device, work, training.plan, few_steps(given, training.plan))
+    (device, card), models = find_device(args.gpu), read_models(args.models)
+    trained = partial(trained_parameters, given)
+    largest = largest_that_fit(models, card, work, settings, installed(), trained) if card else ""
+    try:
+        training = choose(args, given, work, settings, dataset.files, base, card)
+    except UserError as error:
+        raise UserError(f"{error}, such as {largest}" if largest else str(error)) from None
+    show(device, work, training.plan, notes(given, work, training.plan, models, largest))
     return device, work, training, fit(measured, training.plan.cutoff_len)
 
 
@@ -166,8 +208,25 @@ def gib(size: int) -> float:
     return round(size / GIB, 1)
 
 
-def few_steps(given: Values, plan: Plan) -> str:
-    """Return a warning if the training has few steps; "" otherwise."""
+def learning_rate(given: Values, plan: Plan) -> float:
+    """Return the rate in train.yaml, or if there is none what the model needs."""
+    return given["learning_rate"] or (RATE_IN_4_BITS if plan.four_bit else RATE)
+
+
+def notes(given: Values, work: Work, plan: Plan, models: Mapping[str, Model], largest: str) -> dict[str, str]:
+    """Return {name: line} of what else is to be shown. largest: models that fit."""
+    model = models.get(given["model_name_or_path"])
+    lines = {
+        "rate": "" if given["learning_rate"] else f"{learning_rate(given, plan):.1e}, not set in train.yaml",
+        "licence": model.terms if model and model.restricted else "",
+        "largest": f"of config/models.yaml, rows uncut: {largest}" if largest else "",
+        "warning": few_steps(given, plan, work.shape.parameters),
+    }
+    return {name: line for name, line in lines.items() if line}
+
+
+def few_steps(given: Values, plan: Plan, parameters: int) -> str:
+    """Return a warning if the training of a model with so many parameters has few steps; "" otherwise."""
     limit = given.get("max_steps", -1)
     limited = isinstance(limit, int) and limit > 0
     steps = limit if limited else math.ceil(plan.steps * given["num_train_epochs"])
@@ -177,14 +236,17 @@ def few_steps(given: Values, plan: Plan) -> str:
     if not limited and plan.rows > world_size():  # a step can have fewer
         accumulates = given["gradient_accumulation_steps"] > 1
         advice += f" or lower {'gradient_accumulation_steps' if accumulates else 'per_device_train_batch_size'}"
+    rate = SMALL_RATE if parameters < SMALL else learning_rate(given, plan) if plan.four_bit else SHORT_RATE
+    if learning_rate(given, plan) < rate:
+        advice += f" or learning_rate to {rate:.1e}"
     return (
         f"only {steps} steps; with fewer than {LEAST_STEPS} a model learns when to stop, and little else: raise "
         f"{advice} in train.yaml"
     )
 
 
-def show(device: Mapping[str, Any], work: Work, plan: Plan, warning: str = "") -> None:
-    """Print what was found, chosen and predicted, and the `warning` if there is one."""
+def show(device: Mapping[str, Any], work: Work, plan: Plan, others: Mapping[str, str]) -> None:
+    """Print what was found, chosen and predicted, and `others`."""
     mean = sum(work.lengths) / len(work.lengths)
     lines = {
         "found": ", ".join(f"{name} {value}" for name, value in device.items()),
@@ -199,7 +261,7 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan, warning: str = "") -
         "cutoff": f"{plan.cutoff_len:,} tokens, {plan.rows_cut:,} longer rows are split, "
         f"{plan.too_long:,} replies that do not fit are left out",
         "predicted": f"peak {format_size(plan.peak)}, roughly {plan.hours:.1f} hours",
-        **({"warning": warning} if warning else {}),
+        **others,
     }
     for name, line in lines.items():
         print(f"preflight: {name:<10} {line}", flush=True)
@@ -223,6 +285,7 @@ def full_settings(
         **given,
         **plan.values(),
         **template_settings(find_format(given["template"])),
+        "learning_rate": learning_rate(given, plan),
         "gradient_accumulation_steps": plan.accumulation // processes,
         "model_name_or_path": str(base),
         **{"stage": "sft", "do_train": True, "dataset": "alpaca", "dataset_dir": str((args.out / ROWS).absolute())},
@@ -344,6 +407,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preflight", type=Path, required=True, metavar="FILE", help="preflight.yaml")
     parser.add_argument("--gpu", required=True, help="index of the card (several: 0,1), or none")
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER", help="keeps the base models")
+    parser.add_argument("--models", type=Path, required=True, metavar="FILE", help="models.yaml")
     parser.add_argument("--dry-run", action="store_true", help="check whether it fits, and stop")
     parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="export.yaml")
     llm_arguments(parser, answers=False)

@@ -19,6 +19,7 @@ from huiyin.training.launch import order_rows
 
 settings = Path(sys.argv[2])
 values = json.loads(settings.read_text(encoding="utf-8"))
+ON_THE_PROCESSOR = {"use_cpu": True, "bf16": False, "fp16": False, "enable_liger_kernel": False}
 rows, step = int(os.environ.get("CARD_ROWS", 1000)), int(os.environ.get("CARD_STEP", 0))
 broken = values.get(os.environ.get("CARD_BREAKS"), False)
 real_step = Trainer.training_step
@@ -33,5 +34,5 @@ def training_step(self, model, inputs, *others):
 
 Trainer.training_step = training_step
 order_rows(int(os.environ["ROWS_TOGETHER"]))
-settings.write_text(json.dumps({**values, "use_cpu": True, "bf16": False, "fp16": False}), encoding="utf-8")
+settings.write_text(json.dumps({**values, **ON_THE_PROCESSOR}), encoding="utf-8")
 main()

@@ -363,6 +363,7 @@ def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training
     (export.path / "export.yaml").touch()
     own = [f"--{name}={export.path}/{name}.yaml" for name in ("config", "export")]
     rest = ["--preflight=config/preflight.yaml", "--llm=config/demo/llm.yaml", "--gpu=none"]
+    rest += ["--models=config/models.yaml"]
     folders = [f"--cache={export.path}/cache", f"--out={export.path}/again"]
     done = run_script("train", export.target / "generated", *own, *rest, *folders)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"train.py: {export.path}/{NOT_SERVED}\n")

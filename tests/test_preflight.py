@@ -15,10 +15,12 @@ import pynvml
 import pytest
 import requests
 
+from helpers import ROOT
 from huiyin.common.errors import UserError
-from huiyin.training.base import DESCRIBED, find_base
+from huiyin.training.base import DESCRIBED, ends_replies, find_base
 from huiyin.training.card import check_card, find_card, torch_cuda
 from huiyin.training.memory import GIB, find_ram, peak_bytes, read_shape
+from huiyin.training.models import largest_that_fit, read_models
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.processor import Processor, choose, find_processor
 from huiyin.training.rows import Measured
@@ -36,6 +38,8 @@ def config(*sizes, vocabulary, tied):
 QWEN = config(1536, 8960, 28, 12, 2, vocabulary=151936, tied=True)  # with 1.5B parameters
 SEVEN = config(3584, 18944, 28, 28, 4, vocabulary=152064, tied=False)
 ALL, NONE = {LIGER: True, FOUR_BIT: True}, {LIGER: False, FOUR_BIT: False}
+NO_LIGER, NO_FOUR_BIT = {LIGER: False, FOUR_BIT: True}, {LIGER: True, FOUR_BIT: False}
+MODELS = read_models(ROOT / "config/models.yaml")
 
 # name, total GiB, free GiB, capability, cores, MHz
 RTX_3060 = ("NVIDIA GeForce RTX 3060", 12, 11.3, (8, 6), 3584, 2100)
@@ -118,20 +122,22 @@ def test_the_formula_agrees_with_the_simulation(tmp_path):
     simulated = {True: {512: 3986, 1024: 4922, 2048: 6794}, False: {512: 5542, 1024: 8045, 2048: 13022}}
     for checkpointing, peaks in simulated.items():
         for tokens, peak in peaks.items():
-            assert peak_bytes(job.shape, tokens, job.lora, checkpointing) / 2**20 == pytest.approx(peak, rel=0.05)
+            predicted = peak_bytes(job.shape, tokens, job.lora, checkpointing=checkpointing)
+            assert predicted / 2**20 == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("card", "helpers", "expected"),
     [
         # precision, micro-batch, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut
-        (RTX_3060, ALL, ("bf16", 2, 8, True, False, False, 1024, 1)),
+        (RTX_3060, ALL, ("bf16", 8, 2, True, True, False, 1024, 1)),
         (RTX_3060, NONE, ("bf16", 2, 8, True, False, False, 1024, 1)),
         (RTX_2060, ALL, ("fp16", 4, 4, True, True, False, 1024, 1)),
+        (RTX_2060, NO_LIGER, ("fp16", 1, 16, True, False, False, 768, 2)),
         (RTX_2060, NONE, ("fp16", 1, 16, True, False, False, 768, 2)),
-        (RTX_4090, ALL, ("bf16", 8, 2, True, False, False, 1024, 1)),
-        (T4, ALL, ("fp16", 4, 4, True, False, False, 1024, 1)),
-        (H100, ALL, ("bf16", 8, 2, False, False, False, 1024, 1)),
+        (RTX_4090, NONE, ("bf16", 8, 2, True, False, False, 1024, 1)),
+        (T4, NONE, ("fp16", 4, 4, True, False, False, 1024, 1)),
+        (H100, ALL, ("bf16", 8, 2, False, True, False, 1024, 1)),
     ],
 )
 def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected):
@@ -139,6 +145,21 @@ def test_the_plan_for_each_kind_of_card(nvml, tmp_path, card, helpers, expected)
     assert dataclasses.astuple(chosen)[:8] == expected
     assert chosen.peak <= (card[2] - 0.6) * 0.9 * GIB
     assert 0 < chosen.hours < 1
+
+
+def test_rows_stay_long_until_four_bits_do_not_help(nvml, tmp_path):
+    """What a model of 7B gets on cards with less and less memory."""
+    seen = []
+    for tenths in range(300, 60, -1):
+        try:
+            card = ("a card", 40, tenths / 10, (8, 6), 3584, 2100)
+            chosen = plan(nvml, tmp_path, card, config=SEVEN, lengths=(1000, 200))
+        except UserError:
+            continue
+        seen.append((chosen.four_bit, chosen.cutoff_len))
+    assert seen == sorted(seen, key=lambda each: (each[1] < 512, each[0], -each[1]))
+    assert {(False, 1024), (True, 1024), (True, 256)} <= set(seen)
+    assert not any(cutoff_len < 512 for four_bit, cutoff_len in seen if not four_bit)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +226,31 @@ def test_a_smaller_micro_batch_keeps_the_rows_per_step(nvml, tmp_path):
 def test_few_steps_are_warned_of_with_what_helps(nvml, tmp_path, replies, given, advice):
     """Four rows, in one step of 16 replies, or in four."""
     chosen = plan(nvml, tmp_path, H100, replies=replies, lengths=[200] * 4)
-    warning = train.few_steps({"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, **given}, chosen)
+    given = {"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, "learning_rate": 1e-2, **given}
+    warning = train.few_steps(given, chosen, 10**9)
     assert warning == "" if advice is None else warning.endswith(f": raise {advice} in train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("four_bit", "parameters", "rate", "advice"),
+    [
+        (False, 2e9, None, " or learning_rate to 4.5e-04"),
+        (False, 2e9, 4.5e-4, ""),
+        (True, 2e9, None, ""),
+        (True, 1e8, None, " or learning_rate to 1.0e-03"),
+    ],
+)
+def test_few_steps_call_for_a_higher_rate(nvml, tmp_path, four_bit, parameters, rate, advice):
+    chosen = plan(nvml, tmp_path, H100, settings=Settings(four_bit=four_bit), replies=[20], lengths=[200] * 4)
+    given = {"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, "learning_rate": rate}
+    warning = train.few_steps(given, chosen, parameters)
+    assert warning.endswith(f": raise num_train_epochs to 25{advice} in train.yaml")
+
+
+@pytest.mark.parametrize(("given", "four_bit", "rate"), [(None, False, 3e-4), (None, True, 2e-4), (1e-3, True, 1e-3)])
+def test_the_rate_is_that_of_the_settings_or_suits_the_precision(nvml, tmp_path, given, four_bit, rate):
+    chosen = plan(nvml, tmp_path, H100, settings=Settings(four_bit=four_bit))
+    assert train.learning_rate({"learning_rate": given}, chosen) == rate
 
 
 def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
@@ -216,17 +260,17 @@ def test_short_rows_allow_a_larger_micro_batch(nvml, tmp_path):
 
 def test_rows_are_not_made_shorter_than_any_reply(nvml, tmp_path):
     """Rows of 768 tokens would fit this card, but then there would be nothing to learn."""
-    chosen = plan(nvml, tmp_path, RTX_2060, {LIGER: False, FOUR_BIT: True}, lengths=(800, 900))
+    chosen = plan(nvml, tmp_path, RTX_2060, NO_LIGER, lengths=(800, 900))
     assert (chosen.cutoff_len, chosen.four_bit, chosen.too_long) == (1024, True, 0)
 
 
 def test_a_large_model_needs_four_bits(nvml, tmp_path):
     chosen = plan(nvml, tmp_path, RTX_3060, config=SEVEN)
-    assert (chosen.four_bit, chosen.liger, chosen.cutoff_len) == (True, False, 1024)
+    assert (chosen.four_bit, chosen.liger, chosen.cutoff_len) == (True, True, 1024)
     assert chosen.values()["quantization_bit"] == 4
     assert refusal(plan, nvml, tmp_path, RTX_3060, NONE, config=SEVEN) == (
         "NVIDIA GeForce RTX 3060 has 11.3 GiB free of 12.0, too little for this model even with every concession "
-        "(liger_kernel and bitsandbytes would help, but cannot be imported); "
+        "(liger_kernel and bitsandbytes would help, but cannot be used here); "
         "close what uses the card, or take a smaller model in train.yaml"
     )
 
@@ -326,6 +370,8 @@ def test_the_build_of_torch_is_known_without_importing_it():
     ("config", "problem"),
     [
         ({**QWEN, "architectures": ["GPT2LMHeadModel"]}, "unsupported architecture GPT2LMHeadModel; take a model"),
+        ({"architectures": ["Qwen3_5ForConditionalGeneration"]}, "Generation: it needs transformers 5.2 or newer, "),
+        ({"architectures": ["Gemma4ForCausalLM"]}, "Gemma4ForCausalLM: it needs transformers 5, and"),
         ({}, "not the config.json of a language model"),
     ],
 )
@@ -334,7 +380,7 @@ def test_an_unsupported_model_is_refused(tmp_path, config, problem):
     assert problem in refusal(read_shape, tmp_path / "config.json")
 
 
-@pytest.mark.parametrize(("precision", "gib"), [("fp32", 9.5), ("bf16", 6.7)])  # the weights are bf16 in their file
+@pytest.mark.parametrize(("precision", "gib"), [("fp32", 10.3), ("bf16", 7.3)])  # the weights are bf16 in their file
 def test_the_processor_trains_if_the_memory_suffices(tmp_path, precision, gib):
     processor = Processor(precision, 4, 1e11)
     chosen = plan_for_processor(16 * GIB, processor, work(tmp_path), 2, Settings())
@@ -372,11 +418,12 @@ def test_what_is_fixed_is_not_measured_and_the_rest_is(monkeypatch):
     assert find_processor("bf16", 3) == Processor("bf16", 3)
 
 
-def test_fp32_needs_twice_the_memory_for_the_weights(nvml, tmp_path):
-    half, full = (plan(nvml, tmp_path, RTX_4090, settings=Settings(name, micro_batch=1)) for name in ("bf16", "fp32"))
+def test_fp32_needs_twice_the_memory_for_the_weights_and_more_for_the_rest(nvml, tmp_path):
+    fixed = {"micro_batch": 1, "gradient_checkpointing": True}
+    half, full = (plan(nvml, tmp_path, RTX_4090, NONE, Settings(name, **fixed)) for name in ("bf16", "fp32"))
     assert full.precision == "fp32" and full.values()["bf16"] is full.values()["fp16"] is False
-    assert full.checkpointing is half.checkpointing is False
-    assert full.peak - half.peak == 2 * work(tmp_path).shape.parameters
+    shape = work(tmp_path).shape
+    assert full.peak - half.peak == 2 * shape.parameters + 2 * 1024 * shape.hidden * shape.layers
 
 
 def test_a_precision_that_the_processor_does_not_have_is_one_line():
@@ -412,7 +459,7 @@ def test_the_memory_of_a_container_counts(tmp_path):
 def test_the_table_shows_the_card_and_the_plan(nvml, tmp_path, capsys):
     nvml(RTX_3060)
     job, card = work(tmp_path), find_card("0")
-    train.show({"device": card.name}, job, plan_for_card(card, job, Settings(), ALL))
+    train.show({"device": card.name}, job, plan_for_card(card, job, Settings(), NONE), {})
     output = capsys.readouterr().out
     assert "found      device NVIDIA GeForce RTX 3060\n" in output
     assert "chosen     bf16, micro-batch 2 x 8 = 16 rows, about 16 replies per step, checkpointing used\n" in output
@@ -451,3 +498,89 @@ def test_a_variable_that_keeps_the_hub_out_of_reach_is_named(monkeypatch, tmp_pa
 
 def unreachable(*_, **__):
     raise requests.ConnectionError
+
+
+# ---- Base models, which were not trained to chat
+
+MARKS = [{"id": 7, "content": "<|endoftext|>"}, {"id": 9, "content": "<|im_end|>"}]
+CHATS = {
+    "config": {"config.json": {"eos_token_id": 9}},
+    "list": {"config.json": {"eos_token_id": [7, 9]}},
+    "generation": {"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": [7, 9]}},
+    "tokenizer": {"config.json": {}, "tokenizer_config.json": {"eos_token": "<|im_end|>"}},
+    "object": {"config.json": {}, "tokenizer_config.json": {"eos_token": {"content": "<|im_end|>"}}},
+}
+BASES = {
+    "other": {"config.json": {"eos_token_id": 7}, "tokenizer_config.json": {"eos_token": "<|endoftext|>"}},
+    "none": {"config.json": {"eos_token_id": None}, "tokenizer_config.json": {"eos_token": None}},
+}
+
+
+@pytest.mark.parametrize("name", {**CHATS, **BASES})
+def test_a_base_model_is_told_by_the_token_that_ends_its_texts(tmp_path, name):
+    for file, content in {**CHATS, **BASES}[name].items():
+        (tmp_path / file).write_text(json.dumps(content))
+    assert ends_replies(tmp_path, ["<|im_end|>"])  # nothing tells the contrary, as long as tokenizer.json is not there
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": MARKS}))
+    assert ends_replies(tmp_path, ["<|im_end|>"]) is (name in CHATS)
+    given = {"model_name_or_path": "some/model", "template": "qwen"}
+    for accepted in ({**given, "additional_target": "embed_tokens, lm_head"}, given):
+        train.check_ends(accepted, Settings(accept_base=accepted is given), tmp_path, ["<|im_end|>"])
+    if name in BASES:
+        assert refusal(train.check_ends, given, Settings(), tmp_path, ["<|im_end|>"]) == (
+            "some/model is a Base model: it ends nothing with <|im_end|>, as template qwen does, so its replies may "
+            "never end; take the model that was trained to chat (-Instruct, -it), or set accept_base: true in "
+            "preflight.yaml and see in `make voice` whether they do"
+        )
+
+
+def test_embeddings_that_are_trained_as_a_whole_count(tmp_path):
+    shape, given = work(tmp_path).shape, {"lora_rank": 8, "lora_target": "all"}
+    assert train.trained_parameters(given, shape) == 9_232_384
+    whole = train.trained_parameters({**given, "additional_target": "embed_tokens,lm_head"}, shape)
+    assert whole == 9_232_384 + 2 * 151_936 * 1536
+
+
+# ---- The table of base models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_the_table_has_the_parameters_and_the_memory_that_its_sizes_make(name):
+    model, shape = MODELS[name], MODELS[name].shape
+    lora = shape.lora_parameters(16, ["all"])
+    settings = [("plain", {}), ("liger", {"liger": True}), ("four_bit", {"liger": True, "four_bit": True})]
+    memory = {kind: round(peak_bytes(shape, 1024, lora, **options) / GIB, 1) for kind, options in settings}
+    assert (shape.parameters, memory) == (model.parameters, dataclasses.asdict(model.memory))
+
+
+@pytest.mark.parametrize(
+    ("free", "helpers", "largest"),
+    [
+        (11.3, ALL, "Qwen/Qwen3-4B-Instruct-2507 (Apache-2.0), in 4 bits Qwen/Qwen3-8B (Apache-2.0)"),
+        (11.3, NO_FOUR_BIT, "Qwen/Qwen3-4B-Instruct-2507 (Apache-2.0)"),
+        (23, ALL, "Qwen/Qwen3-8B (Apache-2.0)"),
+        (1, ALL, ""),
+    ],
+)
+def test_the_largest_models_that_fit_are_named(nvml, tmp_path, free, helpers, largest):
+    nvml(("a card", 24, free, (8, 6), 3584, 2100))
+    found = largest_that_fit(MODELS, find_card("0"), work(tmp_path), Settings(), helpers, lambda shape: 30_000_000)
+    assert found == largest
+
+
+def test_what_a_licence_forbids_is_said(nvml, tmp_path):
+    chosen, job = plan(nvml, tmp_path, H100), work(tmp_path)
+    given = {"learning_rate": 1e-2, "num_train_epochs": 300.0}
+    for name, notes in {
+        "Qwen/Qwen2.5-3B-Instruct": {"licence": "Qwen Research: research only, no commercial use"},
+        "Qwen/Qwen2.5-1.5B-Instruct": {},
+        "a/folder": {},
+    }.items():
+        assert train.notes({**given, "model_name_or_path": name}, job, chosen, MODELS, "") == notes
+
+
+def test_a_wrong_table_is_one_line(tmp_path):
+    (tmp_path / "models.yaml").write_text("some/model:\n  licence: Apache-2.0\n")
+    assert refusal(read_models, tmp_path / "models.yaml") == (
+        f"{tmp_path}/models.yaml: Object missing required field `template` - at `$[...]`"
+    )

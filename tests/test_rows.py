@@ -116,8 +116,9 @@ def dry_run(base, tmp_path):
         settings = yaml.safe_load((ROOT / "config/train.yaml").read_text(encoding="utf-8"))
         settings |= {"model_name_or_path": str(base), **changes}
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        words = "--preflight config/demo/preflight.yaml --llm config/demo/llm.yaml --export config/demo/export.yaml"
+        words = "--preflight config/demo/preflight.yaml --models config/models.yaml --llm config/demo/llm.yaml"
         folders = ["--config", tmp_path / "train.yaml", "--cache", tmp_path, "--out", tmp_path / "out"]
+        folders += ["--export", "config/demo/export.yaml"]
         return run_script("train", folder, *words.split(), *folders, "--gpu", "none", "--dry-run")
 
     return run

@@ -200,7 +200,7 @@ def test_numbers_of_train_yaml_are_read_as_people_write_them(tmp_path):
     [
         ("cutoff_len:", "cutoff_len: must be a whole number from 1 to 1000000, not empty"),
         ("lora_rank: auto", "lora_rank: must be a whole number from 1 to 1000, not auto"),
-        ("learning_rate: .nan", "learning_rate: must be a number above 0 and at most 1, not .nan"),
+        ("learning_rate: .nan", "learning_rate: must be a number above 0 and at most 1 or empty, not .nan"),
         ("finetuning_type: full", "finetuning_type: must be lora, not full"),
         ("x: 1\nx: 2", "x: stands in line 3 and in line 4; keep one"),
         ("<<: {x: *y}", "line 3 is not YAML: * and ! need quotes around the text"),
@@ -215,7 +215,7 @@ def test_mistakes_in_train_yaml_are_named(tmp_path, text, line):
     [
         ("combine x --out x", "merge: [rule]", "merge: must be rule or none, not ['rule']"),
         (
-            "train x --preflight config/preflight.yaml --gpu none --cache x --llm x --export x --out x",
+            "train x --preflight config/preflight.yaml --models x --gpu none --cache x --llm x --export x --out x",
             f"{TRAIN}lora_rank: .inf",
             "lora_rank: must be a whole number from 1 to 1000, not .inf",
         ),

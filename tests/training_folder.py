@@ -54,6 +54,7 @@ class Training:
             "--preflight": "config/demo/preflight.yaml" if gpu == "none" else "config/preflight.yaml",
             "--llm": "config/demo/llm.yaml",
             "--export": "config/demo/export.yaml",
+            "--models": "config/models.yaml",
             "--gpu": gpu,
             "--config": self.path / "train.yaml",
             "--cache": self.path / "cache",

@@ -5,16 +5,18 @@ huggingface_hub is imported in functions: `--help` would wait half a second for 
 
 import re
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import requests
 from huiyin.common.settings import ADDRESS
+from huiyin.serving.templates.known import read_json
 from huiyin.training.memory import format_size
 
 # What is downloaded: at first what is small, then what the tokens are counted with, then all that is needed
-DESCRIBED = ["config.json", "tokenizer_config.json", "chat_template.jinja"]
+DESCRIBED = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
 COUNTED = [*DESCRIBED, "tokenizer.json"]
 WHOLE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 NEEDED = ["config.json", "tokenizer_config.json", "tokenizer.json"]
@@ -78,6 +80,22 @@ def check_files(folder: Path, files: list[str]) -> Path:
         if (name in files or files == WHOLE) and not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} in it; model_name_or_path must be a whole Hugging Face model")
     return folder
+
+
+def ends_replies(folder: Path, stop: Sequence[str]) -> bool:
+    """Is the base model in `folder` one that ends what it writes with a token in `stop`? Those that were trained to
+    chat name it as an end; Base models name another one, and the row of this one in their head may be untrained. True
+    as long as the files that tell it are not there."""
+    config, generation, settings, tokenizer = (
+        read_json(folder / f"{name}.json") for name in ("config", "generation_config", "tokenizer_config", "tokenizer")
+    )
+    tokens = {int(number): token["content"] for number, token in settings.get("added_tokens_decoder", {}).items()}
+    tokens |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
+    named = settings.get("eos_token")
+    ends = {named["content"] if isinstance(named, dict) else named}
+    for end in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        ends |= {tokens[number] for number in (end if isinstance(end, list) else [end]) if number in tokens}
+    return bool(ends & set(stop)) or not (tokens or tokenizer)
 
 
 def check_space(name: str, cache: Path) -> None:

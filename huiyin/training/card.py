@@ -8,6 +8,7 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import lazy
+from huiyin.training.memory import Precision
 
 pynvml = lazy("pynvml")
 
@@ -31,7 +32,7 @@ class Card:
     flops: float  # single precision, per second, at the highest clock; 0: unknown
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         return "bf16" if self.capability >= BF16_FROM else "fp16"
 
 

@@ -1,27 +1,42 @@
 """The memory that LoRA training needs, estimated from the sizes in config.json of the base model; the memory there is.
 
-The terms were fitted to simulations of the real code with fake tensors (bench/vram.py compares the two). For small
-models the logits of a large vocabulary need more than the parameters.
+The terms were fitted to simulations of the real code with fake tensors and to trainings on the processor (bench/vram.py
+and bench/ram.py compare). For small models the logits of a large vocabulary need more than the parameters.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from huiyin.common.errors import UserError
 
 GIB = 1 << 30
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
-# Decoders built like Qwen2 and Llama: per layer four attention projections and three of a gated feed-forward.
-ARCHITECTURES = ["Qwen2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"]
+TRAINER_BYTES = 0.65 * GIB
 
 LORA_BYTES = 16  # per trained parameter: 4 for its value, 4 gradient, 8 Adam
 LOGITS_BYTES = 12  # per token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
-HIDDEN_BYTES = 2  # per hidden value, in bf16 or fp16
-LAYER_BYTES = 11.5  # per token, layer and unit of width (hidden + feed-forward), without checkpointing
 FOUR_BIT_BYTES = 0.52  # per weight in 4 bits, with its scales
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+class Values(NamedTuple):
+    """Bytes that a block of the decoder keeps for the backward pass, for each token."""
+
+    weight: int  # a weight, and a value of the hidden state between two blocks
+    hidden: float  # per value of the hidden state: the inputs of the adapters, in the type of the computation
+    feed_forward: float  # per value of the feed-forward: gate, its activation, up, and the input of the last adapter
+    attention: float  # per value of all heads: query, key, value, output, and the input of the last adapter
+    norm: float  # per value that is normalized: its copy in 32 bits
+    passing: float  # per value of the feed-forward, while the block is computed
+
+
+HALF = Values(weight=2, hidden=10.4, feed_forward=8.2, attention=10.2, norm=4, passing=8)
+HALF_WITH_LIGER = HALF._replace(feed_forward=6.2, norm=2)  # its kernels compute again what others keep
+FULL = Values(weight=4, hidden=8, feed_forward=16, attention=16, norm=4, passing=16)
 
 
 def format_size(size: float) -> str:
@@ -67,11 +82,37 @@ def read_number(path: Path) -> int | None:
     return None if text == "max" else int(text)
 
 
+class Architecture(NamedTuple):
+    """What distinguishes decoders built like Llama: per block four projections of the attention, three of a gated
+    feed-forward, norms."""
+
+    biases: bool = False  # of queries, keys and values
+    head_norms: bool = False  # of queries and keys
+    norms: int = 2  # of the hidden state, per block
+    head_width: int | None = None  # where config.json leaves it out; None: the hidden size divided by the heads
+    tied: bool = False  # the same
+
+
+ARCHITECTURES = {
+    "Qwen2ForCausalLM": Architecture(biases=True),
+    "Qwen3ForCausalLM": Architecture(head_norms=True, head_width=128),
+    "LlamaForCausalLM": Architecture(),
+    "MistralForCausalLM": Architecture(),
+    "Gemma3ForCausalLM": Architecture(head_norms=True, norms=4, head_width=256, tied=True),
+}
+# {how the names of others begin: why they are refused}
+NOT_YET = {
+    "Qwen3_5": "it needs transformers 5.2 or newer, and 4.57 is pinned here; Ollama serves it one question at a time",
+    "Gemma4": "it needs transformers 5, and 4.57 is pinned here; Ollama ignores our TEMPLATE for it",
+    "Gemma3ForConditionalGeneration": "it reads pictures, too; of Gemma 3 take 270m or 1b",
+}
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder, from its config.json."""
 
-    architecture: str
+    architecture: Architecture
     hidden: int
     feed_forward: int
     layers: int
@@ -80,15 +121,23 @@ class Shape:
     head_width: int
     vocabulary: int
     tied: bool
-    weight_bytes: int
+
+    @property
+    def queries(self) -> int:
+        """The values of all queries of a token."""
+        return self.heads * self.head_width
+
+    @property
+    def keys(self) -> int:
+        return self.kv_heads * self.head_width
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Return {name: (inputs, outputs)} of the linear layers of one block."""
-        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         return {
-            **{"q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys)},
-            **{"o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.feed_forward)},
-            **{"up_proj": (self.hidden, self.feed_forward), "down_proj": (self.feed_forward, self.hidden)},
+            **{"q_proj": (self.hidden, self.queries), "k_proj": (self.hidden, self.keys)},
+            **{"v_proj": (self.hidden, self.keys), "o_proj": (self.queries, self.hidden)},
+            **{"gate_proj": (self.hidden, self.feed_forward), "up_proj": (self.hidden, self.feed_forward)},
+            "down_proj": (self.feed_forward, self.hidden),
         }
 
     @property
@@ -97,9 +146,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        block = sum(inputs * outputs for inputs, outputs in self.projections().values()) + 2 * self.hidden
-        if self.architecture == "Qwen2ForCausalLM":  # it has biases on queries, keys and values
-            block += (self.heads + 2 * self.kv_heads) * self.head_width
+        block = sum(inputs * outputs for inputs, outputs in self.projections().values())
+        block += self.architecture.norms * self.hidden
+        if self.architecture.head_norms:
+            block += 2 * self.head_width
+        if self.architecture.biases:
+            block += self.queries + 2 * self.keys
         return self.layers * block + self.embeddings + self.hidden
 
     def lora_parameters(self, rank: int, targets: Iterable[str]) -> int:
@@ -107,42 +159,79 @@ class Shape:
         names = self.projections() if "all" in targets else targets
         return self.layers * sum(rank * sum(self.projections()[name]) for name in names if name in self.projections())
 
+    def kept(self, values: Values) -> float:
+        """Return the bytes that one block keeps for each token until the backward pass."""
+        normalized = self.architecture.norms * self.hidden
+        if self.architecture.head_norms:
+            normalized += self.queries + self.keys
+        return (
+            values.hidden * self.hidden
+            + values.feed_forward * self.feed_forward
+            + values.attention * self.queries
+            + values.norm * normalized
+        )
+
 
 def read_shape(path: Path) -> Shape:
     """Return the `Shape` in the config.json at `path`; `UserError` unless it is one of `ARCHITECTURES`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = config["architectures"][0]
+        name = config["architectures"][0]
     except (ValueError, KeyError, IndexError, TypeError):
         raise UserError(f"{path}: not the config.json of a language model") from None
-    if architecture not in ARCHITECTURES:
+    if name not in ARCHITECTURES:
+        why = next((f": {reason}" for start, reason in NOT_YET.items() if name.startswith(start)), "")
         raise UserError(
-            f"{path}: unsupported architecture {architecture}; take a model of one of these: {', '.join(ARCHITECTURES)}"
+            f"{path}: unsupported architecture {name}{why}; take a model of one of these: {', '.join(ARCHITECTURES)} "
+            "(config/models.yaml lists some)"
         )
+    return shape_of(ARCHITECTURES[name], config)
+
+
+def shape_of(architecture: Architecture, config: Mapping[str, Any]) -> Shape:
+    """Return the `Shape` of a model of `architecture` with the sizes in `config`, named as in config.json."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    kv_heads, head_width = config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads
-    sizes = hidden, config["intermediate_size"], config["num_hidden_layers"], heads, kv_heads, head_width
-    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    tied, weight_bytes = config.get("tie_word_embeddings", False), 4 if dtype == "float32" else 2
-    return Shape(architecture, *sizes, config["vocab_size"], tied, weight_bytes)
+    return Shape(
+        architecture,
+        hidden=hidden,
+        feed_forward=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads", heads),
+        head_width=config.get("head_dim") or architecture.head_width or hidden // heads,
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", architecture.tied),
+    )
 
 
 def peak_bytes(
-    shape: Shape, tokens: int, lora: int, checkpointing: bool = True, liger: bool = False, four_bit: bool = False
+    shape: Shape,
+    tokens: int,
+    lora: int,
+    precision: Precision = "bf16",
+    checkpointing: bool = True,
+    liger: bool = False,
+    four_bit: bool = False,
 ) -> float:
     """Return the peak of the bytes of live tensors in a step of `tokens` = rows x padded length, with `lora` trained
-    parameters, without the CUDA context and the slack of the allocator."""
-    weights: float = shape.weight_bytes * shape.parameters
+    parameters, without the CUDA context and the slack of the allocator. The weights are loaded in `precision`."""
+    values = FULL if precision == "fp32" else HALF_WITH_LIGER if liger else HALF
+    weights: float = values.weight * shape.parameters
     if four_bit:
-        weights = FOUR_BIT_BYTES * (shape.parameters - shape.embeddings) + 2 * shape.embeddings
-    one_layer = LAYER_BYTES * tokens * (shape.hidden + shape.feed_forward)
+        weights = FOUR_BIT_BYTES * (shape.parameters - shape.embeddings) + values.weight * shape.embeddings
     # Liger computes the loss in chunks about as large as the hidden states
-    logits = LOGITS_BYTES * tokens * (shape.hidden if liger else shape.vocabulary)
-    if checkpointing:  # the logits are freed before the first layer is recomputed
-        activations = HIDDEN_BYTES * tokens * shape.hidden * shape.layers + max(logits, one_layer)
+    logits = LOGITS_BYTES * (shape.hidden if liger else shape.vocabulary)
+    block, passing = shape.kept(values), values.passing * shape.feed_forward
+    if checkpointing:  # the logits are freed before the last block is computed again
+        activations = values.weight * shape.hidden * shape.layers + max(logits, block + passing)
     else:
-        activations = one_layer * shape.layers + logits
-    return weights + LORA_BYTES * lora + activations
+        activations = block * shape.layers + max(logits, passing)
+    return weights + LORA_BYTES * lora + tokens * activations
+
+
+def ram_bytes(shape: Shape, tokens: int, lora: int, precision: Precision, checkpointing: bool) -> float:
+    """Return the most bytes that a training on the processor takes; arguments as of `peak_bytes`."""
+    return TRAINER_BYTES + peak_bytes(shape, tokens, lora, precision, checkpointing)
 
 
 def check_memory(stage: str, parameters: int, stored: int, available: int) -> bool:

@@ -1,19 +1,22 @@
 """Choose settings that fit the card: precision, micro-batch, checkpointing, and concessions in a fixed order."""
 
 import math
+import shutil
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from msgspec import Meta
 
 from huiyin.common.errors import UserError
 from huiyin.common.settings import AtLeast1, From1To1000
 from huiyin.training.card import Card
-from huiyin.training.memory import GIB, Shape, peak_bytes
+from huiyin.training.memory import GIB, Precision, Shape, peak_bytes, ram_bytes
 from huiyin.training.order import computed, padded, together
 from huiyin.training.processor import Processor
 from huiyin.training.rows import Measured
@@ -21,12 +24,13 @@ from huiyin.training.rows import Measured
 MICRO_BATCHES = [8, 4, 2, 1]
 NEAR = 1 / 5  # of the replies per step: so far a larger micro-batch may miss them
 SHORTER = [768, 512, 384, 256]  # tokens of a row, if cutoff_len does not fit
-LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that make a concession possible
+SHORT = 512  # rows are cut below it only if a base model in 4 bits does not help
+LIGER, FOUR_BIT = "liger_kernel", "bitsandbytes"  # packages that save memory
 FLOPS_PER_TOKEN = 6  # per parameter: forward, backward through frozen weights, and forward again for checkpointing
 EFFICIENCY = 0.8  # share of the single-precision peak; tensor cores make up for other losses
 CPU_FLOPS = 2e10  # per thread, a rough estimate where nothing was measured
 
-Concession = tuple[bool, int, bool]  # four_bit, cutoff_len, liger
+Concession = tuple[bool, int]  # four_bit, cutoff_len
 
 
 @dataclass
@@ -42,11 +46,14 @@ class Settings:
     cutoff_len: AtLeast1 | None = None
     reserve_gib: Annotated[float, Meta(ge=0, le=1000)] = 0.6
     usable_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    accept_base: bool = False
+
+    WITHOUT_EFFECT: ClassVar[set[str]] = {"accept_base"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    precision: str
+    precision: Precision
     micro_batch: int  # rows
     accumulation: int  # micro-batches per step, of all processes together
     checkpointing: bool
@@ -156,16 +163,17 @@ class Work:
 
     def plan(
         self,
-        precision: str,
+        precision: Precision,
         step: Step,
         checkpointing: bool,
+        liger: bool,
         concession: Concession,
         peak: float,
         flops: float,
         threads: int | None = None,
     ) -> Plan:
         """Return the `Plan` with these choices; flops: of the device per second, 0 for unknown."""
-        four_bit, cutoff_len, liger = concession
+        four_bit, cutoff_len = concession
         learnt = self.learnt(cutoff_len)
         rows_cut, too_long = (sum(length > cutoff_len for length in part) for part in (self.lengths, self.alone))
         padding_shuffled, padding = learnt.padding(step.micro_batch)
@@ -201,47 +209,55 @@ class Learnt:
 
 
 def installed() -> dict[str, bool]:
-    """Return {optional package: whether it can be imported}."""
-    return {package: find_spec(package) is not None for package in (LIGER, FOUR_BIT)}
+    """Return {optional package: whether it works here}. Liger's kernels are compiled by Triton as the training starts
+    (triton/runtime/build.py): that takes a C compiler and the headers of Python."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    compiles = bool(shutil.which("gcc") or shutil.which("clang")) and headers.is_file()
+    return {LIGER: find_spec(LIGER) is not None and compiles, FOUR_BIT: find_spec(FOUR_BIT) is not None}
 
 
 def plan_for_card(card: Card, work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Plan:
     """Return the `Plan` for `card`: the first concession with which a micro-batch fits, and the largest that does;
-    `UserError` if nothing fits. helpers: `installed()`."""
-    budget = (card.free - settings.reserve_gib * GIB) * settings.usable_share
-    precision = card.precision if settings.precision == "auto" else settings.precision
-    shape = shape_in(precision, work.shape)
+    `UserError` if nothing fits. Liger loses nothing, so it is used wherever it works. helpers: `installed()`."""
+    precision, liger = precision_on(card, settings), uses_liger(settings, helpers)
     for concession in concessions(work, settings, helpers):
-        four_bit, cutoff_len, liger = concession
+        four_bit, cutoff_len = concession
         for step in work.steps(work.learnt(cutoff_len), settings.micro_batch):
             tokens = work.tokens_of(step.micro_batch, cutoff_len)
             for checkpointing in choices(settings.gradient_checkpointing, True):  # a quarter faster without
-                peak = peak_bytes(shape, tokens, work.lora, checkpointing, liger, four_bit)
-                if peak <= budget:
-                    return work.plan(precision, step, checkpointing, concession, peak, EFFICIENCY * card.flops)
+                peak = peak_bytes(work.shape, tokens, work.lora, precision, checkpointing, liger, four_bit)
+                if peak <= usable_bytes(card, settings):
+                    flops = EFFICIENCY * card.flops
+                    return work.plan(precision, step, checkpointing, liger, concession, peak, flops)
     missing = [name for name, present in helpers.items() if not present]
-    hint = f" ({' and '.join(missing)} would help, but cannot be imported)" if missing else ""
+    hint = f" ({' and '.join(missing)} would help, but cannot be used here)" if missing else ""
     raise UserError(
         f"{card.name} has {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f}, too little for this model even "
         f"with every concession{hint}; close what uses the card, or take a smaller model in train.yaml"
     )
 
 
-def shape_in(precision: str, shape: Shape) -> Shape:
-    """Return `shape` with the weights as they are loaded: in 32 bits for fp32 (launch.py), else as in the file."""
-    return replace(shape, weight_bytes=4) if precision == "fp32" else shape
+def usable_bytes(card: Card, settings: Settings) -> float:
+    return (card.free - settings.reserve_gib * GIB) * settings.usable_share
+
+
+def precision_on(card: Card, settings: Settings) -> Precision:
+    return card.precision if settings.precision == "auto" else settings.precision
+
+
+def uses_liger(settings: Settings, helpers: Mapping[str, bool]) -> bool:
+    return helpers[LIGER] if settings.liger is None else settings.liger
 
 
 def concessions(work: Work, settings: Settings, helpers: Mapping[str, bool]) -> Iterator[Concession]:
-    """Yield what to try, the least costly first: Liger costs nothing, then history and long replies, then quality."""
+    """Yield what to try, the least costly first: shorter rows lose history and long replies, 4 bits some quality, and
+    very short rows more than that."""
     full = settings.cutoff_len or work.cutoff_len
     shorter = [] if settings.cutoff_len else [length for length in SHORTER if min(work.alone) <= length < full]
-    liger_choices = choices(settings.liger, helpers[LIGER])
-    for four_bit in choices(settings.four_bit, helpers[FOUR_BIT]):
-        for liger in liger_choices:
-            yield four_bit, full, liger
-        for cutoff_len in shorter:
-            yield four_bit, cutoff_len, liger_choices[-1]
+    four_bits = choices(settings.four_bit, helpers[FOUR_BIT])
+    for four_bit in four_bits:
+        yield from ((four_bit, length) for length in [full, *shorter] if length == full or length >= SHORT)
+    yield from ((four_bits[-1], length) for length in shorter if length < SHORT)
 
 
 def choices(setting: bool | None, possible: bool) -> list[bool]:
@@ -256,12 +272,12 @@ def plan_for_processor(free_bytes: int, processor: Processor, work: Work, micro_
     cutoff_len = settings.cutoff_len or work.cutoff_len
     [step] = work.steps(work.learnt(cutoff_len), settings.micro_batch or micro_batch)
     checkpointing = settings.gradient_checkpointing is not False
-    shape = shape_in(processor.precision, work.shape)
-    peak = peak_bytes(shape, work.tokens_of(step.micro_batch, cutoff_len), work.lora, checkpointing)
+    tokens = work.tokens_of(step.micro_batch, cutoff_len)
+    peak = ram_bytes(work.shape, tokens, work.lora, processor.precision, checkpointing)
     if peak > free_bytes:
         raise UserError(
             f"training takes about {peak / GIB:.1f} GiB of memory and {free_bytes / GIB:.1f} are free; "
             "take a smaller model or a smaller micro-batch in train.yaml"
         )
     flops, threads = EFFICIENCY * processor.flops or CPU_FLOPS * processor.threads, processor.threads
-    return work.plan(processor.precision, step, checkpointing, (False, cutoff_len, False), peak, flops, threads)
+    return work.plan(processor.precision, step, checkpointing, False, (False, cutoff_len), peak, flops, threads)

@@ -6,30 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, run
+from typing import Literal
 
 from huiyin.common.errors import UserError
 from huiyin.serving.process import end_with_parent, ended_by
+from huiyin.training.memory import Precision
 
 NATIVE = 1.5  # a processor that computes bf16 natively is about twice as fast with it, another one slower
 WORTHWHILE = 1.2  # what more threads must gain; where other programs use the cores, threads wait for each other
 
-Measure = Callable[[str, int], float]  # operations per second in this precision with so many threads
+Measure = Callable[[Precision, int], float]  # operations per second in this precision with so many threads
 
 
 @dataclass(frozen=True)
 class Processor:
     """How to train on the processor; `flops`: the operations per second that were measured, 0 if nothing was."""
 
-    precision: str  # bf16 or fp32
+    precision: Precision  # bf16 or fp32
     threads: int
     flops: float = 0.0
 
 
-def choose(measure: Measure, cores: int, precision: str | None, threads: int | None) -> Processor:
+def choose(measure: Measure, cores: int, precision: Precision | None, threads: int | None) -> Processor:
     """Return the fastest precision and number of threads, of at most `cores`; None: to be chosen."""
     alone = threads or 1
-    speeds = {name: measure(name, alone) for name in ("fp32", "bf16") if precision in (None, name)}
-    chosen = precision or ("bf16" if speeds["bf16"] >= NATIVE * speeds["fp32"] else "fp32")
+    names: list[Precision] = [precision] if precision else ["fp32", "bf16"]
+    speeds = {name: measure(name, alone) for name in names}
+    chosen: Precision = precision or ("bf16" if speeds["bf16"] >= NATIVE * speeds["fp32"] else "fp32")
     best = Processor(chosen, alone, speeds[chosen])
     while threads is None and best.threads < cores:
         more = min(2 * best.threads, cores)
@@ -40,7 +43,7 @@ def choose(measure: Measure, cores: int, precision: str | None, threads: int | N
     return best
 
 
-def find_processor(precision: str, threads: int | None) -> Processor:
+def find_processor(precision: Precision | Literal["auto"], threads: int | None) -> Processor:
     """Return how to train on the processor, with these settings of preflight.yaml. What they leave open ("auto", None)
     is chosen by `probe.py`, in two seconds and the time that torch takes to load; `UserError` if it fails."""
     if precision == "fp16":

@@ -30,13 +30,13 @@ class TrainSettings:
     model_name_or_path: Text
     template: Text
     finetuning_type: Literal["lora"] = "lora"
-    lora_rank: From1To1000 = 8
+    lora_rank: From1To1000 = 16
     lora_target: Text = "all"
     trust_remote_code: bool = False
     cutoff_len: AtLeast1 = 2048
     per_device_train_batch_size: From1To1000 = 1
     gradient_accumulation_steps: From1To1000 = 1
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 5e-5
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None  # chosen, as RATES say
     num_train_epochs: Annotated[float, Meta(gt=0, le=1000)] = 3.0
     warmup_ratio: Share = 0.0
     logging_steps: Steps = 500
