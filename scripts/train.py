@@ -232,16 +232,16 @@ def few_steps(given: Values, plan: Plan, parameters: int) -> str:
     steps = limit if limited else math.ceil(plan.steps * given["num_train_epochs"])
     if steps >= LEAST_STEPS:
         return ""
-    advice = "max_steps" if limited else f"num_train_epochs to {math.ceil(LEAST_STEPS / plan.steps)}"
+    advice = ["raise max_steps" if limited else f"raise num_train_epochs to {math.ceil(LEAST_STEPS / plan.steps)}"]
     if not limited and plan.rows > world_size():  # a step can have fewer
         accumulates = given["gradient_accumulation_steps"] > 1
-        advice += f" or lower {'gradient_accumulation_steps' if accumulates else 'per_device_train_batch_size'}"
-    rate = SMALL_RATE if parameters < SMALL else learning_rate(given, plan) if plan.four_bit else SHORT_RATE
+        advice.append(f"lower {'gradient_accumulation_steps' if accumulates else 'per_device_train_batch_size'}")
+    rate = SMALL_RATE if parameters < SMALL else RATE_IN_4_BITS if plan.four_bit else SHORT_RATE
     if learning_rate(given, plan) < rate:
-        advice += f" or learning_rate to {rate:.1e}"
+        advice.append(f"set learning_rate to {rate:.1e}, which so few call for")
     return (
-        f"only {steps} steps; with fewer than {LEAST_STEPS} a model learns when to stop, and little else: raise "
-        f"{advice} in train.yaml"
+        f"only {steps} steps; with fewer than {LEAST_STEPS} a model learns when to stop, and little else: in "
+        f"train.yaml {' or '.join(advice)}"
     )
 
 

@@ -216,10 +216,10 @@ def test_a_smaller_micro_batch_keeps_the_rows_per_step(nvml, tmp_path):
 @pytest.mark.parametrize(
     ("replies", "given", "advice"),
     [
-        ([1], {}, "num_train_epochs to 100 or lower gradient_accumulation_steps"),
-        ([1], {"gradient_accumulation_steps": 1}, "num_train_epochs to 100 or lower per_device_train_batch_size"),
-        ([20], {}, "num_train_epochs to 25"),
-        ([1], {"max_steps": 9}, "max_steps"),
+        ([1], {}, "raise num_train_epochs to 100 or lower gradient_accumulation_steps"),
+        ([1], {"gradient_accumulation_steps": 1}, "raise num_train_epochs to 100 or lower per_device_train_batch_size"),
+        ([20], {}, "raise num_train_epochs to 25"),
+        ([1], {"max_steps": 9}, "raise max_steps"),
         ([1], {"num_train_epochs": 100.0}, None),
     ],
 )
@@ -228,23 +228,23 @@ def test_few_steps_are_warned_of_with_what_helps(nvml, tmp_path, replies, given,
     chosen = plan(nvml, tmp_path, H100, replies=replies, lengths=[200] * 4)
     given = {"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, "learning_rate": 1e-2, **given}
     warning = train.few_steps(given, chosen, 10**9)
-    assert warning == "" if advice is None else warning.endswith(f": raise {advice} in train.yaml")
+    assert warning == "" if advice is None else warning.endswith(f": in train.yaml {advice}")
 
 
 @pytest.mark.parametrize(
     ("four_bit", "parameters", "rate", "advice"),
     [
-        (False, 2e9, None, " or learning_rate to 4.5e-04"),
+        (False, 2e9, None, " or set learning_rate to 4.5e-04, which so few call for"),
         (False, 2e9, 4.5e-4, ""),
         (True, 2e9, None, ""),
-        (True, 1e8, None, " or learning_rate to 1.0e-03"),
+        (True, 1e8, None, " or set learning_rate to 1.0e-03, which so few call for"),
     ],
 )
 def test_few_steps_call_for_a_higher_rate(nvml, tmp_path, four_bit, parameters, rate, advice):
     chosen = plan(nvml, tmp_path, H100, settings=Settings(four_bit=four_bit), replies=[20], lengths=[200] * 4)
     given = {"num_train_epochs": 3.0, "gradient_accumulation_steps": 8, "learning_rate": rate}
     warning = train.few_steps(given, chosen, parameters)
-    assert warning.endswith(f": raise num_train_epochs to 25{advice} in train.yaml")
+    assert warning.endswith(f": in train.yaml raise num_train_epochs to 25{advice}")
 
 
 @pytest.mark.parametrize(("given", "four_bit", "rate"), [(None, False, 3e-4), (None, True, 2e-4), (1e-3, True, 1e-3)])
