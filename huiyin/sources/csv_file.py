@@ -146,7 +146,7 @@ def csv_record(record: list[str]) -> Record:
         raise ValueError("the group id is empty")
     if not CSV_TIME.fullmatch(time):
         raise ValueError("the second column is no time")
-    seconds = int(datetime.fromisoformat(time[:-1] + "+00:00").timestamp())
+    seconds = int(datetime.fromisoformat(time).timestamp())
     parts: Parts = [("text", text) for text in read_fragments(fragments)]
     return Record("", group_id, seconds, None, user_id, nickname or user_id or "unknown", parts, [], None, None)
 

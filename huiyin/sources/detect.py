@@ -25,7 +25,7 @@ from huiyin.sources import (
     weflow,
     weq,
 )
-from huiyin.sources.files import AGAIN, Repaired, Shallow, encoding_of, json_line, json_values, told
+from huiyin.sources.files import AGAIN, encoding_of, json_line, json_values, readable, told
 
 DATABASE = "database"
 READERS: dict[str, Any] = {
@@ -127,7 +127,7 @@ class Head:
         """Yield each new prefix in the JSON, one after the other; an error of the parser is a `UserError`."""
         with open(self.path, "rb") as file:
             skip_bom(file)
-            events = ijson.parse(Shallow(self.path, Repaired(file)), multiple_values=True)
+            events = ijson.parse(readable(self.path, file), multiple_values=True)
             for prefix, event, value in told(self.path, events, AGAIN):
                 if event in ("end_map", "end_array"):
                     self.ended.add(prefix)

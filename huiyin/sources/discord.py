@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.tables import EVERYBODY
-from huiyin.sources.record import Parts, Quote, Record, to_dict, to_list, to_text
+from huiyin.sources.record import Parts, Quote, Record, first_text, to_dict, to_list, to_text
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -52,7 +52,7 @@ def to_record(message: dict[str, Any], room: str, private: bool) -> Record:
         to_time(to_text(message.get("timestamp"))),
         None,
         to_text(author.get("id")),
-        to_text(author.get("nickname")) or to_text(author.get("name")),
+        first_text(author, "nickname", "name"),
         [("tip", None)] if system else parts,
         mentions,
         quote,
@@ -62,7 +62,7 @@ def to_record(message: dict[str, Any], room: str, private: bool) -> Record:
 
 def to_time(text: str) -> int | None:
     try:
-        time = datetime.fromisoformat(FRACTION.sub("", text))
+        time = datetime.fromisoformat(FRACTION.sub("", text) if "." in text else text)
         return int(time.timestamp()) if time.tzinfo else None
     except (ValueError, OverflowError):
         return None

@@ -6,11 +6,11 @@ memory grows with the messages and not with the file.
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -21,9 +21,9 @@ from huiyin.common.errors import UserError
 from huiyin.sources.browser_json import read_table
 from huiyin.sources.detect import Found, Head
 from huiyin.sources.files import Hashed, json_items, json_lines, json_values
-from huiyin.sources.frames import CHUNK, list_column, lists_of
+from huiyin.sources.frames import CHUNK, list_columns, lists_of
 from huiyin.sources.history import LAST_SECOND, SAMPLES, UNKNOWN, spread
-from huiyin.sources.record import BY_NAME, HIDDEN, Record, to_user_id
+from huiyin.sources.record import BY_NAME, HIDDEN, Parts, Record, to_user_id
 
 ROW: dict[str, Any] = {
     **{"key": pl.String, "room": pl.String, "time": pl.Int64, "seq": pl.Int64, "sender": pl.String, "name": pl.String},
@@ -120,17 +120,16 @@ class Source:
             except UnicodeDecodeError:
                 raise UserError(f"{head.path} line {number}: not {encoding}; save the file as UTF-8 text") from None
 
-    def local(self, text: str, form: str = "") -> int | None:
-        """Return the seconds of a local time, ISO or in strptime's `form`; None for what is no time. An hour that comes
-        twice in autumn is taken as the first. `UserError` if the settings name no zone."""
+    def local(self, text: str, time: datetime | None = None) -> int | None:
+        """Return the seconds of a local time in ISO's form, or of `time`, which was read from `text`; None for what is
+        no time. An hour that comes twice in autumn is taken as the first. `UserError` if the settings name no zone."""
         if self.tz is None:
             self.local_times.append(text)
             if len(self.local_times) > 1:
                 self.refuse_local()
             return 0
         try:
-            time = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
-            return int(time.replace(tzinfo=self.tz).timestamp())
+            return int((time or datetime.fromisoformat(text)).replace(tzinfo=self.tz).timestamp())
         except (ValueError, OverflowError):
             return None
 
@@ -165,7 +164,7 @@ def read_export(source: Source, faces: bool, placeholders: Iterable[str]) -> tup
     targets = reply_targets(rows, quotes.with_columns(ids("sender")))
     rows = rows.with_columns(
         spread(targets, "reply_to", rows.height),
-        lists_of(mentioned(mentions.with_columns(ids("mentions")), rows, source), rows.height),
+        *lists_of(mentioned(mentions.with_columns(ids("mentions")), rows, source), rows.height),
         quoting=pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True).scatter(quotes["row"], True),
     )
     frame = rows.select(
@@ -210,17 +209,23 @@ def frames_of(records: list[Record], height: int, labels: Mapping[str, str | Non
     keys, rooms, times, seqs, senders, names, parts, mentions, quotes, dropped = (
         zip(*records, strict=True) if records else [()] * 10
     )
-    if labels:
-        parts = tuple([(kind, labels.get(kind, fragment)) for kind, fragment in each] for each in parts)
     columns = zip(ROW.items(), (keys, rooms, times, seqs, senders, names, dropped), strict=True)
     rows = pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in columns])
-    rows = rows.with_columns(
-        list_column("fragments", [[fragment for _, fragment in each if fragment is not None] for each in parts]),
-        list_column("kinds", [[kind for kind, _ in each] for each in parts]),
-    )
     quoting = [(row, *quote) for row, quote in enumerate(quotes, height) if quote is not None]
     mentioning = [(row, mention) for row, each in enumerate(mentions, height) for mention in each]
-    return rows, pl.DataFrame(quoting, QUOTE, orient="row"), pl.DataFrame(mentioning, MENTION, orient="row")
+    return (
+        rows.hstack(fragments_and_kinds(parts, labels)),
+        pl.DataFrame(quoting, QUOTE, orient="row"),
+        pl.DataFrame(mentioning, MENTION, orient="row"),
+    )
+
+
+def fragments_and_kinds(parts: Sequence[Parts], labels: Mapping[str, str | None]) -> pl.DataFrame:
+    """Return the columns `fragments` and `kinds` with the parts of each row; labels: those of `frames_of`."""
+    kinds, fragments = zip(*chain.from_iterable(parts), strict=True) if any(parts) else ((), ())
+    if labels:
+        fragments = tuple(labels.get(kind, text) for kind, text in zip(kinds, fragments, strict=True))
+    return list_columns(list(map(len, parts)), {"fragments": fragments, "kinds": kinds})
 
 
 def ids_of(written: list[pl.Series], source: Source, keep: bool) -> Callable[[str], pl.Expr]:
@@ -263,18 +268,18 @@ def message_ids(rows: pl.DataFrame, native: bool) -> pl.Series:
 
 def nicknames(rows: pl.DataFrame) -> pl.Series:
     """Return `nickname`: the name in the record, else the person's latest other one in the room, never empty."""
-    own = pl.when(pl.col("name") != "").then("name")
+    own = rows.select(nickname=pl.when(pl.col("name") != "").then("name"))["nickname"]
+    if not own.null_count():
+        return own
     latest = (
         rows.filter(pl.col("name") != "", pl.col("sender") != "")
         .sort("time", maintain_order=True)
         .group_by("room", "sender")
         .agg(latest=pl.col("name").last())
     )
-    every = rows.select("room", "sender", own=own).join(
-        latest, on=["room", "sender"], how="left", maintain_order="left"
-    )
+    every = rows.select("room", "sender", own).join(latest, on=["room", "sender"], how="left", maintain_order="left")
     sender = pl.when(pl.col("sender") != "").then("sender")
-    return every.select(nickname=pl.coalesce("own", "latest", sender, pl.lit("unknown")))["nickname"]
+    return every.select(nickname=pl.coalesce(own, "latest", sender, pl.lit("unknown")))["nickname"]
 
 
 def reasons(private: set[str], empty: bool) -> pl.Expr:
@@ -308,7 +313,7 @@ def reply_targets(rows: pl.DataFrame, quotes: pl.DataFrame) -> pl.DataFrame:
     quote tells, said before it, and at the time that the quote tells; without one its way is "dangling"."""
     candidates = rows.select(
         *("room", "key", "seq", "time", "sender", "message_id", "copy_of"),
-        words=pl.col("fragments").list.join("") if quotes["words"].len() else pl.lit(""),
+        words=pl.col("fragments").list.join("") if (quotes["words"] != "").any() else pl.lit(""),
     ).with_row_index("target")
     candidates = candidates.filter(pl.col("copy_of").is_null())
     at = rows.select("room", pl.col("time").alias("at"))[quotes["row"]]
@@ -317,6 +322,8 @@ def reply_targets(rows: pl.DataFrame, quotes: pl.DataFrame) -> pl.DataFrame:
     for way, same in WAYS.items():
         told = [pl.col(name).is_not_null() & (pl.col(name).cast(pl.String) != "") for name in same]
         asking = left.filter(told)
+        if asking.is_empty():
+            continue
         single = candidates.filter(told).join(asking, on=same, how="semi").unique(same, keep="none")
         resolved = asking.join(single, on=same, suffix="_found")
         time = pl.col("time" if "time" in same else "time_found")

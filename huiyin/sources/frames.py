@@ -1,26 +1,25 @@
 """Columns of lists, which every reader makes."""
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count, repeat
 
 import polars as pl
 
 CHUNK = 25_000  # rows that a worker processes at a time
 
 
-def list_column(name: str, values: Sequence[Sequence[str]]) -> pl.Series:
-    """Return a series of lists of text. polars makes a series of each list, which takes six times as long as one series
-    of all items, grouped afterwards."""
-    items = pl.DataFrame(
-        {"row": [row for row, items in enumerate(values) for _ in items], name: list(chain.from_iterable(values))},
-        schema={"row": pl.Int64, name: pl.String},
-    )
-    return lists_of(items, len(values))
+def list_columns(lengths: Sequence[int], items: Mapping[str, Iterable[str | None]]) -> pl.DataFrame:
+    """Return columns of lists of text; items: {name: those of all lists, one after the other}, lengths: of each list.
+    polars makes a series of each list, which takes many times as long as one series of all items, grouped after."""
+    rows = pl.Series("row", list(chain.from_iterable(map(repeat, count(), lengths))), pl.Int64)
+    columns = [pl.Series(name, list(texts), pl.String) for name, texts in items.items()]
+    return lists_of(pl.DataFrame([rows, *columns]), len(lengths))
 
 
-def lists_of(items: pl.DataFrame, height: int) -> pl.Series:
-    """Return the second column of `items` as a series of `height` lists; the first column is the sorted `row`."""
-    name = items.columns[1]
-    lists = items.group_by("row", maintain_order=True).agg(name)
+def lists_of(items: pl.DataFrame, height: int) -> pl.DataFrame:
+    """Return the columns of `items` but the first as columns of `height` lists without nulls; the first is the sorted
+    `row`."""
+    lists = items.group_by(pl.col("row").set_sorted(), maintain_order=True).agg(pl.all().drop_nulls())
     rows = pl.DataFrame({"row": pl.int_range(height, eager=True)})
-    return rows.join(lists, on="row", how="left", maintain_order="left")[name].fill_null([])
+    lists = rows.join(lists, on="row", how="left", maintain_order="left").drop("row")
+    return lists.with_columns(pl.all().fill_null([]))

@@ -8,6 +8,7 @@ once for it.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zlib import adler32, crc32
@@ -16,7 +17,7 @@ import polars as pl
 
 from huiyin.common.errors import UserError
 from huiyin.qqnt.body import BodyReader, Content, Element, kind_name
-from huiyin.sources.frames import list_column, lists_of
+from huiyin.sources.frames import list_columns, lists_of
 
 NUMBERS = {
     "message_id": 40001,
@@ -126,9 +127,10 @@ def to_chunk(rows: Sequence[tuple], placeholders: Iterable[str], name_faces: boo
     counts = Counter({("outer", value): count for value, count in Counter(values["outer"]).items()})
     counts["count", "undecodable_bodies"] = reader.undecodable
     counts["count", "invalid_utf8_texts"] = reader.invalid_texts
+    fragments = [content.fragments for content in contents]
     frame = frame.with_columns(
-        dropped=drop_reasons(values, columns["kinds"], list(tables["kinds"])),
-        fragments=list_column("fragments", [content.fragments for content in contents]),
+        drop_reasons(values, columns["kinds"], list(tables["kinds"])).alias("dropped"),
+        *list_columns(list(map(len, fragments)), {"fragments": chain.from_iterable(fragments)}),
     )
     undecodable = (frame["dropped"] == "undecodable").arg_true()
     counts += Counter(("undecodable", looks_like(values["body"][row])) for row in undecodable)
@@ -234,7 +236,7 @@ def to_history(
         nickname,
         "fragments",
         pl.Series(patterns, dtype=SHARED["kinds"]["kinds"]).gather(rows["kinds"]).alias("kinds"),
-        lists_of(mentions.filter(~pl.col("mentions").str.starts_with("u_")), rows.height),
+        *lists_of(mentions.filter(~pl.col("mentions").str.starts_with("u_")), rows.height),
         *replies,
         "dropped",
         "copy_of",

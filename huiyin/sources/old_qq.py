@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from huiyin.sources.record import Record, labelled
@@ -63,7 +64,7 @@ def messages(lines: Iterable[str]) -> Iterator[tuple[str, re.Match[str], str]]:
 
 def to_record(source: "Source", room: str, header: re.Match[str], text: str) -> Record:
     *stamp, name, number, mail, alone = header.groups()
-    name = alone or TITLE.sub("", name, count=1).strip()
+    name = alone or (TITLE.sub("", name, count=1) if "【" in name else name).strip()
     time = source.local(iso(*stamp))
     if number in SYSTEM:
         return Record("", room, time, None, number, name, [("tip", None)], [], None, "system")
@@ -73,8 +74,13 @@ def to_record(source: "Source", room: str, header: re.Match[str], text: str) -> 
 
 def iso(date: str, clock: str, half: str | None) -> str:
     """Return a time as QQ writes it, in the form of Windows' region, in ISO's form."""
-    year, month, day = re.split("[-/]", date)
     hour, _, rest = clock.partition(":")
     if half:
         hour = str(int(hour) % 12 + 12 * (half == " PM"))
-    return f"{year}-{month:0>2}-{day:0>2}T{hour:0>2}:{rest}"
+    return f"{iso_date(date)}T{hour:0>2}:{rest}"
+
+
+@lru_cache(1000)  # most days have many messages
+def iso_date(date: str) -> str:
+    year, month, day = re.split("[-/]", date)
+    return f"{year}-{month:0>2}-{day:0>2}"

@@ -137,7 +137,7 @@ class Table:
             return ""
         with warnings.catch_warnings(action="ignore"):  # pandas warns of each date that cannot have the day first
             guesses = [guess_datetime_format(times[0], dayfirst=first) for first in (False, True)]
-        forms = [form for form in dict.fromkeys(guesses) if form and all(fits(time, form) for time in times)]
+        forms = [form for form in dict.fromkeys(guesses) if form and all(to_datetime(time, form) for time in times)]
         forms = [form for form in forms if not form.startswith(YEAR_DAY)]
         if len(forms) == 1:
             return forms[0]
@@ -156,21 +156,18 @@ class Table:
             return None
         if not self.form:
             return to_seconds(text)
-        if not fits(text, self.form):
+        if (time := to_datetime(text, self.form)) is None:
             raise ValueError(f"the time has not the form {self.form}")
         if "%S" not in self.form:
             self.source.minutes[room] += 1
-        if (time := datetime.strptime(text, self.form)).tzinfo:
-            return int(time.timestamp())
-        return self.source.local(text, self.form)
+        return int(time.timestamp()) if time.tzinfo else self.source.local(text, time)
 
 
-def fits(time: str, form: str) -> bool:
+def to_datetime(text: str, form: str) -> datetime | None:
     try:
-        datetime.strptime(time, form)
-        return True
+        return datetime.strptime(text, form)
     except ValueError:
-        return False
+        return None
 
 
 def is_list(text: str) -> bool:

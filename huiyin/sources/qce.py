@@ -19,6 +19,7 @@ from huiyin.sources.record import (
     Quote,
     Record,
     cut_at,
+    first_text,
     to_dict,
     to_list,
     to_number,
@@ -128,20 +129,19 @@ def to_record(source: "Source", message: dict[str, Any], sender: dict[str, Any],
         (to_text(of.get("type")), to_dict(of.get("data"))) for of in map(to_dict, to_list(content.get("elements")))
     ]
     collapsed = to_text(message.get("type")).startswith("type_") and "T" not in to_text(message.get("time"))
-    notices = bool(elements) and all(kind in NOTICES for kind, _ in elements)
+    notices = bool(elements) and {kind for kind, _ in elements} <= NOTICES
     system = message.get("type") == "system" or notices or (collapsed and message.get("system") is True)
-    quote = next((to_quote(data) for kind, data in elements if kind == "reply"), None)
-    name = to_text(sender.get("groupCard")) or to_text(sender.get("nickname")) or to_text(sender.get("name"))
+    quotes = [to_quote(data) for kind, data in elements if kind == "reply"]
     return Record(
         to_text(message.get("id")),
         room,
         to_seconds(message.get("timestamp")),
         to_number(message.get("seq")) or None,
         to_sender(source, sender),
-        name,
+        first_text(sender, "groupCard", "nickname", "name"),
         collapsed_parts(source, elements) if collapsed else [part for of in elements for part in to_parts(*of)],
         [id for kind, data in elements if kind == "at" and (id := to_mention(data))],
-        quote,
+        quotes[0] if quotes else None,
         "system" if system else None,
     )
 

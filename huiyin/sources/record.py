@@ -74,15 +74,21 @@ def to_text(value: Any) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
+def first_text(values: Mapping[str, Any], *names: str) -> str:
+    """Return the first text among the values of `names` that is not empty."""
+    for name in names:
+        if text := to_text(values.get(name)):
+            return text
+    return ""
+
+
 def to_number(value: Any) -> int | None:
     """Return a number that was written as a number or as text; None for what is none, or does not fit 64 bits."""
     if isinstance(value, str) and len(value) < 21 and value.removeprefix("-").isdecimal() and value.isascii():
         value = int(value)
     if isinstance(value, float) and abs(value) < 1 << 53:
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return None
-    return value if -(1 << 63) <= value < 1 << 63 else None
+    return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
 
 
 def to_seconds(value: Any) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from huiyin.sources.record import Parts, Quote, Record, to_dict, to_list, to_seconds, to_text
+from huiyin.sources.record import Parts, Quote, Record, first_text, to_dict, to_list, to_seconds, to_text
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -81,7 +81,7 @@ class Chat:
         time = to_seconds(message.get("date_unixtime"))
         if time is None and (date := to_text(message.get("date"))):
             time = self.source.local(date)
-        sender = to_text(message.get("from_id")) or to_text(message.get("actor_id"))
+        sender = first_text(message, "from_id", "actor_id")
         parts, mentions = parts_of(message) if kind == "message" else ([("tip", None)], [])
         target, quote = to_text(message.get("reply_to_message_id")), None
         if target and target not in self.topics and kind == "message":
@@ -93,7 +93,7 @@ class Chat:
             time,
             None,
             "" if sender in self.itself else f"user{sender}" if sender.isdigit() else sender,
-            to_text(message.get("from")) or to_text(message.get("actor")),
+            first_text(message, "from", "actor"),
             parts if kind != "unsupported" else [],
             mentions,
             quote,

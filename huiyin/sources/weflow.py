@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.tables import EVERYBODY
-from huiyin.sources.record import Parts, Quote, Record, to_dict, to_number, to_seconds, to_text, with_mentions
+from huiyin.sources.record import (
+    Parts,
+    Quote,
+    Record,
+    first_text,
+    to_dict,
+    to_number,
+    to_seconds,
+    to_text,
+    with_mentions,
+)
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -22,6 +32,7 @@ KINDS = {
 NUMBERS = {1: "文本消息", 3: "图片消息", 34: "语音消息", 43: "视频消息", 47: "动画表情", 10000: SYSTEM}  # of WeChat
 AT = re.compile(r"<atuserlist>(?:<!\[CDATA\[)?([^<\]]*)")
 AT_ALL = ("notify@all", "announcement@all")
+NAMES = ("groupNickname", "senderDisplayName", "displayName")
 NO_WORDS = "[引用消息]"
 
 
@@ -46,7 +57,6 @@ def records(source: "Source") -> Iterator[Record]:
 def to_record(message: dict[str, Any], room: str, private: bool, senders: dict[str, dict[str, Any]]) -> Record:
     listed = senders.get(to_text(message.get("senderID")), {})
     sender = to_text(message.get("senderUsername")) or to_text(listed.get("accountId"))
-    names = (of.get(name) for of in (message, listed) for name in ("groupNickname", "senderDisplayName", "displayName"))
     kind = to_text(message.get("type")) or NUMBERS.get(to_number(message.get("localType")) or 0, "")
     system = kind == SYSTEM or sender in ("", room)
     content = message.get("content")
@@ -58,15 +68,14 @@ def to_record(message: dict[str, Any], room: str, private: bool, senders: dict[s
         parts, mentions = with_mentions(words)
     else:
         parts, mentions = [(KINDS.get(kind, f"unknown:{to_text(message.get('localType')) or kind}"), None)], []
-    if listed_mentions := mentioned(to_text(message.get("source"))):
-        mentions = listed_mentions
+    mentions = mentioned(to_text(message.get("source"))) or mentions
     return Record(
         to_text(message.get("platformMessageId")),
         room,
         to_seconds(message.get("createTime")),
         None,
         "" if sender == room else sender,
-        next(filter(None, map(to_text, names)), ""),
+        first_text(message, *NAMES) or first_text(listed, *NAMES),
         [("reply", None), *parts] if quote else parts,
         mentions,
         quote,
@@ -85,6 +94,6 @@ def without_quote(message: dict[str, Any], text: str, kind: str) -> tuple[str, Q
 
 
 def mentioned(source: str) -> list[str]:
-    found = AT.search(source)
+    found = AT.search(source) if source else None
     ids = [each.strip() for each in found[1].split(",")] if found else []
     return [EVERYBODY if each in AT_ALL else each for each in ids if each]

@@ -50,7 +50,7 @@ def to_record(source: "Source", message: dict[str, Any], room: str) -> Record:
     if sender not in NOBODY and uid:
         source.people[HIDDEN + uid] = sender
     system = bool(elements) and all(kind.startswith("grayTip") for kind, _ in elements)
-    quote = next((Quote(to_text(data.get("origMsgId"))) for kind, data in elements if kind == "reply"), None)
+    quotes = [Quote(to_text(data.get("origMsgId"))) for kind, data in elements if kind == "reply"]
     return Record(
         to_text(message.get("msgId")),
         room,
@@ -60,7 +60,7 @@ def to_record(source: "Source", message: dict[str, Any], room: str) -> Record:
         "",
         [part for kind, data in elements if (part := to_part(kind, data))],
         [to_mention(data) for kind, data in elements if kind == "at"],
-        quote,
+        quotes[0] if quotes else None,
         "system" if system else None,
     )
 
