@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from helpers import EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.sources.detect import detect
 from huiyin.sources.export import Source, read_export
-from huiyin.sources.files import Repaired, Shallow
+from huiyin.sources.files import Quoted, Repaired, Shallow
 from huiyin.sources.record import to_user_id
 
 CASES = ROOT / "tests/cases/parse"
@@ -209,6 +210,16 @@ def test_repaired_escapes_do_not_depend_on_the_blocks(pieces, size):
     text = json.loads(whole)
     text.encode()  # no half of a character is left
     assert text.count("\x0b") == pieces.count(b"\\x0B")
+
+
+def test_names_without_quotes_get_them_in_blocks_of_any_size():
+    line = b'"document_id": %s\n'
+    values = [b"null", b"-1", b'"a.webp"', b"true", b"[1]"]
+    content = line * 6 % (b'stickers/a "b" (2).webp', *values)
+    quoted = line * 6 % (b'"stickers/a \\"b\\" (2).webp"', *values)
+    for size in (*range(1, 60), -1):
+        file = Quoted(io.BytesIO(content))
+        assert b"".join(iter(partial(file.read, size), b"")) == quoted
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

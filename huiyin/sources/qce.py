@@ -108,7 +108,7 @@ def of_chat(source: "Source", head: "Head", messages: Iterator[Any]) -> Iterator
             yield BAD_LINE
             continue
         sender = to_dict(message.get("sender"))
-        speakers.add(sender.get("uid"))
+        speakers.add(to_text(sender.get("uid")))
         cards = cards or bool(sender.get("groupCard"))
         if "messageId" in message and "id" not in message:
             raise UserError(
