@@ -4,8 +4,8 @@
 
 Writes the demo's history with that many messages of one group in each format to that folder, once. The bare loop is
 what cuts the file into messages and no more: ijson's `items`, `json.loads` a line, `csv.reader`, or for QQ's text the
-reader's pattern of a header on each line. Seconds (of the processor) and memory are those of a process of its own, without the start of the interpreter; a reader's end with its
-frame of rows.
+reader's pattern of a header on each line. Seconds (of the processor) and memory are those of a process of its own,
+without the start of the interpreter; a reader's end with its frame of rows.
 """
 
 import argparse
