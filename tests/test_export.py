@@ -23,7 +23,7 @@ from huiyin.serving import process
 from huiyin.serving.finished import Settings
 from huiyin.serving.gguf import ADVICE
 from huiyin.serving.ollama_limits import choose_quantize, flatten_rope
-from huiyin.serving.templates.known import FORMATS
+from huiyin.serving.templates.known import FORMATS, KNOWN
 from huiyin.training.llamafactory import environment
 from huiyin.training.memory import GIB, check_memory
 from huiyin.training.template import Encoding
@@ -382,7 +382,7 @@ REFUSED = [  # (what is changed, the line)
     ),
     (
         lambda export: export.change("trained/train.yaml", template="gemma2"),
-        f"template gemma2 in train.yaml: it must be one of {', '.join(FORMATS)}; only for these is it tested that the "
+        f"template gemma2 in train.yaml: it must be one of {KNOWN}; only for these is it tested that the "
         "finished model is prompted as it was trained",
     ),
     (

@@ -12,7 +12,7 @@ from chat_formats import write_base
 from helpers import ROOT, run_script
 from hub_server import Hub
 from huiyin.common.errors import UserError
-from huiyin.serving.templates.known import FORMATS, check_model, read_model
+from huiyin.serving.templates.known import FORMATS, KNOWN, check_model, read_model
 from huiyin.training.template import trained_format
 from scripts.train import fitting_base, full_settings
 
@@ -49,7 +49,7 @@ WRONG = [  # (model, template, the problem, what to do)
     ("MiniCPM5", "smollm2", SOMETIMES, "take template: cpm4"),
 ]
 SETTINGS = [  # (what is changed in train.yaml, the line)
-    ({"template": "yi"}, f"template yi in train.yaml: it must be one of {', '.join(FORMATS)}; only for these is it "
+    ({"template": "yi"}, f"template yi in train.yaml: it must be one of {KNOWN}; only for these is it "
      "tested that the finished model is prompted as it was trained"),
     ({"enable_thinking": True}, "enable_thinking is set by the pipeline; remove it"),
     ({"preserve_thinking": False}, "preserve_thinking is set by the pipeline; remove it"),

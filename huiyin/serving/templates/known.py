@@ -11,7 +11,7 @@ from huiyin.serving.templates import cpm4, gemma3, llama3, qwen, qwen3, qwen3_no
 from huiyin.serving.templates.chat_format import ChatFormat, Thinking
 
 FORMATS = {module.FORMAT.name: module.FORMAT for module in (qwen, qwen3, qwen3_nothink, llama3, gemma3, smollm2, cpm4)}
-NAMES = ", ".join(FORMATS)
+KNOWN = ", ".join(f"{name} ({each.models})" for name, each in FORMATS.items())
 THINKS = {
     "never": "the model never thinks, and would get an empty thought before each reply",
     "can": "the model can think, and with this template it would now and then",
@@ -23,7 +23,7 @@ def find_format(name: str) -> ChatFormat:
     """Return the format `name`; `UserError` if there is none of that name."""
     if name not in FORMATS:
         raise UserError(
-            f"template {name} in train.yaml: it must be one of {NAMES}; only for these is it tested that the finished "
+            f"template {name} in train.yaml: it must be one of {KNOWN}; only for these is it tested that the finished "
             "model is prompted as it was trained"
         )
     return FORMATS[name]
