@@ -13,6 +13,7 @@ from helpers import ROOT, run_script
 from hub_server import Hub
 from huiyin.common.errors import UserError
 from huiyin.serving.templates.known import FORMATS, KNOWN, check_model, read_model
+from huiyin.training.plan import Settings
 from huiyin.training.template import trained_format
 from scripts.train import fitting_base, full_settings
 
@@ -134,7 +135,8 @@ def test_a_setting_that_would_change_the_prompt_is_one_line(bases, tmp_path, cha
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "system.txt").write_text("你是阿穗。", encoding="utf-8")
-    words = "--preflight config/demo/preflight.yaml --llm config/demo/llm.yaml --export config/demo/export.yaml"
+    words = "--preflight config/demo/preflight.yaml --models config/models.yaml --llm config/demo/llm.yaml"
+    words += " --export config/demo/export.yaml"
     folders = ["--config", tmp_path / "train.yaml", "--cache", tmp_path, "--out", tmp_path / "out"]
     done = run_script("train", tmp_path, *words.split(), *folders, "--gpu", "none", "--dry-run")
     assert done.returncode == 1
@@ -150,7 +152,7 @@ def test_a_setting_that_would_change_the_prompt_is_one_line(bases, tmp_path, cha
     ],
 )
 def test_llamafactory_is_told_of_a_template_in_its_own_words(tmp_path, name, told):
-    given, plan = {"template": name, "cutoff_len": 9}, SimpleNamespace(values=dict, accumulation=1)
+    given, plan = {"template": name, "learning_rate": 1e-4}, SimpleNamespace(values=dict, accumulation=1)
     args, rows = argparse.Namespace(gpu="none", out=tmp_path), SimpleNamespace(held_out=[])
     values = full_settings(args, given, rows, "", plan, tmp_path)
     assert {key: value for key, value in values.items() if key == "template" or "thinking" in key} == told
@@ -160,13 +162,14 @@ def test_llamafactory_is_told_of_a_template_in_its_own_words(tmp_path, name, tol
 def test_a_wrong_template_costs_no_download_of_more_than_10_megabytes(bases, tmp_path, monkeypatch):
     """From the hub come only the files that say so; tokenizer.json, of up to 33 MB, is asked for when it fits."""
     (tmp_path / "export.yaml").write_text("ollama: none\n")
-    args = argparse.Namespace(cache=tmp_path, export=tmp_path / "export.yaml")
+    args, settings = argparse.Namespace(cache=tmp_path, export=tmp_path / "export.yaml"), Settings(accept_base=True)
     with Hub("some/Qwen3", bases["Qwen3"]) as hub:
         files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)  # made as it loads
         given = {"model_name_or_path": "some/Qwen3", "template": "qwen3_nothink"}
-        assert refusal(fitting_base, args, given).endswith("take template: qwen3")
-        assert sorted(hub.fetched) == ["config.json", "tokenizer_config.json"]
-        fitting_base(args, {**given, "template": "qwen3"})
-        assert sorted(hub.fetched) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+        assert refusal(fitting_base, args, given, settings).endswith("take template: qwen3")
+        small = ["config.json", "generation_config.json", "tokenizer_config.json"]
+        assert sorted(hub.fetched) == small
+        fitting_base(args, {**given, "template": "qwen3"}, settings)
+        assert sorted(hub.fetched) == sorted([*small, "tokenizer.json"])
