@@ -132,12 +132,13 @@ def test_a_dry_run_tells_whether_it_fits_and_stops(training):
     done = training.run("--dry-run")
     assert done.returncode == 0, done.stderr
     *lines, warning = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["found", "rows", "chosen", "padding", "cutoff", "predicted"]
+    names = ["found", "rows", "chosen", "padding", "cutoff", "predicted", "rate"]
+    assert [line.split()[1] for line in lines] == names
     assert re.fullmatch(
         r"preflight: chosen     fp32, micro-batch 2 x \d = \d+ rows, about 1\d replies per step, .*", lines[2]
     )
     assert warning.startswith("preflight: warning    only ")
-    assert warning.endswith(" or lower gradient_accumulation_steps in train.yaml")
+    assert " or lower gradient_accumulation_steps or set learning_rate to 1.0e-03" in warning
     assert not (training.path / "trained").exists()
 
 
