@@ -127,6 +127,29 @@ def test_the_formula_agrees_with_the_simulation(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "checkpointing", "liger", "precision", "simulated"),
+    [
+        ("Qwen/Qwen3-0.6B", True, False, "bf16", 2227),
+        ("Qwen/Qwen3-0.6B", True, True, "bf16", 528),
+        ("Qwen/Qwen3-0.6B", False, False, "bf16", 2522),
+        ("Qwen/Qwen3-0.6B", False, True, "bf16", 705),
+        ("Qwen/Qwen3-0.6B", True, False, "fp32", 2653),
+        ("google/gemma-3-270m-it", True, True, "bf16", 433),
+        ("google/gemma-3-270m-it", False, False, "bf16", 3633),
+        ("google/gemma-3-270m-it", False, True, "bf16", 534),
+        ("Qwen/Qwen2.5-1.5B-Instruct", True, True, "bf16", 999),
+        ("openbmb/MiniCPM5-1B", True, True, "bf16", 1123),
+    ],
+)
+def test_the_formula_agrees_with_the_simulation_of_other_models(name, checkpointing, liger, precision, simulated):
+    """Peaks in MiB of one row of 1,024 tokens, with four layers, bench/vram.py."""
+    shape = dataclasses.replace(MODELS[name].shape, layers=4)
+    lora = shape.lora_parameters(16, ["all"])
+    peak = peak_bytes(shape, 1024, lora, precision, checkpointing, liger)
+    assert peak / 2**20 == pytest.approx(simulated, rel=0.02)
+
+
+@pytest.mark.parametrize(
     ("card", "helpers", "expected"),
     [
         # precision, micro-batch, accumulation, checkpointing, liger, four_bit, cutoff_len, rows cut

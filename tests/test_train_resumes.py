@@ -1,5 +1,6 @@
 """train is interrupted, or fails as a card does, and continues from its checkpoints."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from forked import start_forking
 from helpers import ROOT
 from huiyin.common.errors import UserError
 from huiyin.training import llamafactory
-from huiyin.training.launch import divide, load_in
+from huiyin.training.launch import divide, give_memory_back, load_in
 from huiyin.training.llamafactory import environment, run_program
 from huiyin.training.memory import GIB
 from huiyin.training.plan import Plan
@@ -122,6 +123,16 @@ def test_a_base_model_is_loaded_in_the_type_in_which_it_is_computed(monkeypatch,
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(**{precision: precision}))
     load_in(precision)
     assert loader.load_config("a model") == SimpleNamespace(name="a model", dtype=precision)
+
+
+def test_memory_is_given_back_after_each_micro_batch_on_the_processor(monkeypatch):
+    calls = []
+    trainer = SimpleNamespace(Trainer=SimpleNamespace(training_step=lambda rows: calls.append(rows) or "a loss"))
+    monkeypatch.setitem(sys.modules, "transformers", trainer)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=calls.append))
+    give_memory_back()
+    assert trainer.Trainer.training_step("rows") == "a loss"
+    assert calls == ["rows", 0]
 
 
 LAUNCHER = """
