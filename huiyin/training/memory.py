@@ -14,7 +14,7 @@ from huiyin.common.errors import UserError
 
 GIB = 1 << 30
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
-TRAINER_BYTES = 0.65 * GIB
+TRAINER_BYTES = 0.7 * GIB  # LLaMA-Factory and what it loads, and what lies free between live tensors
 
 LORA_BYTES = 16  # per trained parameter: 4 for its value, 4 gradient, 8 Adam
 LOGITS_BYTES = 12  # per token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
