@@ -97,7 +97,6 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture(biases=True),
     "Qwen3ForCausalLM": Architecture(head_norms=True, head_width=128),
     "LlamaForCausalLM": Architecture(),
-    "MistralForCausalLM": Architecture(),
     "Gemma3ForCausalLM": Architecture(head_norms=True, norms=4, head_width=256, tied=True),
 }
 # {how the names of others begin: why they are refused}
