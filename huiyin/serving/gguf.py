@@ -65,7 +65,6 @@ PRE_TOKENIZERS = {
 TOLERANCES = {"f32": 0.05, "f16": 0.05, "bf16": 0.2, "q8_0": 1.0}
 RANKED = 10  # times as many tokens as are compared are asked for, so that each of those is among them
 ADVICE = "take a Qwen2.5, Qwen3, Llama 3 or SmolLM2 model as model_name_or_path in train.yaml"
-
 OTHER = "the GGUF file in llama-server is not the merged model:"
 AGAIN = "export again, or take another base model"
 
