@@ -17,7 +17,7 @@ from huiyin.serving import process
 from huiyin.serving.gguf import ADVICE, OTHER, PRE_TOKENIZERS, compare_gguf, read_source, write_gguf
 from huiyin.training.llamafactory import environment
 from llm_folder import succeeded
-from scripts.demo.tiny import HEADS, HIDDEN, KV_HEADS, LAYERS, write_hugging_face
+from scripts.demo.tiny import CHAT_TEMPLATE, END_OF_TEXT, HEADS, HIDDEN, KV_HEADS, LAYERS, write_hugging_face
 from training_folder import Training
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -71,6 +71,10 @@ def models(tmp_path_factory):
     """{name: (folder, what transformers computes of the tokens after SAID)}"""
     work = tmp_path_factory.mktemp("models")
     folders = {name: write_model(work / name, **values) for name, values in MODELS.items()}
+    for folder in folders.values():  # as Llama 3 and Gemma have a first token
+        template = "{{ bos_token }}" + CHAT_TEMPLATE
+        first = {"add_bos_token": True, "bos_token": END_OF_TEXT, "chat_template": template}
+        change(folder / "tokenizer_config.json", **first)
     rows = [{"system": "", "history": [], "instruction": text} for text in SAID]
     asked = [(folder, None) for folder in folders.values()]
     with mock.patch.object(process, "Popen", Forked):

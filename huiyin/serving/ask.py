@@ -83,9 +83,12 @@ def losses(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def next_token(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the prompt of the row, and the tokens that are the likeliest to follow it."""
+    """Return the prompt of the row, without a first token that whoever reads a text adds, the number of its tokens, and
+    those that are the likeliest to follow it."""
     prompt = tokenizer.apply_chat_template(messages_of(row), add_generation_prompt=True, tokenize=False)
     tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    if tokenizer.init_kwargs.get("add_bos_token"):
+        prompt = prompt.removeprefix(tokenizer.bos_token)
     logits = model(input_ids=torch.tensor([tokens]).to(model.device), logits_to_keep=1).logits[0, -1].float()
     likeliest = logits.log_softmax(-1).topk(LIKELIEST)
     pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
