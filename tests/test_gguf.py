@@ -175,6 +175,8 @@ def test_a_qwen3_is_trained_and_reaches_ollama_as_gguf(demo, tmp_path, ollama, n
     training.settings["model_name_or_path"] = str(write_model(tmp_path / "base", **MODELS[name]))
     training.without_evaluation()
     training.run_shortly(max_steps=2)
+    dataset = tmp_path / "generated/alpaca.json"
+    dataset.write_text(json.dumps(read_json(dataset)[:12]))
     succeeded(training.run())
     (tmp_path / "export.yaml").write_text(f"ollama: {ollama.url}\nquantize: q4_K_M\n")
     given = [tmp_path / "trained", "--generated", tmp_path / "generated", "--name", "huiyin-10002"]
