@@ -113,6 +113,15 @@ def test_a_file_with_another_name_is_another_group(tmp_path):
     assert "nothing has changed" in parse(source, tmp_path / "out").stdout
 
 
+def test_an_id_of_another_type_is_none(tmp_path):
+    sender = {"uid": ["u_7"], "uin": 10007, "name": "Uma"}
+    content = {"elements": [{"type": "text", "data": {"text": "moin"}}]}
+    message = {"id": "1", "timestamp": 1677632400000, "sender": sender, "content": content}
+    (tmp_path / "source.json").write_text(json.dumps(QCE | {"messages": [message]}))
+    rows, _ = read_export(Source(detect(tmp_path / "source.json")), True, [])
+    assert rows["user_id"].to_list() == ["10007"]
+
+
 def test_a_chunk_that_the_manifest_names_must_be_there(tmp_path):
     chunks = {"format": "jsonl", "chunks": [{"relativePath": "chunks/c1.jsonl"}]}
     (tmp_path / "manifest.json").write_text(json.dumps({"metadata": {}, "chatInfo": {}, "chunked": chunks}))
