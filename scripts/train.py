@@ -30,7 +30,6 @@ from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need
 from huiyin.llm.client import llm_arguments, read_llm_settings, unload_model
 from huiyin.serving.finished import Settings as Export
-from huiyin.serving.ollama_limits import check_servable
 from huiyin.serving.process import ask
 from huiyin.serving.templates.known import check_model, find_format
 from huiyin.training.base import COUNTED, DESCRIBED, WHOLE, check_disk, ends_replies, find_base
@@ -164,15 +163,13 @@ def check_ends(given: Values, settings: Settings, base: Path, stop: Sequence[str
 
 def fitting_base(args: argparse.Namespace, given: Values, settings: Settings) -> Path:
     """Return the folder of the base model without its weights; `UserError` if it is not one for this template, or none
-    to train or to serve, as soon as what is downloaded by then tells it."""
+    to train, as soon as what is downloaded by then tells it."""
     chat_format, name = find_format(given["template"]), given["model_name_or_path"]
     for files in (DESCRIBED, COUNTED):
         base = find_base(name, args.cache, files)
         read_shape(base / "config.json")
         check_model(chat_format, base, name)
         check_ends(given, settings, base, chat_format.stop)
-        if read_settings(args.export, Export).ollama != "none":
-            check_servable(base / "config.json")
     return base
 
 

@@ -357,19 +357,6 @@ def test_memory_is_saved_if_there_is_little_and_too_little_is_one_line(capsys):
     )
 
 
-def test_an_architecture_that_ollama_cannot_serve_is_refused_before_the_training(export):
-    export.change("base/config.json", architectures=["Phi3ForCausalLM"])
-    (export.path / "config.yaml").write_text(f"model_name_or_path: {export.path}/base\ntemplate: qwen\n")
-    (export.path / "export.yaml").touch()
-    own = [f"--{name}={export.path}/{name}.yaml" for name in ("config", "export")]
-    rest = ["--preflight=config/preflight.yaml", "--llm=config/demo/llm.yaml", "--gpu=none"]
-    rest += ["--models=config/models.yaml"]
-    folders = [f"--cache={export.path}/cache", f"--out={export.path}/again"]
-    done = run_script("train", export.target / "generated", *own, *rest, *folders)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"train.py: {export.path}/{NOT_SERVED}\n")
-    assert not (export.path / "again").exists()
-
-
 REFUSED = [  # (what is changed, the line)
     (
         lambda export: setattr(export, "url", "http://127.0.0.1:9"),
