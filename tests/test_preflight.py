@@ -607,3 +607,7 @@ def test_a_wrong_table_is_one_line(tmp_path):
     assert refusal(read_models, tmp_path / "models.yaml") == (
         f"{tmp_path}/models.yaml: Object missing required field `template` - at `$[...]`"
     )
+    table = (ROOT / "config/models.yaml").read_text(encoding="utf-8").replace("Gemma3ForCausalLM", "GPT2LMHeadModel")
+    (tmp_path / "models.yaml").write_text(table, encoding="utf-8")
+    line = refusal(read_models, tmp_path / "models.yaml")
+    assert "models.yaml: google/gemma-3-270m-it: unsupported architecture GPT2LMHeadModel; known are: Qwen2" in line

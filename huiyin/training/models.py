@@ -67,9 +67,14 @@ class Model:
 def read_models(path: Path) -> dict[str, Model]:
     """Return {name: model} of the table at `path`."""
     try:
-        return msgspec.convert(read_mapping(path), dict[str, Model], strict=False)
+        models = msgspec.convert(read_mapping(path), dict[str, Model], strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}") from None
+    for name, model in models.items():
+        if model.architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise UserError(f"{path}: {name}: unsupported architecture {model.architecture}; known are: {known}")
+    return models
 
 
 def largest_that_fit(
