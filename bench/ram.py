@@ -28,6 +28,7 @@ TRAININGS = [  # model, layers, rows of a micro-batch, tokens of each, checkpoin
     ("google/gemma-3-270m-it", 6, 1, 512, True),
     ("HuggingFaceTB/SmolLM2-135M-Instruct", 30, 1, 256, False),
     ("Qwen/Qwen2.5-1.5B-Instruct", 4, 2, 256, True),
+    ("HuggingFaceTB/SmolLM2-360M-Instruct", 32, 1, 384, True),
 ]
 CREATE = """import json, sys, torch, transformers
 config = transformers.AutoConfig.for_model(**json.loads(sys.argv[1]))

@@ -6,7 +6,7 @@ and bench/ram.py compare). For small models the logits of a large vocabulary nee
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +14,15 @@ from huiyin.common.errors import UserError
 
 GIB = 1 << 30
 PROGRAM_BYTES = 1.5 * GIB  # torch itself
-TRAINER_BYTES = 0.7 * GIB  # LLaMA-Factory and what it loads, and what lies free between live tensors
+TRAINER_BYTES = 0.67 * GIB  # LLaMA-Factory and what it loads
 
 LORA_BYTES = 16  # per trained parameter: 4 for its value, 4 gradient, 8 Adam
 LOGITS_BYTES = 12  # per token and vocabulary entry: fp32 log-softmax, its gradient, the incoming gradient
 FOUR_BIT_BYTES = 0.52  # per weight in 4 bits, with its scales
+
+# On the processor glibc holds what is free between small gradients: with checkpointing, at the end of a backward pass,
+# this share of what all blocks would keep without (bench/ram.py). Larger tensors go back at once (mallopt(3)).
+HELD, MAPPED_BYTES = 0.6, 32 << 20
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -230,7 +234,11 @@ def peak_bytes(
 
 def ram_bytes(shape: Shape, tokens: int, lora: int, precision: Precision, checkpointing: bool) -> float:
     """Return the most bytes that a training on the processor takes; arguments as of `peak_bytes`."""
-    return TRAINER_BYTES + peak_bytes(shape, tokens, lora, precision, checkpointing)
+    values = FULL if precision == "fp32" else HALF
+    mapped = tokens * shape.feed_forward * values.weight > MAPPED_BYTES
+    in_heap = replace(shape, feed_forward=0) if mapped else shape
+    held = peak_bytes(shape, 0, lora, precision) + HELD * tokens * shape.layers * in_heap.kept(values)
+    return TRAINER_BYTES + max(held, peak_bytes(shape, tokens, lora, precision, checkpointing))
 
 
 def check_memory(stage: str, parameters: int, stored: int, available: int) -> bool:
