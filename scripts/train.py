@@ -190,8 +190,9 @@ def find_plan(
         training = choose(args, given, work, settings, dataset.files, base, card)
     except UserError as error:
         raise UserError(f"{error}, such as {largest}" if largest else str(error)) from None
+    rows = fit(measured, training.plan.cutoff_len)
     show(device, work, training.plan, notes(given, work, training.plan, models, largest))
-    return device, work, training, fit(measured, training.plan.cutoff_len)
+    return device, work, training, rows
 
 
 def whole_base(stage: Stage, given: Values, cache: Path) -> Path:

@@ -142,6 +142,12 @@ def test_a_dry_run_tells_whether_it_fits_and_stops(training):
     assert not (training.path / "trained").exists()
 
 
+def test_rows_in_which_no_reply_fits_are_one_line(training):
+    training.settings["cutoff_len"] = 1
+    line = "no reply fits into 1 tokens with its prompt and the system text; raise cutoff_len"
+    assert training.error(training.run("--dry-run")) == line
+
+
 def test_an_unreachable_hub_is_one_line(training):
     training.settings["model_name_or_path"] = "Qwen/Qwen2.5-1.5B-Instruct"
     assert training.error(training.run_alone(env={"HF_ENDPOINT": "http://127.0.0.1:9"})) == (
