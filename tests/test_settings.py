@@ -204,6 +204,8 @@ def test_numbers_of_train_yaml_are_read_as_people_write_them(tmp_path):
         ("finetuning_type: full", "finetuning_type: must be lora, not full"),
         ("x: 1\nx: 2", "x: stands in line 3 and in line 4; keep one"),
         ("<<: {x: *y}", "line 3 is not YAML: * and ! need quotes around the text"),
+        ("0.5: 42", "line 3 is not YAML: a name that is no text"),
+        ("deepspeed: {a: {1: b, c: d}}", "line 3 is not YAML: a name that is no text"),
     ],
 )
 def test_mistakes_in_train_yaml_are_named(tmp_path, text, line):
