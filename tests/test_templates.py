@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import pytest
 import yaml
 
@@ -166,7 +167,7 @@ def test_a_wrong_template_costs_no_download_of_more_than_10_megabytes(bases, tmp
     with Hub("some/Qwen3", bases["Qwen3"]) as hub:
         files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)  # made as it loads
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", files)  # made as it loads
         given = {"model_name_or_path": "some/Qwen3", "template": "qwen3_nothink"}
         assert refusal(fitting_base, args, given, settings).endswith("take template: qwen3")
         small = ["config.json", "generation_config.json", "tokenizer_config.json"]
