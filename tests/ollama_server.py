@@ -24,14 +24,13 @@ from typing import NamedTuple
 
 import xllamacpp
 
-from huiyin.llm.probe import PROBE
-
 SIZE = 600_000  # bytes of a model
 CONTEXT, LOADED_CONTEXT = 32768, 4096  # of the tiny model; of a request that names none
 PREDICT = 1000  # tokens, where a request sets no limit, which is 10 contexts in Ollama
 CONVERTIBLE = {"Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"}
 QUANTIZATIONS = {"Q8_0", "Q4_K_S", "Q4_K_M", "F16", "F32", "BF16"}
 PASSED_ON = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repeat_penalty"}
+PROBE = [{"role": "user", "content": "你好，今天过得怎么样？"}]  # of huiyin/llm/probe.py; a container has this file alone
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.0, "seed": -1}
 
 
@@ -176,7 +175,7 @@ class OllamaServer:
         if not messages:
             self.load(name, num_ctx)
             return exactly(whole("", model=body["model"], done_reason="load"))
-        if messages == PROBE.messages:  # no question: it is not counted
+        if messages == PROBE:  # no question: it is not counted
             scripted = self.before_probe(body)
         else:
             with self.lock:
