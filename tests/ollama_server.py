@@ -30,7 +30,7 @@ PREDICT = 1000  # tokens, where a request sets no limit, which is 10 contexts in
 CONVERTIBLE = {"Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"}
 QUANTIZATIONS = {"Q8_0", "Q4_K_S", "Q4_K_M", "F16", "F32", "BF16"}
 PASSED_ON = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repeat_penalty"}
-PROBE = [{"role": "user", "content": "你好，今天过得怎么样？"}]  # of huiyin/llm/probe.py; a container has this file alone
+PROBE = [{"role": "user", "content": "你好，今天过得怎么样？"}]  # huiyin/llm/probe.py; not there in a container
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.0, "seed": -1}
 
 
