@@ -89,15 +89,16 @@ class Reported:
         self.write("train", {"trainer_log.jsonl": log}, attempts=[plan], seconds=1800)
         self.write("voice", {"voice.json": VOICE})
 
-    def report(self, *options: str) -> str:
-        """Return index.html, or share.html with `--share yes`."""
+    def run(self, share: str = "no", consent: str = "no"):
         given = [str(self.folder / name) for name in STAGES.values()]
-        share = {"--share": "no", "--consent": "no", **dict(zip(options[::2], options[1::2], strict=True))}
-        words = [word for pair in share.items() for word in pair]
         places = ["--voice", self.folder / "voice", "--codes", self.folder / "blind", "--out", self.folder / "report"]
-        done = run_script("tools/report", "1", *given, *places, *words)
+        return run_script("tools/report", "1", *given, *places, "--share", share, "--consent", consent)
+
+    def report(self, share: str = "no", consent: str = "no") -> str:
+        """Return index.html, or share.html if `share` is yes."""
+        done = self.run(share, consent)
         assert done.returncode == 0, done.stderr
-        return (self.folder / "report" / ("share.html" if share["--share"] == "yes" else "index.html")).read_text()
+        return (self.folder / "report" / ("share.html" if share == "yes" else "index.html")).read_text()
 
 
 class Blind:

@@ -6,7 +6,6 @@ import stat
 
 import pytest
 
-from helpers import run_script
 from reported import NAMES, Reported
 
 HOSTILE = [
@@ -43,10 +42,10 @@ def test_what_is_not_there_yet_is_left_out_and_its_target_is_named(reported):
 def test_a_page_to_share_has_no_words_and_names_without_consent(reported):
     reported.write_all(words="我们的秘密")
     assert "我们的秘密" in reported.report()
-    shared = reported.report("--share", "yes")
+    shared = reported.report(share="yes")
     assert not [words for words in ("我们的秘密", "吃了吗", "654321", *NAMES.values()) if words in shared]
     assert "+0.120" in shared
-    agreed = reported.report("--share", "yes", "--consent", "yes")
+    agreed = reported.report(share="yes", consent="yes")
     assert "我们的秘密" in agreed and "小梅" in agreed
 
 
@@ -73,22 +72,24 @@ def test_two_hundred_members_are_seven_and_all_others(reported):
 
 def test_damaged_results_are_one_line(reported):
     reported.write_all()
-    (reported.folder / "voice/voice.json").write_text("[]")
-    stages = [reported.folder / name for name in ("a", "parsed", "b", "paired", "generated", "trained", "c")]
-    where = [
-        "--voice",
-        reported.folder / "voice",
-        "--codes",
-        reported.folder / "x",
-        "--out",
-        reported.folder / "report",
-    ]
-    done = run_script("tools/report", "1", *stages, *where, "--share", "no", "--consent", "no")
     path = reported.folder / "voice/voice.json"
-    assert done.stderr.strip().endswith(
-        f"{path}: cannot be read; delete {path.parent}/receipt.json, then `make voice` makes it"
+    path.write_text("[]")
+    done = reported.run()
+    assert done.stderr.strip() == (
+        f"report.py: {path}: cannot be read; delete {path.parent}/receipt.json, then `make voice` makes it"
     )
     assert done.returncode == 1 and not (reported.folder / "report").exists()
+
+
+def test_results_of_an_earlier_version_are_one_line(reported):
+    reported.write_all()
+    path = reported.folder / "voice/voice.json"
+    voice = json.loads(path.read_text())
+    path.write_text(json.dumps({**voice, "authorship": {"usable": True}, "drawn_out": 1}))
+    assert reported.run().stderr.strip() == (
+        "report.py: the results are not as they are written now (KeyError); make verify tells which have been changed, "
+        "make voice measures anew"
+    )
 
 
 def test_codes_of_friends_are_counted_once_each(reported):

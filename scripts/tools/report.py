@@ -13,7 +13,7 @@ import huiyin.common.starting  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from huiyin.common.errors import run
+from huiyin.common.errors import UserError, run
 from huiyin.common.stage import arguments
 
 ANSWERS = ["yes", "no"]
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--consent", choices=ANSWERS, required=True, help="messages and names in it, too")
     args = parser.parse_args(argv)
 
+    from jinja2 import UndefinedError  # here: what takes time to load
+
     from huiyin.report.blind import read_codes, texts_in
     from huiyin.report.facts import read_facts
     from huiyin.report.page import write_page
@@ -37,9 +39,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = read_facts(args.target, args.stages, args.voice)
     page = args.out / "blind.html"
     played = read_codes(texts_in(args.codes), page.read_text(encoding="utf-8") if page.is_file() else "")
-    pages = {"index.html": report(facts, played, shared=False, texts=True)}
-    if args.share == "yes":
-        pages["share.html"] = report(facts, played, shared=True, texts=args.consent == "yes")
+    try:
+        pages = {"index.html": report(facts, played, shared=False, texts=True)}
+        if args.share == "yes":
+            pages["share.html"] = report(facts, played, shared=True, texts=args.consent == "yes")
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        # of results that others have changed, or that are of an earlier version
+        raise UserError(
+            f"the results are not as they are written now ({type(error).__name__}); make verify tells which "
+            "have been changed, make voice measures anew"
+        ) from None
     for name, text in pages.items():
         write_page(args.out / name, text)
         print(f"report: {args.out / name}, {len(text.encode()) / 1000:,.0f} kB; open it in a browser", flush=True)
