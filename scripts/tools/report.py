@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     facts = read_facts(args.target, args.stages, args.voice)
     page = args.out / "blind.html"
-    played = read_codes(texts_in(args.codes), page.read_text(encoding="utf-8") if page.is_file() else "")
+    played = read_codes(
+        texts_in(args.codes), page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    )
     try:
         pages = {"index.html": report(facts, played, shared=False, texts=True)}
         if args.share == "yes":
