@@ -39,6 +39,13 @@ def test_what_is_not_there_yet_is_left_out_and_its_target_is_named(reported):
         assert f"make {target}</code>" in page
 
 
+def test_somebody_who_is_not_there_is_one_line(reported):
+    reported.write_messages([{"time": 0, "user_id": "2", "fragments": ["在"]}])
+    assert reported.run().stderr.strip() == (
+        "report.py: nobody with the id 1 has written anything here; `make members` lists who is there"
+    )
+
+
 def test_a_page_to_share_has_no_words_and_names_without_consent(reported):
     reported.write_all(words="我们的秘密")
     assert "我们的秘密" in reported.report()

@@ -52,14 +52,17 @@ class Facts:
 
 
 def read_facts(target: str, stages: Sequence[Path], voice: Path) -> Facts:
-    """Return what there is. stages: the folders of STAGES; voice: that of `make voice`."""
+    """Return what there is; `UserError` if there are messages, but none of `target`. stages: the folders of STAGES;
+    voice: that of `make voice`."""
     folders = dict(zip(STAGES, stages, strict=True))
     receipts = {stage: receipt for stage, folder in folders.items() if (receipt := read_receipt(folder))}
     facts = Facts(target, receipts)
     if "parse" in receipts:
         made_by = "`make parse` makes it"
         facts.group = of_group(scan_table(folders["parse"] / "messages.parquet", MESSAGES, made_by), target)
-        facts.name = facts.group.get("name", "")
+        if not facts.group:
+            raise UserError(f"nobody with the id {target} has written anything here; `make members` lists who is there")
+        facts.name = facts.group["name"]
     if "pair" in receipts:
         made_by = "`make pair` makes it"
         facts.pairs = read_records(folders["pair"] / "pairs.jsonl", PAIR, made_by)
