@@ -8,6 +8,7 @@ import pytest
 
 from case_folders import turns
 from huiyin.report.blind import choose, masks, needed
+from huiyin.voice.copies import copy_finder
 from reported import Blind, Reported
 
 BROWSERS = ["chromium", "chromium-browser", "chrome", "google-chrome", "google-chrome-stable"]
@@ -37,12 +38,14 @@ def test_so_many_right_answers_show_that_somebody_can_tell(items, score):
 )
 def test_a_copy_is_no_item(left_out):
     training = ["好的好的", "一二三四五六七八九十" * 4]
-    assert choose([left_out, line()], training, str, 30) == [{"prompt": "问", "real": "真的", "model": "学来的"}]
+    is_copied = copy_finder(training, [left_out["trained"]])
+    items = choose([left_out, line()], training, is_copied, str, 30)
+    assert items == [{"prompt": "问", "real": "真的", "model": "学来的"}]
 
 
 def test_replies_of_like_length_come_first_and_personal_data_is_hidden():
     lines = [line(trained="很长很长很长的一句话"), line(prompt="打 13800138000", reply="好", trained="嗯")]
-    items = choose(lines, [], lambda text: text.replace("13800138000", "[电话]"), 1)
+    items = choose(lines, [], lambda text: False, lambda text: text.replace("13800138000", "[电话]"), 1)
     assert items == [{"prompt": "打 [电话]", "real": "好", "model": "嗯"}]
 
 

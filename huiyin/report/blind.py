@@ -26,7 +26,6 @@ Rows = list[dict[str, Any]]
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 READ_AS = str.maketrans("OIL", "011")  # what people mistake
-SHARED = 30  # so many characters in a row that also stand in the training are a copy
 AT_LEAST = 10  # items
 SURE = 0.05  # so rarely may somebody who guesses reach the score from which on one can tell
 
@@ -42,21 +41,19 @@ def needed(items: int) -> int:
 # ---- the page
 
 
-def choose(replies: Rows, training: Iterable[str], hide: Callable[[str], str], number: int) -> Rows:
+def choose(
+    replies: Rows, training: Iterable[str], is_copied: Callable[[str], bool], hide: Callable[[str], str], number: int
+) -> Rows:
     """Return the items [{prompt, real, model}, ...], those first whose two replies are of like length.
 
-    Left out are prompts that the language model wrote, replies that stand in the training or have SHARED characters in
-    a row of it, and equal ones. replies: lines of replies.jsonl. hide: takes personal data out of a text."""
-    known, runs = set(), set()
-    for text in training:
-        known.add(plain(text))
-        runs |= {text[start : start + SHARED] for start in range(len(text) - SHARED + 1)}
-    items = []
+    Left out are prompts that the language model wrote, replies that stand in the training, copies, and equal ones.
+    replies: lines of replies.jsonl. is_copied: says it of a reply of the model. hide: takes personal data out of a
+    text."""
+    known, items = set(map(plain, training)), []
     for line in replies:
         prompt, real, model = (hide(line[name]).strip() for name in ("prompt", "reply", "trained"))
         fresh = real and model and not {plain(real), plain(model)} & known and plain(real) != plain(model)
-        copied = any(model[start : start + SHARED] in runs for start in range(len(model) - SHARED + 1))
-        if fresh and not copied and line["decided_by"] != "written":
+        if fresh and not is_copied(model) and line["decided_by"] != "written":
             items.append({"prompt": prompt, "real": real, "model": model})
     items.sort(key=lambda item: abs(math.log(len(item["real"]) / len(item["model"]))))
     return items[:number]

@@ -1,6 +1,6 @@
 """Copies and leaks: what generated replies give away of the training, beside the same figures for real replies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from huiyin.voice.sampling import Texts
@@ -26,9 +26,7 @@ def measure_copies(
     """
     texts = {name: [spaced(text) for text in of_one] for name, of_one in {"real": real, **replies}.items()}
     whole = {spaced(text) for text in training} - {""}
-    # those of the replies are looked up in the training: memory is bounded by the replies, which are few
-    wanted = {run for of_one in texts.values() for text in of_one for run in runs(text, COPIED)}
-    copied = {run for text in whole for run in runs(text, COPIED) if run in wanted}
+    is_copied = copy_finder(whole, [text for of_one in texts.values() for text in of_one])
     system_bytes = spaced(system).encode("utf-8", "replace")
     length = min(SYSTEM_BYTES, len(system_bytes))
     of_system = set(runs(system_bytes, length))
@@ -40,12 +38,20 @@ def measure_copies(
         name: {
             "replies": len(of_one),
             "word_for_word": share(of_one, whole.__contains__),
-            "30_characters": share(of_one, lambda text: any(run in copied for run in runs(text, COPIED))),
+            "30_characters": share(of_one, is_copied),
             "personal_data": share(of_one, lambda text: redaction(text) != text),
             "system_text": share(of_one, repeats_system),
         }
         for name, of_one in texts.items()
     }
+
+
+def copy_finder(training: Iterable[str], texts: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that says of one of `texts` whether it has COPIED characters in a row from the training. Those
+    of the texts are looked up in the training: memory is bounded by the texts, which are few."""
+    wanted = {run for text in texts for run in runs(spaced(text), COPIED)}
+    copied = {run for text in training for run in runs(spaced(text), COPIED) if run in wanted}
+    return lambda text: any(run in copied for run in runs(spaced(text), COPIED))
 
 
 def share(texts: Texts, holds: Callable[[str], bool]) -> float | None:

@@ -51,11 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from huiyin.report.blind import choose, page
     from huiyin.report.page import write_page
     from huiyin.training.rows import read_gen_settings, read_rows
+    from huiyin.voice.copies import copy_finder
 
     turns = scan_table(need(args.turns, COMBINE), TURNS, COMBINE).collect()
     name = turns.filter(pl.col("user_id") == args.target).sort("time")["nickname"].tail(1).to_list()
     training = [reply for row in read_rows(args.generated / "alpaca.json") for _, reply in row.exchanges()]
-    items = choose(replies, training, redaction_for(turns, hide_names=False), settings.blind_items)
+    hide = redaction_for(turns, hide_names=False)
+    is_copied = copy_finder(training, [hide(line["trained"]) for line in replies])
+    items = choose(replies, training, is_copied, hide, settings.blind_items)
     text = page(items, name[0] if name else args.target, read_gen_settings(args.generated)["message_separator"])
     write_page(args.out / "blind.html", text)
     args.codes.mkdir(parents=True, exist_ok=True, mode=0o700)
