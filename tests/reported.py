@@ -92,7 +92,7 @@ class Reported:
     def run(self, share: str = "no", consent: str = "no"):
         given = [str(self.folder / name) for name in STAGES.values()]
         places = ["--voice", self.folder / "voice", "--codes", self.folder / "blind", "--out", self.folder / "report"]
-        return run_script("tools/report", "1", *given, *places, "--share", share, "--consent", consent)
+        return run_script("tools/report", *given, "--target=1", *places, "--share", share, "--consent", consent)
 
     def report(self, share: str = "no", consent: str = "no") -> str:
         """Return index.html, or share.html if `share` is yes."""

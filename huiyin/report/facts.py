@@ -13,7 +13,7 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
-from huiyin.common.stage import read_receipt
+from huiyin.common.stage import anew, read_receipt
 from huiyin.common.tables import COMMA, MESSAGES, PAIR, UNPAIRED, read_records, scan_table
 
 Rows = list[dict[str, Any]]
@@ -44,7 +44,6 @@ class Facts:
     voice: dict[str, Any] = field(default_factory=dict)
     log: Rows = field(default_factory=list)
     separator: str = "\n"
-    others: list[str] = field(default_factory=list)
 
     @property
     def shown_name(self) -> str:
@@ -86,7 +85,7 @@ def read_json(path: Path, kind: type, stage: str) -> Any:
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, kind):
-        raise UserError(f"{path}: cannot be read; delete {path.parent}/receipt.json, then `make {stage}` makes it")
+        raise UserError(f"{path}: cannot be read; {anew(path, f'`make {stage}` makes it')}")
     return content
 
 
@@ -198,7 +197,6 @@ def predicted_and_seen(receipt: Mapping[str, Any], log: Rows) -> dict[str, Any]:
     seen = max((line.get("vram_reserved") or 0 for line in log), default=0)
     return {
         "plan": attempts[-1],
-        "attempts": len(attempts),
         "gib": (attempts[-1].get("peak", 0) / 2**30, seen if seen > 0 else None),
         "hours": (attempts[-1].get("hours", 0), receipt["seconds"] / 3600),
     }

@@ -1,7 +1,7 @@
 """Write a page of everything that is known so far about the model of a member.
 
-    python scripts/tools/report.py 10001 data/default/decrypted data/default/parsed ... data/default/10001/exported \\
-        --voice data/default/10001/voice --codes data/default/10001/blind --share no --consent no \\
+    python scripts/tools/report.py data/default/decrypted data/default/parsed ... data/default/10001/exported \\
+        --target 10001 --voice data/default/10001/voice --codes data/default/10001/blind --share no --consent no \\
         --out data/default/10001/report
 
 Writes index.html, for its owner; with --share yes also share.html, with numbers and charts alone, and with --consent
@@ -21,7 +21,7 @@ ANSWERS = ["yes", "no"]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, config=False)
-    parser.add_argument("target", help="the member")
+    parser.add_argument("--target", required=True, help="the member")
     parser.add_argument("stages", nargs=7, type=Path, metavar="FOLDER", help="of each stage, decrypt to export")
     parser.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="of what voice measured")
     parser.add_argument("--codes", type=Path, required=True, metavar="FOLDER", help="codes of the blind test")
