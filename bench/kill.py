@@ -29,6 +29,7 @@ import numpy
 import psutil
 from safetensors.numpy import load_file
 
+from llm_folder import chats
 from project import ROOT, copy_project
 
 MESSAGES = 400
@@ -122,7 +123,7 @@ class Project:
         return found
 
     def questions(self):
-        return Counter(json.dumps(one.body) for one in self.server.requests if one.path == "/api/chat")
+        return Counter(json.dumps(body) for body in chats(self.server))
 
 
 def environment():

@@ -14,7 +14,7 @@ from helpers import EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
 from huiyin.sources.detect import detect
 from huiyin.sources.export import Source, read_export
-from huiyin.sources.files import Quoted, Repaired, Shallow
+from huiyin.sources.files import Quoted, Repaired, Shallow, json_line
 from huiyin.sources.record import to_user_id
 
 CASES = ROOT / "tests/cases/parse"
@@ -245,6 +245,18 @@ def test_brackets_are_counted_outside_of_strings_only(value):
 
 
 # ---- damage
+
+
+def test_a_line_with_the_bytes_of_half_a_character_is_none():
+    with pytest.raises(ValueError, match="utf-8"):
+        json_line(b'{"name": "\xed\xa0\x80"}')
+
+
+def test_a_line_break_of_another_system_in_the_first_line_makes_no_table(tmp_path):
+    source = tmp_path / "chat.csv"
+    source.write_bytes("时间,昵称\r,内容\n".encode())
+    assert refused(source).startswith("chat.csv: ")
+
 
 SOURCES = [
     path for case in sorted(CASES.iterdir()) for path in case.glob("source.*") if not case.name.startswith("csv")

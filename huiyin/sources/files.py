@@ -230,7 +230,7 @@ def json_line(line: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return json.loads(Repaired(None).repair(line, ended=True))
+        return json.loads(Repaired(None).repair(line, ended=True).decode())  # bytes with half characters would pass
     except RecursionError:
         raise ValueError("lists in lists in lists") from None
 

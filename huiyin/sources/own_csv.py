@@ -54,7 +54,10 @@ def separator(line: str) -> str:
 
 def cells_of(line: str) -> list[str]:
     """Return the cells of a line without the empty ones that a spreadsheet adds at its end."""
-    cells = next(csv.reader([line], delimiter=separator(line)), [])
+    try:
+        cells = next(csv.reader([line], delimiter=separator(line)), [])
+    except csv.Error:  # such as a line break of another system, or a cell of a megabyte: no line of a table
+        return []
     while len(cells) > len(ORDER) and not cells[-1].strip():
         cells.pop()
     return cells
