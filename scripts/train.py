@@ -15,7 +15,6 @@ import huiyin.common.starting  # noqa: F401
 import argparse
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,17 +32,17 @@ from huiyin.serving.finished import Settings as Export
 from huiyin.serving.process import ask
 from huiyin.serving.templates.known import check_model, find_format
 from huiyin.training.base import COUNTED, DESCRIBED, WHOLE, check_disk, ends_replies, find_base
-from huiyin.training.card import Card, check_card, dotted, find_card, torch_cuda
+from huiyin.training.card import Card
 from huiyin.training.llamafactory import OutOfMemory, environment, run_program, world_size
-from huiyin.training.memory import GIB, LORA_BYTES, Precision, Shape, find_ram, format_size, read_shape
+from huiyin.training.memory import Precision, format_size, read_shape
 from huiyin.training.models import Model, largest_that_fit, read_models
-from huiyin.training.plan import Plan, Settings, Work, installed, plan_for_card, plan_for_processor
-from huiyin.training.processor import find_processor
-from huiyin.training.rows import Dataset, Fitted, Measured, fit, read_dataset
+from huiyin.training.plan import Plan, Settings, Work, installed
+from huiyin.training.rows import Dataset, Fitted, fit, read_dataset
 from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.template import Encoding, template_settings
 from huiyin.training.unfinished import Run, fingerprint, prepare, steps_done
 from huiyin.training.watch import BrokenLoss, Watch, garbled
+from huiyin.training.work import disk_bytes, find_device, names_in, preflight, spare_tokens, trained_parameters, work_of
 
 RESULTS = 2  # to be raised when the same input gives another result
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
@@ -63,57 +62,6 @@ RESULTS_ARE = (
     "marks included, so it is a curve only; make voice measures the last reply, its words and its end mark apart"
 )
 OTHER_PRECISION: dict[Precision, Precision] = {"bf16": "fp16", "fp16": "bf16"}
-
-
-def spare_tokens(given: Values) -> int:
-    """Return how many tokens of cutoff_len LLaMA-Factory leaves empty: with packing the last one."""
-    return int(bool(given.get("packing") or given.get("neat_packing")))
-
-
-def names_in(setting: str) -> list[str]:
-    return setting.replace(" ", "").split(",")
-
-
-def trained_parameters(given: Values, shape: Shape) -> int:
-    """Return the number of parameters of the adapters, and of the embeddings that are trained as a whole."""
-    whole = {"embed_tokens", "lm_head"} & set(names_in(given.get("additional_target") or ""))
-    lora = shape.lora_parameters(given["lora_rank"], names_in(given["lora_target"]))
-    return lora + len(whole) * shape.vocabulary * shape.hidden
-
-
-def work_of(given: Values, rows: list[Measured], base: Path) -> Work:
-    shape = read_shape(base / "config.json")
-    return Work(
-        shape,
-        rows,
-        lora=trained_parameters(given, shape),
-        batch=given["per_device_train_batch_size"] * given["gradient_accumulation_steps"],
-        cutoff_len=given["cutoff_len"],
-        epochs=given["num_train_epochs"],
-        processes=world_size(),
-        only_last=bool(given.get("mask_history")),
-        packed=bool(spare_tokens(given)),
-    )
-
-
-def find_device(gpu: str) -> tuple[dict[str, Any], Card | None]:
-    """Return (the device, for the receipt; the card, of several the one with the least free memory, None for the
-    processor); `UserError` if a card cannot be used."""
-    if gpu == "none":
-        ram = find_ram()
-        sizes = {"total_gib": gib(ram.total), "free_gib": gib(ram.free)}
-        return {"device": "processor", "cores": os.cpu_count() or 1, **sizes}, None
-    cards = [find_card(index) for index in gpu.split(",")]
-    built_with = torch_cuda()
-    for card in cards:
-        check_card(card, built_with)
-    card = min(cards, key=lambda card: card.free)  # what fits on this one fits on the others
-    device = {
-        **{"device": card.name, "cards": len(cards), "total_gib": gib(card.total), "free_gib": gib(card.free)},
-        **{"capability": dotted(card.capability), "driver": card.driver},
-        **{"driver_cuda": dotted(card.cuda), "torch_cuda": built_with},
-    }
-    return device, card
 
 
 def choose(
@@ -138,15 +86,6 @@ def choose(
     else:
         training.add(preflight(card, given, work, settings))
     return training
-
-
-def preflight(card: Card | None, given: Values, work: Work, settings: Settings) -> Plan:
-    """Return the `Plan` for the memory that is free now; `UserError` if the training does not fit."""
-    if card:
-        return plan_for_card(card, work, settings, installed())
-    micro_batch = given["per_device_train_batch_size"]
-    processor = find_processor(settings.precision, settings.threads)
-    return plan_for_processor(find_ram().free, processor, work, micro_batch, settings)
 
 
 def check_ends(given: Values, settings: Settings, base: Path, stop: Sequence[str]) -> None:
@@ -182,7 +121,7 @@ def find_plan(
     base = fitting_base(args, given, settings)
     is_written(base, read_settings(args.export, Export).gguf)
     measured = dataset.measure(Encoding(find_format(given["template"]), base), spare_tokens(given))
-    work = work_of(given, measured.rows, base)
+    work = work_of(given, measured.rows, read_shape(base / "config.json"))
     (device, card), models = find_device(args.gpu), read_models(args.models)
     trained = partial(trained_parameters, given)
     largest = largest_that_fit(models, card, work, settings, installed(), trained) if card else ""
@@ -200,10 +139,6 @@ def whole_base(stage: Stage, given: Values, cache: Path) -> Path:
     base = find_base(given["model_name_or_path"], cache, WHOLE)
     stage.depends_on(stage.digests.of_tree(base))
     return base
-
-
-def gib(size: int) -> float:
-    return round(size / GIB, 1)
 
 
 def learning_rate(given: Values, plan: Plan) -> float:
@@ -263,11 +198,6 @@ def show(device: Mapping[str, Any], work: Work, plan: Plan, others: Mapping[str,
     }
     for name, line in lines.items():
         print(f"preflight: {name:<10} {line}", flush=True)
-
-
-def disk_bytes(given: Values, work: Work, dataset: Path) -> int:
-    """Return an upper estimate of the bytes that checkpoints and the prepared rows of `dataset` need."""
-    return (given["save_total_limit"] + 1) * LORA_BYTES * work.lora + 20 * dataset.stat().st_size
 
 
 def full_settings(
@@ -435,7 +365,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             unload_model(read_llm_settings(args), args.ollama_url)
         device, work, training, fitted = find_plan(args, given, settings, dataset)
         base, run_folder = base or whole_base(stage, given, args.cache), training.folder
-        check_disk(args.out, disk_bytes(given, work, dataset.files[0]), "training (checkpoints and prepared rows)")
+        check_disk(
+            args.out,
+            disk_bytes(given, work, dataset.files[0].stat().st_size),
+            "training (checkpoints and prepared rows)",
+        )
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)
         replies = train(args, values, training, dataset, fitted)
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)  # as it ended

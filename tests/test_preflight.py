@@ -24,6 +24,7 @@ from huiyin.training.models import largest_that_fit, read_models
 from huiyin.training.plan import FOUR_BIT, LIGER, Settings, Work, installed, plan_for_card, plan_for_processor
 from huiyin.training.processor import Processor, choose, find_processor
 from huiyin.training.rows import Measured
+from huiyin.training.work import trained_parameters
 from scripts import train
 
 SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
@@ -576,8 +577,8 @@ def test_a_base_model_is_told_by_the_token_that_ends_its_texts(tmp_path, name):
 
 def test_embeddings_that_are_trained_as_a_whole_count(tmp_path):
     shape, given = work(tmp_path).shape, {"lora_rank": 8, "lora_target": "all"}
-    assert train.trained_parameters(given, shape) == 9_232_384
-    whole = train.trained_parameters({**given, "additional_target": "embed_tokens,lm_head"}, shape)
+    assert trained_parameters(given, shape) == 9_232_384
+    whole = trained_parameters({**given, "additional_target": "embed_tokens,lm_head"}, shape)
     assert whole == 9_232_384 + 2 * 151_936 * 1536
 
 

@@ -19,7 +19,7 @@ import pytest
 from forked import start_forking
 from helpers import ROOT
 from huiyin.common.errors import UserError
-from huiyin.training import llamafactory
+from huiyin.training import llamafactory, work
 from huiyin.training.launch import divide, give_memory_back, load_in
 from huiyin.training.llamafactory import environment, run_program
 from huiyin.training.memory import GIB
@@ -273,7 +273,7 @@ class Program:
 def interrupted(training, monkeypatch):
     """A function that trains with a Program on a card, or the processor, with so much memory; returns the output."""
     monkeypatch.setattr(train, "ask", replies("好"))
-    monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(work, "torch_cuda", lambda: "13.0")
     training.run_shortly(max_steps=6)
 
     def interrupted(program, gpu, gib):

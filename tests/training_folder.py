@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from forked import run_forking
 from helpers import CLEAN, ROOT
-from huiyin.training import llamafactory
+from huiyin.training import llamafactory, work
 from scripts import train
 from test_preflight import RTX_3060, simulate_nvml
 
@@ -85,7 +85,7 @@ def train_on_card(training, monkeypatch, reply="好", **environment):
     """Train on a simulated RTX 3060 that fails as `environment` says; return (attempts of the receipt, output)."""
     simulate_nvml(monkeypatch, RTX_3060)
     monkeypatch.setattr(train, "ask", replies(reply))
-    monkeypatch.setattr(train, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(work, "torch_cuda", lambda: "13.0")
     monkeypatch.setattr(llamafactory, "PROGRAM", [sys.executable, ROOT / "tests/simulated_card.py"])
     training.without_evaluation()
     training.run_shortly(max_steps=6, save_steps=2)
