@@ -25,14 +25,12 @@ from huiyin.common.errors import UserError, run
 from huiyin.common.progress import Progress
 from huiyin.common.settings import read_settings
 from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
-from huiyin.common.tables import GROUP_MESSAGES
+from huiyin.common.tables import DECRYPTED, GROUP_MESSAGES
 
 if TYPE_CHECKING:
     from huiyin.qqnt.tables import Table
 
 RESULTS = 1  # to be raised when the same input gives another result
-TABLES = [GROUP_MESSAGES, "nt_uid_mapping_table"]
-LONGEST_FILE = 4_000  # bytes, of a key
 COMPANIONS = {"group_info.db": ["group_list", "group_member3"], "profile_info.db": ["profile_info_v6"]}
 
 
@@ -49,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     need(args.source, "put your nt_msg.db there, or name another file with SOURCE=")
+    from huiyin.qqnt.key import opening_key  # without it `--help` is quick
+
     source = real(args.source)
 
     with Stage("decrypt", args.out, RESULTS, packages=["cryptography", "numpy", "sqlcipher3"]) as stage:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         key = opening_key(args.key, source)
         stage.stop_if_done(*inputs(source, settings))
         plain = stage.output("nt_msg.db")
-        tables = extract(stage, source, key, TABLES, plain, settings, args.config)
+        tables = extract(stage, source, key, DECRYPTED, plain, settings, args.config)
         if GROUP_MESSAGES not in tables:
             raise UserError(f"{source}: no {GROUP_MESSAGES} in it; give the nt_msg.db of the account")
         rows, left_out = {name: table.rows for name, table in tables.items()}, {}
@@ -101,45 +101,6 @@ def files_of(database: Path) -> list[Path]:
 def real(path: Path) -> Path:
     """Return the file that a symbolic link leads to: logs and name databases lie beside that one."""
     return path.resolve() if path.is_symlink() else path
-
-
-def read_key(path: Path | None, source: Path) -> str | None:
-    """Return the key from the environment, else from the file at `path`; None if `source` needs none."""
-    from huiyin.qqnt.cipher import PAGE_SIZE, is_plain
-
-    content = os.environb.get(b"QQ_DB_KEY")
-    where = "QQ_DB_KEY" if content else str(path or "--key")
-    if not content:
-        if path is None or not path.exists():
-            with open(source, "rb") as file:
-                if is_plain(file.read(PAGE_SIZE)):
-                    return None
-            raise UserError(f"{where}: no such file; write the key of the database there, or set QQ_DB_KEY")
-        if not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{where}: not an ordinary file; write the key of the database there, or set QQ_DB_KEY")
-        with open(path, "rb") as file:
-            content = file.read(LONGEST_FILE + 1)
-        if len(content) > LONGEST_FILE:
-            raise UserError(f"{where}: too long for a key; write nothing but the key of the database there")
-    try:
-        key = content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
-    if key.endswith("\n"):
-        key = key[:-1].removesuffix("\r")
-    if not key or "\0" in key:
-        raise UserError(f"{where}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
-    return key
-
-
-def opening_key(path: Path | None, source: Path) -> str | None:
-    """Return the key in the form that opens `source`, and say so if it is another one than was given."""
-    from huiyin.qqnt.key import working_key
-
-    key, changed = working_key(source, read_key(path, source))
-    if changed:
-        print(f"decrypt: opened with the key {changed}; better write it so", flush=True)
-    return key
 
 
 def extract(

@@ -3,13 +3,14 @@
     python scripts/parse.py data/demo/decrypted/nt_msg.db --config config/parse.yaml --out data/demo/parsed
 
 The source is a decrypted nt_msg.db, or the export of a chat by another program, a file or a folder; docs/sources.md
-says of which. What it is, its content tells.
+says of which. What it is, its content tells. For `make plan` a sample is read, of an encrypted database, too.
 """
 
 from __future__ import annotations
 
 import huiyin.common.starting  # noqa: F401
 
+import argparse
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from huiyin.common.errors import UserError, run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.settings import Text, read_settings
 from huiyin.common.stage import Stage, arguments, need, noted_argument, unchanged
-from huiyin.common.tables import MESSAGES, MESSAGES_ORDER, SAME_PERSON, schema
+from huiyin.common.tables import DECRYPTED, MESSAGES, MESSAGES_ORDER, SAME_PERSON, schema
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Found
@@ -72,6 +73,8 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "source")
     noted_argument(parser)
+    parser.add_argument("--sample", type=int, metavar="ROWS", help="read about so many rows of the whole")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="file with the key of a database to sample")
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     check_zone(settings.zone, args.config)
@@ -91,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.stop_if_done(*found.files)
         for path in found.files:
             files.enter_context(unchanged(path))
-        rows, report = read_source(stage, found, settings, args.config)
+        if args.sample:
+            rows, report = read_sample(stage, found, settings, args)
+        else:
+            rows, report = read_source(stage, found, settings, args.config)
         files.close()
         if others:
             user_id = pl.col("user_id").replace(others)
@@ -163,6 +169,29 @@ def read_source(stage: Stage, found: Found, settings: Settings, config: Path) ->
     for note in source.notes:
         print(f"parse: {note}", flush=True)
     return rows, report
+
+
+def read_sample(
+    stage: Stage, found: Found, settings: Settings, args: argparse.Namespace
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return what `read_source` does, of about `args.sample` rows; the receipt says which share of all they are, and
+    the bytes that they take in a decrypted database."""
+    name_faces, size = settings.faces == "names", 0
+    if found.format == "database":
+        from huiyin.qqnt.sample import take_sample
+        from huiyin.sources.database import read_history
+
+        file = stage.out / ".sample.part"  # removed with the parts of the outputs
+        share = take_sample(found.path, args.key, DECRYPTED, args.sample, file)
+        size = file.stat().st_size
+        rows, report = read_history(file, settings.placeholders, name_faces)
+    else:
+        from huiyin.sources.export import Source, read_export
+
+        source = Source(found, settings.zone, settings.group, settings.skip_bad_lines, args.config, most=args.sample)
+        rows, report = read_export(source, name_faces, settings.placeholders)
+        share = source.share
+    return rows, report | {"sample": {"share": share, "bytes": size}}
 
 
 def filter_reason(settings: Settings) -> pl.Expr:

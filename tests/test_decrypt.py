@@ -29,11 +29,11 @@ from huiyin.common.progress import Progress
 from huiyin.qqnt.btree import four, leaf_cells, varint, walk
 from huiyin.qqnt.cipher import HEADER_SIZE, Cipher, build_header, detect, encryption_key
 from huiyin.qqnt.extract import take_tables
+from huiyin.qqnt.key import read_key
 from huiyin.qqnt.pages import Pages
 from huiyin.qqnt.qqnt_pb2 import Header
 from huiyin.qqnt.salvage import check_space, read_schema, salvage
 from huiyin.qqnt.tables import KEEP_FREE, plain_tables
-from scripts.decrypt import read_key
 from scripts.demo.history import KEY
 
 Usage = namedtuple("Usage", "free")

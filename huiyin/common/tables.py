@@ -20,6 +20,7 @@ COMMA = "，"  # combine joins the messages of a turn with it
 NOT_ONE_PERSON = ["", "80000000"]  # senders without a number, and QQ's number for whoever is anonymous
 EVERYBODY = "all"  # in `mentions`
 GROUP_MESSAGES = "group_msg_table"  # QQNT's table of the messages of groups
+DECRYPTED = [GROUP_MESSAGES, "nt_uid_mapping_table"]  # what is taken of nt_msg.db
 
 MESSAGES = {  # messages.parquet
     **{"message_id": "Int64", "group_id": "String", "time": "Datetime(ms, UTC)", "seq": "Int64"},

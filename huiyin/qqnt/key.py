@@ -3,6 +3,7 @@
 Whether a key opens a database shows in milliseconds, so a key that does not is tried in the other forms, too.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from huiyin.common.characters import is_seen
 from huiyin.common.errors import UserError
-from huiyin.qqnt.cipher import WrongKey, detect
+from huiyin.qqnt.cipher import PAGE_SIZE, WrongKey, detect, is_plain
 
 LONGEST = 1_000  # characters; what is longer is another file
+LONGEST_FILE = 4_000  # bytes
 MOST_FORMS = 60
 USUAL_LENGTHS = {16, 32, 64, 96}  # Windows and Linux, Android, the derived key, and that one with its salt
 RAW_LENGTHS = (32, 48)  # bytes of the derived key
@@ -20,6 +22,41 @@ QUOTES = [("'", "'"), ('"', '"'), ("`", "`"), ("“", "”"), ("‘", "’")]
 NAMED = re.compile(r"(?:pragma\s+)?\w*key\w*\s*[:=]\s*(.+?)\s*;?", re.IGNORECASE | re.DOTALL)
 BLOB = re.compile(r"[xX]'([0-9A-Fa-f]+)'")
 SEPARATORS = re.compile(r"0[xX]|\\x|[\s,:;\[\]{}-]")  # in a list of bytes
+
+
+def opening_key(path: Path | None, source: Path) -> str | None:
+    """Return the key in the form that opens `source`, and say so if it is another one than was given."""
+    key, changed = working_key(source, read_key(path, source))
+    if changed:
+        print(f"decrypt: opened with the key {changed}; better write it so", flush=True)
+    return key
+
+
+def read_key(path: Path | None, source: Path) -> str | None:
+    """Return the key from the environment, else from the file at `path`; None if `source` needs none."""
+    content = os.environb.get(b"QQ_DB_KEY")
+    where = "QQ_DB_KEY" if content else str(path or "--key")
+    if not content:
+        if path is None or not path.exists():
+            with open(source, "rb") as file:
+                if is_plain(file.read(PAGE_SIZE)):
+                    return None
+            raise UserError(f"{where}: no such file; write the key of the database there, or set QQ_DB_KEY")
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{where}: not an ordinary file; write the key of the database there, or set QQ_DB_KEY")
+        with open(path, "rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+        if len(content) > LONGEST_FILE:
+            raise UserError(f"{where}: too long for a key; write nothing but the key of the database there")
+    try:
+        key = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: the key is not UTF-8 text; save it as plain text with nothing but the key") from None
+    if key.endswith("\n"):
+        key = key[:-1].removesuffix("\r")
+    if not key or "\0" in key:
+        raise UserError(f"{where}: {'no key' if not key else 'a zero byte'} in it; write the key of the database there")
+    return key
 
 
 def working_key(path: Path, key: str | None) -> tuple[str | None, str]:

@@ -48,18 +48,19 @@ def is_empty(head: "Head") -> bool:
 
 
 def read_table(
-    path: Path, file: Any, placeholders: Iterable[str], name_faces: bool
+    path: Path, file: Any, placeholders: Iterable[str], name_faces: bool, most: int | None = None
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do."""
+    """Return what `read_history` does, from the open `file` at `path`; anything with a `read` will do. most: rows that
+    are read; None: all of them."""
     nobody = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String)) for columns in COMPANIONS.values()]
     with workers(tasks=cores()) as share_out:
-        chunks = share_out(to_chunk, ((rows, placeholders, name_faces) for rows in json_chunks(path, file)))
+        chunks = share_out(to_chunk, ((rows, placeholders, name_faces) for rows in json_chunks(path, file, most)))
         return to_history(path, AGAIN, chunks, *nobody)
 
 
-def json_chunks(path: Path, file: Any) -> Iterator[list[tuple]]:
+def json_chunks(path: Path, file: Any, most: int | None = None) -> Iterator[list[tuple]]:
     """Yield lists of rows with the values of COLUMNS, texts and bodies as bytes, from the open `file` at `path`."""
-    rows = json_rows(path, file)
+    rows = islice(json_rows(path, file), most)
     for number, chunk in enumerate(iter(lambda: list(islice(rows, CHUNK)), [])):
         if number == 0:
             check_ids(path, chunk)

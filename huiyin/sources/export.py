@@ -73,6 +73,8 @@ class Source:
     minutes: Counter[str] = field(default_factory=Counter)  # {room: messages whose time has no seconds}
     private: set[str] = field(default_factory=set)  # rooms that are no groups
     local_times: list[str] = field(default_factory=list)  # some that lack a zone
+    most: int | None = None  # rows that are read; None: all of them
+    opened: dict[Path, Hashed] = field(default_factory=dict)  # the files, as they are read for the last time
 
     @property
     def path(self) -> Path:
@@ -85,25 +87,36 @@ class Source:
     def default_room(self) -> str:
         return self.room or self.group or self.path.stem
 
+    @property
+    def share(self) -> float:
+        """The share of its files that was read: 1 if all of them were."""
+        size = sum(path.stat().st_size for path in self.found.files)
+        return min(1.0, sum(file.progress.done for file in self.opened.values()) / max(1, size))
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Hashed]:
+        """Open a file of the export; its digest is known when it was read to its end."""
+        with Hashed(path) as file:
+            self.opened[path] = file
+            yield file
+        self.digests[path] = file.digest.hexdigest()
+
     def items(self, head: Head, prefix: str) -> Iterator[Any]:
         """Yield the values at `prefix` (ijson's) of a file of JSON."""
-        with Hashed(head.path) as file:
+        with self.open(head.path) as file:
             yield from json_items(head.path, file, prefix, use_float=True)
             while file.read(1 << 16):  # what comes after the values belongs to the digest
                 pass
-        self.digests[head.path] = file.digest.hexdigest()
 
     def values(self, head: Head, prefixes: Collection[str]) -> Iterator[tuple[str, Any]]:
         """Yield what `json_values` does."""
-        with Hashed(head.path) as file:
+        with self.open(head.path) as file:
             yield from json_values(head.path, file, prefixes)
-        self.digests[head.path] = file.digest.hexdigest()
 
     def byte_lines(self, head: Head) -> Iterator[bytes]:
         """Yield the lines of a file, each with its line feed."""
-        with Hashed(head.path) as file:
+        with self.open(head.path) as file:
             yield from file
-        self.digests[head.path] = file.digest.hexdigest()
 
     def objects(self, head: Head) -> Iterator[dict[str, Any]]:
         """Yield the objects of a file of JSONL; {} for a bad line, if the settings let it be."""
@@ -147,10 +160,8 @@ def read_export(source: Source, faces: bool, placeholders: Iterable[str]) -> tup
     """Return the rows of an export, like `read_history`, and what the receipt says of them."""
     if source.found.format == "db_browser":  # rows of QQNT's table
         (path,) = source.found.files
-        with Hashed(path) as file:
-            table = read_table(path, file, placeholders, faces)
-        source.digests[path] = file.digest.hexdigest()
-        return table
+        with source.open(path) as file:
+            return read_table(path, file, placeholders, faces, source.most)
     rows, quotes, mentions = read_records(source, ({} if faces else dict.fromkeys(FACES)) | labels(placeholders))
     reader = source.found.reader
     ids = ids_of([rows["sender"], quotes["sender"], mentions["mentions"]], source, keep=reader.AS_IT_IS)
@@ -193,7 +204,7 @@ def labels(placeholders: Iterable[str]) -> dict[str, str | None]:
 
 def read_records(source: Source, shown: Mapping[str, str | None]) -> list[pl.DataFrame]:
     """Return frames of rows, quotes and mentions of all records; `shown`: the `labels` of `frames_of`."""
-    records = source.found.reader.records(source)
+    records = islice(source.found.reader.records(source), source.most)
     chunks, height = [frames_of([], 0, {})], 0
     with no_garbage():
         for chunk in iter(lambda: list(islice(records, CHUNK)), []):
