@@ -26,6 +26,7 @@ from huiyin.common.stage import Stage, arguments, need
 from huiyin.common.tables import COMMA, ORIGIN, PAIR, TURNS, UNPAIRED, read_records, scan_table, write_records
 from huiyin.llm.backend import TooLong
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
+from huiyin.llm.counting import dry_run_arguments, new_client
 from huiyin.questions.batches import batches_of
 from huiyin.questions.conversations import Conversation, order, time_of, with_threads
 from huiyin.questions.dataset import Record, held_out_rows, redaction_for, training_rows, without_control_tokens
@@ -80,16 +81,16 @@ def with_context(lines: list[Record], turns: pl.DataFrame, count: int) -> list[t
 
 
 def fill(
-    lines: list[Record], turns: pl.DataFrame, prompt: Prompt, settings: Settings, client: Client
+    lines: list[Record], turns: pl.DataFrame, prompt: Prompt, settings: Settings, client: Client, rounds: int
 ) -> tuple[dict[int, str], dict[str, float]]:
     """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one, and {reason:
     share of the first prompts that were refused for it}. What a batch leaves out is asked for again, each alone; a
-    batch that does not fit is halved."""
+    batch that does not fit is halved. rounds: in which prompts are asked for."""
     missing = with_context(lines, turns, settings.context_turns)
     temperature = client.settings.gen_temperature
     written: dict[int, str] = {}
     shares: dict[str, float] = {}
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         refused: dict[int, str] = {}  # {turn_id: why}
         batches = batches_of(missing, 1 if round_ else settings.batch_size, lambda item: item[1])
         while batches:
@@ -113,6 +114,12 @@ def fill(
         missing = [item for item in missing if item[0]["turn_id"] not in written]
     client.check_failures(len(missing), len(lines))
     return written, shares
+
+
+def words_for(turn_id: int) -> str:
+    """Return a prompt, another one for each turn, of a usual length: of what the model would write in its place only
+    the length counts."""
+    return f"{chr(0x4E00 + turn_id % 20_000)}{chr(0x4E00 + turn_id // 20_000)}什么意思"
 
 
 def shares_refused(refused: dict[int, str], good: int, settings: Settings) -> dict[str, float]:
@@ -220,6 +227,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/gen.md")
     parser.add_argument("--persona", type=Path, required=True, metavar="FILE", help="the system text")
     llm_arguments(parser)
+    dry_run_arguments(parser)
     args = parser.parse_args(argv)
     settings, llm = read_settings(args.config, Settings), read_llm_settings(args)
     prompt = read_prompt(args.prompt, ["name", "items"], optional=["name"])
@@ -227,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
 
     with (
         Stage("gen", args.out, RESULTS, packages=["polars", "requests", "phonenumberslite", "python-stdnum"]) as stage,
-        Client(llm, args.ollama_url, args.answers) as client,
+        new_client(args, llm) as client,
     ):
         stage.use(args.config, settings)
         stage.use(args.llm, llm)
@@ -241,7 +249,10 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
             stage.ledger.dropped["doubtful"] = len(pairs) - len(kept)
         written: dict[int, str] = {}
         if settings.fill:
-            written, stage.receipt["rubbish"] = fill(unpaired, turns, prompt, settings, client)
+            rounds = 1 if args.dry_run else ROUNDS
+            written, stage.receipt["rubbish"] = fill(unpaired, turns, prompt, settings, client, rounds)
+            if args.dry_run:
+                written = {line["turn_id"]: words_for(line["turn_id"]) for line in unpaired} | written
         stage.ledger.dropped["failed" if settings.fill else "unfilled"] = len(unpaired) - len(written)
         answered = [line for line in unpaired if line["turn_id"] in written]
         samples = kept + [{**line, "prompt": written[line["turn_id"]], "decided_by": "written"} for line in answered]

@@ -28,6 +28,7 @@ from huiyin.linking.cases import Case, History, Turn
 from huiyin.linking.pairing import apply_linker, decide_by_quote, record_of, turns_of
 from huiyin.linking.rule import link
 from huiyin.llm.client import Accepted, Client, llm_arguments, read_llm_settings
+from huiyin.llm.counting import dry_run_arguments, new_client
 from huiyin.questions.batches import batches_of
 from huiyin.questions.pairing import NONE, same_words, which_belong_together, which_turn
 from huiyin.questions.prompts import Prompt, read_prompt
@@ -139,10 +140,14 @@ def cascade(
         answers = ask("pair: held-out quotes", tested, total)
         predicted["llm"] = [id_of(chosen(case, answer)) for case, answer in zip(tested, answers, strict=True)]
     else:
-        for case in open_cases:
-            prompt, confidence = link(case.turn, case.window, history.named)
-            case.decide(prompt, "rule", confidence, otherwise="undecided")
+        by_rule(open_cases, history)
     return {**receipt, "quotes": report_on_quotes(len(newest), tested, predicted)} if quotes else receipt
+
+
+def by_rule(cases: list[Case], history: History) -> None:
+    for case in cases:
+        prompt, confidence = link(case.turn, case.window, history.named)
+        case.decide(prompt, "rule", confidence, otherwise="undecided")
 
 
 def chosen(case: Case, answer: Any) -> Turn | None:
@@ -198,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="prompts/pair.md")
     parser.add_argument("--merge-prompt", type=Path, required=True, metavar="FILE", help="prompts/merge.md")
     llm_arguments(parser)
+    dry_run_arguments(parser)
     args = parser.parse_args(argv)
     settings = read_settings(args.config, Settings)
     llm = read_llm_settings(args)
@@ -206,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with (
         Stage("pair", args.out, RESULTS, packages=["polars", "requests", "lightgbm", "numpy"]) as stage,
-        Client(llm, args.ollama_url, args.answers) as client,
+        new_client(args, llm) as client,
     ):
         stage.use(args.config, settings), stage.use(args.llm, llm)
         for file in (args.prompt, args.merge_prompt):
@@ -243,6 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if settings.method == "cascade" and cases:
             stage.receipt |= cascade(cases, history, settings, ask)
+        if args.dry_run:
+            by_rule([case for case in cases if case.reason == "failed"], history)
         if choices:
             stage.receipt["choices_by_position"] = by_position(choices)
         pairs = [record_of(case) for case in cases if case.prompt]

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,10 +221,7 @@ class Client:
     ) -> dict[str, Result]:
         """Return {key: result} of `questions`, {key: Question}. The one with the key `longest` goes first and alone, so
         that a context which is too small shows at once."""
-        if not self.prepared:
-            self.pool.prepare()
-            check_form(self.pool, self.settings.model, any(question.choices for question in questions.values()))
-            self.prepared = True
+        self.prepare(questions.values())
         results: dict[str, Result] = {}
         failed, started, tokens_before = 0, time.monotonic(), self.counts["tokens"]
         threads = ThreadPoolExecutor(self.settings.parallel * len(self.pool.backends))
@@ -244,6 +241,13 @@ class Client:
                 raise
         self.seconds += time.monotonic() - started
         return results
+
+    def prepare(self, questions: Iterable[Question]) -> None:
+        """Load the model, the first time, and see whether it keeps to the form of answers such as to `questions`."""
+        if not self.prepared:
+            self.pool.prepare()
+            check_form(self.pool, self.settings.model, any(question.choices for question in questions))
+            self.prepared = True
 
     def check_failures(self, failed: int, questions: int) -> None:
         """`UserError` if more of the questions failed than a dataset may silently leave out."""
