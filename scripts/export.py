@@ -266,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = stage.earlier.get("ollama", {}).get("digest")
         if ollama is None or (made and ollama.digest() == made):  # one that is there is to have the model
             stage.stop_if_done()
+        stage.begins()
         if ollama:
             check_servable(trained.base / "config.json")
             check_name(ollama, digest_file)

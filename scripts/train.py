@@ -358,8 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # another base model is fetched only when it is known to fit
         known = stage.earlier.get("base_model", {}).get("name") == given["model_name_or_path"]
         base = whole_base(stage, given, args.cache) if known else None
-        if base:
-            stage.stop_if_done()
+        stage.stop_if_done() if base else stage.begins()
         if args.gpu != "none":
             # before preflight, which counts the free memory of the card
             unload_model(read_llm_settings(args), args.ollama_url)

@@ -35,7 +35,18 @@ def snapshot(path):
 
 def test_demo_walks_the_whole_road(demo):
     project, output = demo
-    assert stages_run(output) == ["history", "decrypt", "parse", "combine", "tiny", "pair", "gen", "train", "export"]
+    assert stages_run(output) == [
+        "history",
+        "tiny",
+        "plan",
+        "decrypt",
+        "parse",
+        "combine",
+        "pair",
+        "gen",
+        "train",
+        "export",
+    ]
     table = output[output.index("Asked the merged model") :]
     assert "gibberish" in table
     for stage in STAGES:
@@ -155,7 +166,7 @@ def test_another_database_put_in_its_place_is_noticed_although_it_is_older(demo,
     assert make(project, "parse", *words).returncode == 0
     assert make(project, "--question", "parse", *words).returncode == 0
     os.utime(project / "chat.db", (1, 1))
-    assert stages_run(make(project, "--dry-run", "all", *words).stdout) == STAGES
+    assert stages_run(make(project, "--dry-run", "all", *words).stdout) == ["plan", *STAGES]
 
 
 def test_dates_and_comments_change_nothing(demo, tmp_path):
@@ -168,7 +179,8 @@ def test_dates_and_comments_change_nothing(demo, tmp_path):
     os.utime(project / "data/demo/sample/nt_msg.db", (1 << 32, 1 << 32))  # of the future
     done = make(project, "all", *DEMO)
     assert re.findall(r"^(\w+): (.*)$", done.stdout, re.MULTILINE) == [
-        (stage, "nothing has changed") for stage in STAGES
+        ("plan", "nothing is to do"),
+        *((stage, "nothing has changed") for stage in STAGES),
     ], done.stderr
     assert [file.read_bytes() for file in receipts] == before
     assert make(project, "--question", "all", *DEMO).returncode == 0
@@ -192,7 +204,7 @@ def test_a_receipt_of_the_future_does_not_hide_an_edit(demo, tmp_path):
 
 def test_another_target_costs_only_pair_and_later(demo):
     project, _ = demo
-    assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == STAGES[3:]
+    assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == ["plan", *STAGES[3:]]
 
 
 def test_members_come_from_the_stages_all_targets_share(demo):
@@ -219,7 +231,7 @@ def test_a_failing_stage_leaves_the_earlier_result(demo):
             "max_gap_seconds, max_others_between, quotes_start_a_turn, invisible_is_empty, special_texts"
         ) in failed.stderr.splitlines()
         assert snapshot(folder(project, "combine")) == before
-        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == STAGES[2:]
+        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == ["plan", *STAGES[2:]]
     finally:
         settings.unlink()
 
@@ -444,9 +456,10 @@ def test_a_target_with_the_name_of_something_else_in_the_results(project, name):
 def test_no_card_is_said_before_hours_of_work(demo, tmp_path):
     project = copy_project(tmp_path)
     shutil.copytree(demo[0] / "data", project / "data", dirs_exist_ok=True)
-    (project / "config/demo/pair.yaml").touch()
+    settings = project / "config/demo/pair.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("quotes_tested: 50", "quotes_tested: 40"))
     done = make(project, "all", "CONFIG=demo", "RUN_IN=host", "GPU=99")
-    assert complaint(done).startswith("card.py: GPU=99, but ")
+    assert complaint(done).startswith("plan.py: GPU=99, but ")
     assert stages_run(done.stdout) == []
 
 

@@ -16,6 +16,7 @@ from unittest.mock import ANY
 import psutil
 import pytest
 
+from cards import simulate_nvml
 from forked import start_forking
 from helpers import ROOT
 from huiyin.common.errors import UserError
@@ -27,7 +28,6 @@ from huiyin.training.plan import Plan
 from huiyin.training.unfinished import Run, fix_checkpoints
 from huiyin.training.watch import BrokenLoss
 from scripts import train
-from test_preflight import simulate_nvml
 from training_folder import RESULTS, Training, assert_same_adapter, replies, train_on_card
 
 

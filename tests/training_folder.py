@@ -9,11 +9,11 @@ import numpy
 import yaml
 from safetensors.numpy import load_file
 
+from cards import RTX_3060, simulate_nvml
 from forked import run_forking
 from helpers import CLEAN, ROOT
 from huiyin.training import llamafactory, work
 from scripts import train
-from test_preflight import RTX_3060, simulate_nvml
 
 RESULTS = [*train.ADAPTER_FILES, *train.OTHER_FILES]
 SHORT_RUN = {

@@ -22,6 +22,8 @@ from huiyin.common.settings import meaning, without_credentials
 
 Settings = TypeVar("Settings")
 
+WOULD_RUN = 3  # exit status
+
 
 class Ledger:
     """What became of every record: read = written + merged + sum(dropped)."""
@@ -140,6 +142,12 @@ class Stage:
             for path in later:
                 self.input(path)
             raise Unchanged
+        self.begins()
+
+    def begins(self) -> None:
+        """End the program here if it was only asked whether there is anything to do, by `python -X check`."""
+        if "check" in sys._xoptions:
+            raise SystemExit(WOULD_RUN)
 
     def _may_be(self, later: Sequence[Path]) -> bool:
         """Return False where a look at the sizes of `later` is enough to see that they are others; they may be huge."""

@@ -34,6 +34,7 @@ class Counting(Client):
     def __init__(self, settings: Settings, ollama_url: str, answers: Path, probe: float) -> None:
         super().__init__(replace(settings, read_timeout_seconds=max(1.0, probe)), ollama_url, answers)
         self.probe = probe
+        self.spent = 0.0  # seconds, of these
         self.problem = ""  # why the model cannot be asked
 
     def open(self) -> None:
@@ -49,10 +50,10 @@ class Counting(Client):
         self.counts["to_ask"] += len(questions)
         self.counts["tokens_to_ask"] += round(TOKENS_PER_CHARACTER * sum(each.size() for each in questions.values()))
         results: dict[str, Result] = dict.fromkeys(questions)
-        if self.probe > 0 and not self.problem:
+        if self.probe > self.spent and not self.problem:
             started = time.monotonic()
-            self.ask_some(questions, results, started + self.probe)
-            self.probe -= time.monotonic() - started
+            self.ask_some(questions, results, started + self.probe - self.spent)
+            self.spent += time.monotonic() - started
         return results
 
     def ask_some(self, questions: dict[str, Question], results: dict[str, Result], until: float) -> None:
@@ -67,6 +68,7 @@ class Counting(Client):
                 results[key] = self.ask(key, questions[key])
                 slowest = max(slowest, time.monotonic() - begun)
                 self.counts["probed"] += 1
+                self.counts["answered"] += results[key] is not None
 
         self.run([lambda: self.prepare(questions.values())], until)
         if not self.prepared:
@@ -97,4 +99,8 @@ class Counting(Client):
         """Do nothing: what is not asked has not failed."""
 
     def receipt(self) -> dict[str, Any]:
-        return super().receipt() | ({"problem": self.problem} if self.problem else {})
+        """Return what a receipt says of the model: `seconds` of the questions, `probe_seconds` with loading it."""
+        said = super().receipt()
+        if said:
+            said["llm"] |= {"probe_seconds": round(self.spent, 3), "problem": self.problem}
+        return said

@@ -13,6 +13,7 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
+from huiyin.common.predicted import Compared, compared
 from huiyin.common.stage import anew, read_receipt
 from huiyin.common.tables import COMMA, MESSAGES, PAIR, UNPAIRED, read_records, scan_table
 
@@ -31,7 +32,7 @@ class Facts:
 
     receipts: {stage: receipt}; name: the member's latest nickname; group: what `of_group` returns; pairs, unpaired,
     alpaca, held_out: lines and rows; voice: voice.json; log: lines of trainer_log.jsonl; separator: what parts the
-    messages of a reply."""
+    messages of a reply; planned: what `make plan` said of the stages, and what happened."""
 
     target: str
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,18 +45,20 @@ class Facts:
     voice: dict[str, Any] = field(default_factory=dict)
     log: Rows = field(default_factory=list)
     separator: str = "\n"
+    planned: list[Compared] = field(default_factory=list)
 
     @property
     def shown_name(self) -> str:
         return self.name or self.target
 
 
-def read_facts(target: str, stages: Sequence[Path], voice: Path) -> Facts:
+def read_facts(target: str, stages: Sequence[Path], voice: Path, plan: Path = Path()) -> Facts:
     """Return what there is; `UserError` if there are messages, but none of `target`. stages: the folders of STAGES;
-    voice: that of `make voice`."""
+    voice: that of `make voice`; plan: plan.json."""
     folders = dict(zip(STAGES, stages, strict=True))
     receipts = {stage: receipt for stage, folder in folders.items() if (receipt := read_receipt(folder))}
     facts = Facts(target, receipts)
+    facts.planned = list(compared(plan, {folders[stage]: receipt for stage, receipt in receipts.items()}))
     if "parse" in receipts:
         made_by = "`make parse` makes it"
         facts.group = of_group(scan_table(folders["parse"] / "messages.parquet", MESSAGES, made_by), target)

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--codes", type=Path, required=True, metavar="FOLDER", help="codes of the blind test")
     parser.add_argument("--share", choices=ANSWERS, required=True, help="write share.html, too")
     parser.add_argument("--consent", choices=ANSWERS, required=True, help="messages and names in it, too")
+    parser.add_argument("--plan", type=Path, default=Path(), metavar="FILE", help="plan.json of `make plan`")
     args = parser.parse_args(argv)
 
     from jinja2 import UndefinedError  # here: what takes time to load
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from huiyin.report.page import write_page
     from huiyin.report.report import report
 
-    facts = read_facts(args.target, args.stages, args.voice)
+    facts = read_facts(args.target, args.stages, args.voice, args.plan)
     page = args.out / "blind.html"
     played = read_codes(
         texts_in(args.codes), page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""

@@ -1,6 +1,7 @@
 """Print what each stage read, wrote, merged and dropped, and a reply of the exported model.
 
-python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported
+python scripts/tools/summary.py data/demo/decrypted data/demo/parsed ... data/demo/10002/exported \\
+    --plan data/demo/10002/plan/plan.json
 """
 
 import huiyin.common.starting  # noqa: F401
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from huiyin.common.errors import UserError, run
+from huiyin.common.predicted import Compared, compared
 from huiyin.common.stage import arguments, read_receipt
+
+MIB = 1 << 20
 
 
 def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -23,6 +27,16 @@ def table(receipts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         numbers = [ledger["read"], ledger["written"], ledger.get("merged", 0), sum(ledger["dropped"].values())]
         cells = "".join(f"{number:>10,}" for number in numbers)
         yield f"{receipt['stage']:<9}{cells}{receipt['seconds']:>10.1f}  {why}".rstrip()
+
+
+def predicted_and_seen(stages: Iterable[Compared]) -> Iterator[str]:
+    """Yield the lines of the table of what `make plan` has said."""
+    yield f"{'stage':<9}{'rows':>21}{'seconds':>19}{'MiB':>17}  predicted / seen"
+    for stage in stages:
+        rows = "{:,} / {:,}".format(*stage.written) if stage.written else ""
+        seconds = "{:,.0f} / {:,.0f}".format(*stage.seconds) if stage.seconds else ""
+        size = "{:,.1f} / {:,.1f}".format(*(each / MIB for each in stage.size))
+        yield f"{stage.stage:<9}{rows:>21}{seconds:>19}{size:>17}"
 
 
 def read_asked(folder: Path) -> dict[str, str]:
@@ -37,7 +51,9 @@ def read_asked(folder: Path) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, config=False, out=False)
     parser.add_argument("folders", nargs="+", type=Path)
-    found = {folder: receipt for folder in parser.parse_args(argv).folders if (receipt := read_receipt(folder))}
+    parser.add_argument("--plan", type=Path, default=Path(), metavar="FILE", help="plan.json of `make plan`")
+    args = parser.parse_args(argv)
+    found = {folder: receipt for folder in args.folders if (receipt := read_receipt(folder))}
     receipts = list(found.values())
     for asked in [read_asked(folder) for folder, receipt in found.items() if "asked.json" in receipt["outputs"]]:
         print(f"\nAsked {asked['who']}: {asked['question']}")
@@ -54,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     print()
     print("\n".join(table(receipts)))
+    if stages := list(compared(args.plan, found)):
+        print()
+        print("\n".join(predicted_and_seen(stages)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What is still to do: how much, how long, and whether it fits."""
