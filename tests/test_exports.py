@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from helpers import EXAMPLES, ROOT, run_script
 from huiyin.common.errors import UserError
+from huiyin.sources import files
 from huiyin.sources.detect import detect
 from huiyin.sources.export import Source, read_export
-from huiyin.sources.files import Quoted, Repaired, Shallow, json_line
+from huiyin.sources.files import Quoted, Repaired, Shallow, json_items, json_line
 from huiyin.sources.record import to_user_id
 
 CASES = ROOT / "tests/cases/parse"
@@ -242,6 +243,38 @@ def test_brackets_are_counted_outside_of_strings_only(value):
     while file.read(7):
         pass
     assert (file.depth, file.in_string) == (0, False)
+
+
+IN_ONE_ANOTHER = st.recursive(
+    st.integers() | st.text(st.sampled_from('{},"\\id')),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "a"]), inner),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.lists(IN_ONE_ANOTHER, max_size=8), st.sampled_from([1, 40, 1 << 18]), st.sampled_from([None, 1]))
+def test_values_of_a_list_do_not_depend_on_the_blocks(values, size, indent):
+    content = json.dumps({"id": [values], "list": values, "more": {"list": values}}, indent=indent)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "BLOCK", size)
+        assert list(json_items(Path("chat.json"), io.BytesIO(content.encode()), "list.item")) == values
+
+
+def test_objects_in_objects_are_no_objects_of_the_list():
+    people = [{"id": number} for number in range(300)]
+    values = [{"id": number, "people": people[: number * 7 % 300]} for number in range(500)]
+    content = json.dumps(values).encode()
+    assert list(json_items(Path("chat.json"), io.BytesIO(content), "item")) == values
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"), [("{'a': 2}]", "lexical error: invalid char in json text"), ('{"a": 2', "premature EOF")]
+)
+def test_it_is_told_after_which_message_the_json_breaks(last, reason):
+    content = f'{{"list": [{", ".join(json.dumps({"a": "x" * 100}) for _ in range(5000))}, {last}'
+    items = json_items(Path("chat.json"), io.BytesIO(content.encode()), "list.item")
+    with pytest.raises(UserError, match=rf"not whole JSON \(.*{reason}, after message 5000\)"):
+        list(items)
 
 
 # ---- damage

@@ -104,7 +104,7 @@ class Source:
     def items(self, head: Head, prefix: str) -> Iterator[Any]:
         """Yield the values at `prefix` (ijson's) of a file of JSON."""
         with self.open(head.path) as file:
-            yield from json_items(head.path, file, prefix, use_float=True)
+            yield from json_items(head.path, file, prefix)
             while file.read(1 << 16):  # what comes after the values belongs to the digest
                 pass
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from huiyin.common.tables import EVERYBODY
@@ -86,7 +87,7 @@ def to_number(value: Any) -> int | None:
     """Return a number that was written as a number or as text; None for what is none, or does not fit 64 bits."""
     if isinstance(value, str) and len(value) < 21 and value.removeprefix("-").isdecimal() and value.isascii():
         value = int(value)
-    if isinstance(value, float) and abs(value) < 1 << 53:
+    if isinstance(value, float | Decimal) and -(1 << 53) < value < 1 << 53:
         value = int(value)
     return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
 
