@@ -5,8 +5,10 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -194,7 +196,7 @@ class Runs:
     file, are decoded by msgspec, in half the time, and ijson does not get them. It gets the bytes up to a `}` at a
     time: so where it has found an object, what is left begins behind that."""
 
-    def __init__(self, file: Shallow) -> None:
+    def __init__(self, file: Any) -> None:
         self.file, self.left, self.start = file, b"", 0
         self.refused = False  # msgspec has refused what is left: ijson gets it whole
 
@@ -207,37 +209,43 @@ class Runs:
         self.start = end or len(self.left)
         return self.left[start : self.start]
 
-    def objects(self, depth: int) -> Iterator[dict[str, Any]]:
-        """Yield the objects that follow behind one of a list, as far as they are whole and msgspec takes them; depth:
-        how many lists and objects they are in."""
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects that follow behind one of a list, as far as they are whole and msgspec takes them."""
         while not self.refused:
             if len(self.left) - self.start < BLOCK:
                 self.left, self.start = self.left[self.start :] + self.file.read(BLOCK), 0
-            run = self.run(depth)
+            run = self.run()
             if not run:
                 return
             yield from run
 
-    def run(self, depth: int) -> list[dict[str, Any]]:
-        """Return the next objects, up to the last that begins like the first."""
-        beginning, end, deep = NEXT_OBJECT.match(self.left, self.start), len(self.left), self.file.depth
-        while beginning and (at := self.left.rfind(beginning[0], self.start + 1, end)) >= 0:
-            deep -= opened(brackets_of(self.left[at:end])[0])
-            end = at
-            if deep == depth:
-                try:
-                    run = DECODER.decode(b"[0" + self.left[self.start : end] + b"]")
-                except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
-                    self.refused = True
-                    return []
-                self.start = end
+    def run(self) -> list[dict[str, Any]]:
+        for end in self.ends():
+            with suppress(msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
+                run = DECODER.decode(b"[0" + self.left[self.start : end] + b"]")
+                self.start, self.refused = end, False
                 return run[1:]
+            self.refused = True
         return []
+
+    def ends(self) -> Iterator[int]:
+        """Yield where the next objects may end: before the last place that looks like the beginning of the first; if
+        that is within an object, before the last that is not."""
+        beginning = NEXT_OBJECT.match(self.left, self.start)
+        end = self.left.rfind(beginning[0], self.start + 1) if beginning else -1
+        if beginning is None or end < 0:
+            return
+        yield end
+        depth = opened(brackets_of(self.left[self.start : end])[0])
+        while depth and (earlier := self.left.rfind(beginning[0], self.start + 1, end)) >= 0:
+            depth -= opened(brackets_of(self.left[earlier:end])[0])
+            end = earlier
+        yield end
 
 
 def json_items(path: Path, file: Any, prefix: str, advice: str = AGAIN, what: str = "message") -> Iterator[Any]:
     """Yield the values at `prefix` (ijson's) of the JSON in the open `file` at `path`; `UserError` where it breaks."""
-    return (value for _, value in json_values(path, file, (prefix,), "", advice, what))
+    return map(itemgetter(1), json_values(path, file, (prefix,), "", advice, what))
 
 
 def json_values(
@@ -245,19 +253,20 @@ def json_values(
 ) -> Iterator[tuple[str, Any]]:
     """Yield (prefix, value) for each value at one of `prefixes`, in the order of the file, up to what is at `before`;
     `UserError` where the JSON breaks."""
-    return told(path, values_at(Runs(readable(path, file, advice)), prefixes, before), advice, what)
+    return told(path, values_at(path, file, prefixes, before, advice), advice, what)
 
 
-def values_at(runs: Runs, prefixes: Collection[str], before: str) -> Iterator[tuple[str, Any]]:
+def values_at(path: Path, file: Any, prefixes: Collection[str], before: str, advice: str) -> Iterator[tuple[str, Any]]:
+    runs = Runs(Repaired(Quoted(file)))
     builder, at = None, ""
-    for prefix, event, value in ijson.parse(runs):
+    for prefix, event, value in ijson.parse(Shallow(path, runs, advice)):
         if builder is not None:
             builder.event(event, value)
             if prefix == at and event in ("end_map", "end_array"):
                 yield at, builder.value
                 builder = None
                 if event == "end_map":
-                    yield from zip(repeat(at), runs.objects(at.count(".") + 1))
+                    yield from zip(repeat(at), runs.objects())
         elif before and prefix == before:
             return
         elif prefix in prefixes and event in ("start_map", "start_array"):

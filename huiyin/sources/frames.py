@@ -1,7 +1,6 @@
 """Columns of lists, which every reader makes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, count, repeat
 
 import polars as pl
 
@@ -11,9 +10,9 @@ CHUNK = 25_000  # rows that a worker processes at a time
 def list_columns(lengths: Sequence[int], items: Mapping[str, Iterable[str | None]]) -> pl.DataFrame:
     """Return columns of lists of text; items: {name: those of all lists, one after the other}, lengths: of each list.
     polars makes a series of each list, which takes many times as long as one series of all items, grouped after."""
-    rows = pl.Series("row", list(chain.from_iterable(map(repeat, count(), lengths))), pl.Int64)
+    rows = pl.select(row=pl.int_range(len(lengths)).repeat_by(pl.Series(lengths, dtype=pl.UInt32)).explode())["row"]
     columns = [pl.Series(name, list(texts), pl.String) for name, texts in items.items()]
-    return lists_of(pl.DataFrame([rows, *columns]), len(lengths))
+    return lists_of(pl.DataFrame([rows.drop_nulls(), *columns]), len(lengths))
 
 
 def lists_of(items: pl.DataFrame, height: int) -> pl.DataFrame:

@@ -72,7 +72,7 @@ def to_text(value: Any) -> str:
     """Return an id or a name as text; "" for what is none."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+    return str(value) if type(value) is int else ""
 
 
 def first_text(values: Mapping[str, Any], *names: str) -> str:
@@ -85,11 +85,14 @@ def first_text(values: Mapping[str, Any], *names: str) -> str:
 
 def to_number(value: Any) -> int | None:
     """Return a number that was written as a number or as text; None for what is none, or does not fit 64 bits."""
-    if isinstance(value, str) and len(value) < 21 and value.removeprefix("-").isdecimal() and value.isascii():
-        value = int(value)
-    if isinstance(value, float | Decimal) and -(1 << 53) < value < 1 << 53:
-        value = int(value)
-    return value if type(value) is int and -(1 << 63) <= value < 1 << 63 else None
+    if type(value) is not int:  # nearly all are such
+        if isinstance(value, str):
+            value = int(value) if len(value) < 21 and value.removeprefix("-").isdecimal() and value.isascii() else None
+        elif isinstance(value, float | Decimal) and -(1 << 53) < value < 1 << 53:
+            value = int(value)
+        else:
+            return None
+    return value if value is not None and -(1 << 63) <= value < 1 << 63 else None
 
 
 def to_seconds(value: Any) -> int | None:
