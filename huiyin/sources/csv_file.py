@@ -29,7 +29,8 @@ NATIVE_IDS, AS_IT_IS = False, True
 
 CSV_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 FIRST_LINE = re.compile(r'\s*[^,\n]*,"?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"?,[^\n]*')
-PLAIN_LITERAL = re.compile(r"\['[^'\\\r\n\0]*'\]")  # a list of one text without escapes
+PLAIN_STRING = r"'[^'\\\r\n\0]*'"
+PLAIN_LITERAL = re.compile(rf"\[{PLAIN_STRING}(?:, {PLAIN_STRING})*\]")  # a list of texts without escapes
 PLAIN_TEXT = r"^(?:[^'\\\p{C}\p{Z}]| )*$"  # texts that repr does not change
 TEXT_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 ADJACENT = re.compile(r"""['"]\s*['"]""")  # perhaps the end of one text and the start of the next, without a comma
@@ -164,7 +165,7 @@ def to_id(name: str, written: str) -> str:
 def read_fragments(literal: str) -> list[str]:
     """Return the texts of a list as Python writes it, or numpy, without commas, or JSON, where `\\/` is a slash."""
     if PLAIN_LITERAL.fullmatch(literal):
-        return [literal[2:-2]]
+        return literal[2:-2].split("', '")
     fragments = None
     if "\\/" in literal:
         with suppress(ValueError, RecursionError):

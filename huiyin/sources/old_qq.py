@@ -43,7 +43,8 @@ def messages(lines: Iterable[str]) -> Iterator[tuple[str, re.Match[str], str]]:
     room, previous, with_ids = "", "", None
     header: re.Match[str] | None = None
     body: list[str] = []
-    for line in (line.rstrip("\r\n") for line in lines):
+    for line in lines:
+        line = line.rstrip("\r\n")
         found = HEADER.fullmatch(line) if line[:1].isdigit() and not previous.strip("=") else None
         if previous == LINE and line.startswith(BEGINNINGS):
             if header:

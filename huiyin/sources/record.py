@@ -138,6 +138,8 @@ def cut_at(text: str, labels: Iterable[tuple[str, str]]) -> Parts:
 def labelled(text: str, kinds: Mapping[str, str], words: re.Pattern[str]) -> Parts:
     """Return parts of a text in which a program has written labels for what text cannot show. words: finds a label,
     with its word as the first group, a key of `kinds`."""
+    if "[" not in text:  # with which all labels begin
+        return [("text", text)] if text else []
     parts: Parts = []
     start = 0
     for found in words.finditer(text):
