@@ -8,6 +8,7 @@ from huiyin.qqnt.body import AROUND_A_NAME
 from huiyin.sources.record import (
     BAD_LINE,
     HIDDEN,
+    Parts,
     Quote,
     Record,
     to_dict,
@@ -43,14 +44,20 @@ def records(source: "Source") -> Iterator[Record]:
 
 
 def to_record(source: "Source", message: dict[str, Any], room: str) -> Record:
-    elements = [
-        (to_text(of.get("type")), to_dict(of.get("data"))) for of in map(to_dict, to_list(message.get("elements")))
-    ]
+    parts: Parts = []
+    mentions, quotes, tips = [], [], []
+    for of in map(to_dict, to_list(message.get("elements"))):
+        kind, data = to_text(of.get("type")), to_dict(of.get("data"))
+        tips.append(kind.startswith("grayTip"))
+        if part := to_part(kind, data):
+            parts.append(part)
+        if kind == "at":
+            mentions.append(to_mention(data))
+        elif kind == "reply":
+            quotes.append(Quote(to_text(data.get("origMsgId"))))
     sender, uid = to_text(message.get("senderUin")), to_text(message.get("senderUid"))
     if sender not in NOBODY and uid:
         source.people[HIDDEN + uid] = sender
-    system = bool(elements) and all(kind.startswith("grayTip") for kind, _ in elements)
-    quotes = [Quote(to_text(data.get("origMsgId"))) for kind, data in elements if kind == "reply"]
     return Record(
         to_text(message.get("msgId")),
         room,
@@ -58,10 +65,10 @@ def to_record(source: "Source", message: dict[str, Any], room: str) -> Record:
         to_number(message.get("msgSeq")) or None,
         sender if sender not in NOBODY else HIDDEN + uid,
         "",
-        [part for kind, data in elements if (part := to_part(kind, data))],
-        [to_mention(data) for kind, data in elements if kind == "at"],
+        parts,
+        mentions,
         quotes[0] if quotes else None,
-        "system" if system else None,
+        "system" if tips and all(tips) else None,
     )
 
 
