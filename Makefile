@@ -22,6 +22,7 @@ KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file wi
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
 RUN_IN ?= docker# docker or host
 GPU ?= 0# index of the card, or none
+PORT ?= 8080# where web listens, on this machine alone
 PYTHON ?= python3# the Python which makes .venv
 SHARE ?= no# yes: report writes share.html too, with numbers and charts alone
 PROBE ?= yes# no: plan does not try how fast the language model and the processor are
@@ -72,7 +73,10 @@ endif
 ifneq (,$(filter-out yes no,$(SHARE) $(CONSENT) $(PROBE) $(ANYWAY)))
 $(error SHARE=$(SHARE) CONSENT=$(CONSENT) PROBE=$(PROBE) ANYWAY=$(ANYWAY): say yes or no)
 endif
-ifneq (,$(filter plan pair gen preflight train export all voice report blind samples chat deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
+ifeq (web,$(filter web,$(MAKECMDGOALS))$(call matches,$(PORT),^[0-9]+$$))
+$(error PORT=$(PORT): say a number such as 8080)
+endif
+ifneq (,$(filter plan pair gen preflight train export all voice report blind samples chat web deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
@@ -94,6 +98,7 @@ RUN.host := env -u QQ_DB_KEY PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/.venv/bin:$$
 RUN = $(RUN.$(RUN_IN))
 RUN_WITH_LLM = $(RUN)$(with_llm.$(RUN_IN))
 RUN_WITH_MODEL = $(RUN)$(with_model.$(RUN_IN))
+RUN_WITH_PORT = $(RUN)$(with_port.$(RUN_IN))
 include docker/docker.mk
 
 # Packages are compiled as they are first imported; forbidden to be kept, that would be done again at every start.
@@ -257,6 +262,8 @@ samples: $(result.gen)/receipt.json | $(base)## print ten random rows of the dat
 # These use the results as they are: an edited setting is no reason to train before one can talk.
 chat: | $(train)## talk to the member in the terminal
 	@$(RUN_WITH_MODEL) $(python) scripts/tools/chat.py $(result.export) --generated $(result.gen) --config $(call config,chat.yaml) $(model)
+web: | $(base)## talk to the member in the browser; other programs can, too
+	@$(RUN_WITH_PORT) $(python) scripts/tools/web.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) --config $(call config,chat.yaml) --key $(target_results)/web.key --port $(PORT) $(listen.$(RUN_IN))
 deploy: | $(base)## print the settings that connect the model to a chat platform
 	@$(RUN) $(python) scripts/tools/deploy.py $(result.export) --generated $(result.gen) --name huiyin-$(TARGET) $(model)
 verify: | $(base)## recompute every hash in the receipts, back to SOURCE
@@ -294,4 +301,4 @@ help:## list targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all plan voice report blind preflight sample members samples chat deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all plan voice report blind preflight sample members samples chat web deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

@@ -14,8 +14,14 @@ train = $(train.$(RUN_IN))
 RUN.docker = env -u QQ_DB_KEY GPU=$(GPU) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
 with_llm.host :=
 with_model.host :=
+with_port.host :=
 with_llm.docker = $(space)--llm $(call config,llm.yaml) --pull
 with_model.docker = $(space)--llm $(call config,llm.yaml) --export $(call config,export.yaml)
+with_port.docker = $(space)--publish $(PORT)
+
+# Within a container, 127.0.0.1 would be the container.
+listen.host :=
+listen.docker := --host 0.0.0.0
 
 ollama.host := http://127.0.0.1:11434
 ollama.docker := http://ollama:11434

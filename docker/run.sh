@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Run one command of the pipeline in a container; the Makefile calls it with RUN_IN=docker.
 #
-#     docker/run.sh data|train [--llm LLM.YAML [--export EXPORT.YAML] [--pull]] COMMAND...
+#     docker/run.sh data|train [--llm LLM.YAML [--export EXPORT.YAML] [--pull]] [--publish PORT] COMMAND...
 #         in that image, which is built first if docker/ or requirements/ changed. The command asks the language model, or
 #         with --export the finished one: if these settings mean the Ollama in the container, it is started. --pull: the
-#         language model is fetched
+#         language model is fetched. --publish: this port of it is one of this machine, for nobody else
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
@@ -113,6 +113,7 @@ run() {
         case $1 in
             --llm|--export) asks+=("$1" "$2"); shift 2 ;;
             --pull) pull=yes; shift ;;
+            --publish) options+=(--publish "127.0.0.1:$2:$2"); shift 2 ;;
             *) break ;;
         esac
     done

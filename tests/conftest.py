@@ -13,9 +13,10 @@ from helpers import CLEAN, copy_project, run_script
 from llm_folder import Folder
 from ollama_server import OllamaServer
 
+BROWSERS = ["chromium", "chromium-browser", "chrome", "google-chrome", "google-chrome-stable"]
 HAS_TORCH = find_spec("torch") is not None
 if not HAS_TORCH:  # as where CI tests the data stages on every Python
-    needs_train = "export preflight prompt rows train train_resumes voice voice_authorship".split()
+    needs_train = "export preflight prompt rows train train_resumes voice voice_authorship web".split()
     collect_ignore = [f"test_{name}.py" for name in needs_train]
 LONGEST = ["test_train_resumes", "test_train", "test_export", "test_kill"]  # to start first, so that none ends last
 
@@ -50,6 +51,18 @@ def ollama(gguf):
 def folder(tmp_path, ollama):
     """A folder in which pair and gen ask that server."""
     return Folder(tmp_path, ollama)
+
+
+@pytest.fixture
+def browser():
+    """A real browser, where there is one."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip("no Chromium or Chrome here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 
 def shared_folder(tmp_path_factory):

@@ -11,7 +11,6 @@ from huiyin.report.blind import choose, masks, needed
 from huiyin.voice.copies import copy_finder
 from reported import Blind, Reported
 
-BROWSERS = ["chromium", "chromium-browser", "chrome", "google-chrome", "google-chrome-stable"]
 TURNS = turns([{"time": 0, "user_id": "1", "text": "在", "nickname": "小梅"}])
 
 
@@ -70,17 +69,6 @@ def test_the_source_does_not_tell_which_reply_is_real(tmp_path):
     second = [int(bit) ^ mask for bit, mask in zip(key, masks(page_id), strict=False)]
     assert [item["replies"][one][0][:2] for item, one in zip(items, second, strict=True)] == ["真的"] * 30
     assert 5 < sum(second) < 25 and key != "".join(map(str, second))
-
-
-@pytest.fixture
-def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip("no Chromium or Chrome here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 
 def opened(browser, path, **options):

@@ -92,6 +92,27 @@ def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(p
     assert set(re.findall(r"--ollama-url (\S+)", planned)) == {"http://ollama:11434"}
 
 
+def compose_words(project, *words):
+    """Return what docker/run.sh, called with `words`, gives to Compose, a word a line."""
+    digest = "cat docker/Dockerfile requirements/base.txt | sha256sum | cut -c1-16"
+    stand_in = f'case "$1" in info) echo 1000 [];; image) {digest};; compose) printf "%s\\n" "$@";; esac'
+    (project / "bin/docker").write_text(f"#!/bin/bash\n{stand_in}\n")
+    (project / "bin/docker").chmod(0o755)
+    environment = {**CLEAN, "PATH": f"{project / 'bin'}:{os.environ['PATH']}"}
+    options = {"cwd": project, "env": environment, "capture_output": True, "encoding": "utf-8", "check": True}
+    return subprocess.run(["docker/run.sh", *words], **options).stdout
+
+
+def test_the_port_of_web_is_published_for_this_machine_alone(project):
+    planned = make(project, "--dry-run", "web", "TARGET=10002", "PORT=8123").stdout
+    assert "docker/run.sh data --publish 8123 python scripts/tools/web.py " in planned
+    assert planned.endswith(" --port 8123 --host 0.0.0.0\n")
+    words = compose_words(project, "data", "--publish", "8123", "python", "scripts/tools/web.py").splitlines()
+    assert words[words.index("--publish") + 1] == "127.0.0.1:8123:8123"
+    on_host = make(project, "--dry-run", "web", "TARGET=10002", "PORT=8123", "RUN_IN=host").stdout
+    assert "--publish" not in on_host and "--host" not in on_host
+
+
 def test_every_folder_on_the_way_of_a_link_is_mounted(project, tmp_path):
     folders = [tmp_path / name for name in ("first", "Tencent Files", "third", "linked")]
     for folder in folders[:3]:
@@ -101,16 +122,8 @@ def test_every_folder_on_the_way_of_a_link_is_mounted(project, tmp_path):
     (folders[1] / "nt_msg.db").symlink_to("../linked/nt_msg.db")
     (folders[0] / "nt_msg.db").symlink_to(folders[1] / "nt_msg.db")
     (project / "nt_msg.db").symlink_to(folders[0] / "nt_msg.db")
-    digest = "cat docker/Dockerfile requirements/base.txt | sha256sum | cut -c1-16"
-    stand_in = f'case "$1" in info) echo 1000 [];; image) {digest};; compose) printf "%s\\n" "$@";; esac'
-    (project / "bin/docker").write_text(f"#!/bin/bash\n{stand_in}\n")
-    (project / "bin/docker").chmod(0o755)
-    run = ["docker/run.sh", "data", "python", "scripts/decrypt.py", "nt_msg.db"]
-    path = f"{project / 'bin'}:{os.environ['PATH']}"
-    done = subprocess.run(
-        run, cwd=project, env={**CLEAN, "PATH": path}, capture_output=True, encoding="utf-8", check=True
-    )
-    mounted = re.findall(r"^(.*):\1:ro$", done.stdout, re.MULTILINE)
+    given = compose_words(project, "data", "python", "scripts/decrypt.py", "nt_msg.db")
+    mounted = re.findall(r"^(.*):\1:ro$", given, re.MULTILINE)
     assert sorted(mounted) == sorted(map(str, folders))
 
 

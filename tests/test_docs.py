@@ -16,7 +16,7 @@ CONFIG = ROOT / "config"
 READMES = ["README.md", "README.zh-CN.md"]
 SETTINGS = {name: f"scripts.{name}" for name in ("decrypt", "parse", "combine", "pair", "gen")}
 SETTINGS |= {
-    "chat": "scripts.tools.chat",
+    "chat": "huiyin.serving.chat",
     "voice": "scripts.tools.voice",
     "blind": "scripts.tools.blind",
     "llm": "huiyin.llm.client",

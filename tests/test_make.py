@@ -401,7 +401,7 @@ def test_an_override_that_goes_is_noticed_whatever_the_dates(demo, tmp_path):
     assert stages_run(make(project, "--dry-run", "combine", *DEMO).stdout) == ["combine"]
 
 
-@pytest.mark.parametrize("goal", ["all", "chat", "deploy", "verify"])
+@pytest.mark.parametrize("goal", ["all", "chat", "web", "deploy", "verify"])
 def test_no_target(project, goal):
     assert complaint(make(project, goal, "RUN_IN=host")) == (
         "no TARGET: write the QQ number of the member to learn from into config/target.txt, or say TARGET=...; "
@@ -488,6 +488,10 @@ def test_wrong_key(demo, tmp_path):
 
 def test_wrong_word_for_run_in(project):
     assert complaint(make(project, "parse", "RUN_IN=here")) == "RUN_IN=here: say docker or host"
+
+
+def test_wrong_word_for_port(project):
+    assert complaint(make(project, "web", "TARGET=1", "PORT=a")) == "PORT=a: say a number such as 8080"
 
 
 def test_samples_shows_rows_with_their_origin(demo):

@@ -19,6 +19,25 @@ from huiyin.llm.backend import (
 )
 
 
+def server_parameters(model: str, num_ctx: int, parallel: int) -> xllamacpp.CommonParams:
+    """Return those of a llama-server with the GGUF file `model`, and `parallel` slots of `num_ctx` tokens each."""
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_ctx = num_ctx * parallel  # divided evenly among the slots
+    params.n_parallel = parallel
+    params.warmup = False
+    params.verbosity = -1
+    return params
+
+
+def start_server(params: xllamacpp.CommonParams) -> xllamacpp.Server:
+    """Return the llama-server, which ends when nobody refers to it any more; raise `UserError` if it does not start."""
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError:
+        raise UserError(f"{params.model.path}: llama.cpp cannot load it; is it a whole GGUF model?") from None
+
+
 class Embedded:
     """The model in the GGUF file `model`, with `parallel` slots of `num_ctx` tokens each; 0 threads: one per core."""
 
@@ -29,20 +48,12 @@ class Embedded:
                 "and without any model pair.yaml can say use_llm: false"
             )
         self.url = self.model = model
-        params = xllamacpp.CommonParams()
-        params.model.path = model
-        params.n_ctx = num_ctx * parallel  # divided evenly among the slots
-        params.n_parallel = parallel
+        params = server_parameters(model, num_ctx, parallel)
         if threads:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         # it also listens on a port of this machine, of which we need nothing: nobody knows the key
         params.api_keys, params.ui = [secrets.token_urlsafe()], False
-        params.warmup = False
-        params.verbosity = -1
-        try:
-            self.server = xllamacpp.Server(params)
-        except RuntimeError:
-            raise UserError(f"{model}: llama.cpp cannot load it; is it a whole GGUF model?") from None
+        self.server = start_server(params)
 
     def identity(self) -> str:
         return f"sha256:{sha256(self.model)}"

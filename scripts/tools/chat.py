@@ -12,24 +12,18 @@ import contextlib
 import itertools
 import readline  # noqa: F401  gives input() line editing and a history
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from huiyin.common.control import harmless
 from huiyin.common.errors import UserError, run
-from huiyin.common.settings import UpTo1000, read_settings
+from huiyin.common.settings import read_settings
 from huiyin.common.stage import arguments, need_receipt
+from huiyin.serving.chat import Settings
 from huiyin.serving.finished import Settings as Export
 from huiyin.serving.finished import find_ollama, model_arguments
 from huiyin.training.rows import read_gen_settings
 
 Messages = list[dict[str, str]]
-
-
-@dataclass
-class Settings:
-    exchanges: UpTo1000 = 3
-    split: bool = True
 
 
 def open_model(folder: Path, export: Export, ollama_url: str) -> Callable[[Messages], Iterator[str]]:
