@@ -5,6 +5,7 @@ Ollama is a stand-in: tests/ollama_server.py in a container, with a real llama-s
 """
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -17,8 +18,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import requests
 
-from helpers import CLEAN, ROOT, copy_project, run_script
+from helpers import CLEAN, ROOT, copy_project, receipt, run_script
 from ollama_server import OllamaServer
 
 STRANGER = 54321  # a user the image does not know
@@ -212,6 +214,32 @@ def test_the_finished_model_is_looked_for_in_the_same_ollama(box):
         shutil.rmtree(exported)
     assert f"verify: the Ollama model {MODEL} is another one" in output.splitlines(), output
     assert (status, containers(f"project={PROJECT}")) == (2, running)
+
+
+def test_web_is_published_for_this_machine_alone_until_ctrl_c(box, gguf):
+    exported = box.data / "10002/exported"
+    exported.mkdir()
+    shutil.copy(gguf, exported / "model.gguf")
+    drawn = {"num_ctx": 512, "num_predict": 9, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
+    made = receipt("export", gguf={"type": "f32"}, parameters={"stop": ["<|im_end|>"], **drawn})
+    (exported / "receipt.json").write_text(json.dumps(made))
+    if box.who:
+        subprocess.run(["chown", "-R", f"{STRANGER}:{STRANGER}", exported], check=True)
+    try:
+        running = box.start("make", *box.words, "web", "PORT=18630")
+        lines = list(itertools.takewhile(lambda line: line != "Ctrl-C ends it\n", running.stdout))
+        key = re.search(r"http://127\.0\.0\.1:18630/#key=(\S+)", "".join(lines))[1]
+        [found] = json.loads(docker("inspect", *stages_running()))
+        assert found["NetworkSettings"]["Ports"] == {"18630/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18630"}]}
+        models, page = ("http://127.0.0.1:18630/v1/models", "http://127.0.0.1:18630/")
+        assert requests.get(models, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert (requests.get(models).status_code, requests.get(page).status_code) == (401, 200)
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate()
+        assert stages_running() == []
+    finally:
+        shutil.rmtree(exported)
+        (box.data / "10002/web.key").unlink(missing_ok=True)
 
 
 def test_a_second_make_starts_no_container(box):
