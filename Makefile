@@ -20,6 +20,7 @@ CONFIG ?= default# name of a set of settings; results go to data/CONFIG/
 SOURCE ?= $(or $(if $(filter demo,$(CONFIG)),data/demo/sample/nt_msg.db),$(if $(filter showcase,$(CONFIG)),data/showcase/plays/plays.csv),data/raw/nt_msg.db)# the chat history: nt_msg.db, or an export (docs/sources.md)
 KEY ?= $(if $(filter demo,$(CONFIG)),data/demo/sample,data/raw)/key.txt# file with the key of the database
 TARGET ?= $(strip $(file <$(TARGET_FILE)))# QQ number of the member whose voice is learnt
+TARGETS ?=# QQ numbers of the members whom make each takes
 RUN_IN ?= docker# docker or host
 GPU ?= 0# index of the card, or none
 PORT ?= 8080# where web listens, on this machine alone
@@ -76,6 +77,8 @@ endif
 ifeq (web,$(filter web,$(MAKECMDGOALS))$(call matches,$(PORT),^[0-9]+$$))
 $(error PORT=$(PORT): say a number such as 8080)
 endif
+check_member = $(if $(call matches,$1,$(NAMES)),,$(error TARGET=$1: a user id has only letters, digits and _ . - in it; `make members` lists them)) \
+	$(if $(filter source decrypted parsed combined members,$1),$(error TARGET=$1: $(results)/$1 is for something else; `make members` lists the user ids))
 ifneq (,$(filter plan pair gen preflight train export all voice report blind samples chat web deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
 $(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
@@ -84,12 +87,13 @@ endif
 ifneq (,$(shell grep -s $$'^\xEF\xBB\xBF\|\r' $(if $(filter file,$(origin TARGET)),$(TARGET_FILE),/dev/null)))
 $(error $(TARGET_FILE) has a byte order mark or Windows line ends; write it anew: echo 10001 > $(TARGET_FILE))
 endif
-ifeq (,$(call matches,$(TARGET),$(NAMES)))
-$(error TARGET=$(TARGET): a user id has only letters, digits and _ . - in it; `make members` lists them)
+$(call check_member,$(TARGET))
 endif
-ifneq (,$(filter source decrypted parsed combined members,$(TARGET)))
-$(error TARGET=$(TARGET): $(results)/$(TARGET) is for something else; `make members` lists the user ids)
+ifneq (,$(filter each,$(MAKECMDGOALS)))
+ifeq (,$(strip $(TARGETS)))
+$(error no TARGETS: say make each TARGETS="10001 10002"; `make members` lists who is there)
 endif
+$(foreach target,$(TARGETS),$(call check_member,$(target)))
 endif
 
 # ---- Where a script runs: in .venv/ or in a container; docker/docker.mk defines $(base), $(train), ... for each
@@ -146,6 +150,15 @@ gen: $(result.gen)/receipt.json## write the missing prompts; build the dataset
 train: $(result.train)/receipt.json## train a LoRA adapter with LLaMA-Factory
 export: $(result.export)/receipt.json## merge the adapter; create the model for Ollama
 all: export## all stages up to export
+each:## all stages for each member in TARGETS, one after the other, and a table at the end
+	@trap 'exit 130' INT; table=$$(printf '%-16s%-20s%s' TARGET ended seconds); failed=; \
+	for target in $(TARGETS); do \
+		echo "each: $$target"; started=$$SECONDS; ended=done; \
+		$(MAKE) all TARGET=$$target || { failed+=" $$target"; \
+			for stage in $(stages); do $(MAKE) --question $$stage TARGET=$$target &> /dev/null || break; done; ended="failed at $$stage"; }; \
+		table+=$$(printf '\n%-16s%-20s%7d' "$$target" "$$ended" $$((SECONDS - started))); \
+	done; printf '%s\n' "" "$$table"; \
+	[ -z "$$failed" ] || { echo "each: not done:$$failed; the reason stands above, make all TARGET=... goes on" >&2; exit 1; }
 
 # What the results come from: path, size and date (ns) of each file that is read, or lies in the folder that SOURCE is
 # (or the manifest of its chunks names), a line each. It is written only when
@@ -189,7 +202,7 @@ data/showcase/plays/receipt.json: scripts/demo/plays.py | $(base) .cache/showcas
 # not asked. A stage that Make would start for a date alone finds that nothing has changed, and is none.
 plan: $(results)/source | $(base)## say what is still to do: hours, questions, disk, memory; does it fit?
 	@$(planning)
-planning = to_do=; $(foreach stage,$(filter-out $(if $(database),,decrypt),$(STAGES)),[ -z "$$to_do" ] && { $(MAKE) --question $(stage) || { [ -e $(result.$(stage))/receipt.json ] && \
+planning = to_do=; $(foreach stage,$(stages),[ -z "$$to_do" ] && { $(MAKE) --question $(stage) || { [ -e $(result.$(stage))/receipt.json ] && \
 		$(MAKE) $(stage) planned=yes python='python -X check' with_llm.docker=; }; } > /dev/null 2>&1 || to_do="$$to_do $(stage)";) \
 	HUIYIN_MOUNT=$(call shell-quote,$(source)) $(subst -u QQ_DB_KEY ,,$(RUN)) $(python) scripts/tools/plan.py $(call shell-quote,$(source)) --messages $(messages) --key $(call shell-quote,$(key)) --target=$(TARGET) --to-do $$to_do --results $(foreach stage,$(STAGES),$(result.$(stage))) --settings $(foreach name,$(PLANNED),$(call config,$(name))) --answers $(answers) --cache .cache --gpu $(gpu.$(RUN_IN)) --probe $(PROBE) $(ollama) $(if $(filter docker,$(RUN_IN)),--in-container) --out $(target_results)/plan
 PLANNED := parse.yaml combine.yaml pair.yaml gen.yaml llm.yaml train.yaml preflight.yaml models.yaml export.yaml prompts/pair.md prompts/merge.md prompts/gen.md prompts/persona.md
@@ -280,8 +293,9 @@ showcase:## learn Falstaff's voice from three plays with a small real model; no 
 summary: | $(base)## what each stage read, wrote and dropped; the model's reply
 	@$(RUN) $(python) scripts/tools/summary.py $(foreach stage,$(STAGES),$(result.$(stage))) --plan $(target_results)/plan/plan.json
 STAGES := decrypt parse combine pair gen train export
+stages = $(filter-out $(if $(database),,decrypt),$(STAGES))
 status:## which stages are done
-	@for stage in $(filter-out $(if $(database),,decrypt),$(STAGES)); do \
+	@for stage in $(stages); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
 	done
 
@@ -296,9 +310,9 @@ include developers.mk
 
 help:## list targets and variables
 	@echo "Variables (make VARIABLE=value ...):"
-	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET RUN_IN GPU,$(name) $(call shell-quote,$(call path,$(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
+	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET TARGETS RUN_IN GPU,$(name) $(call shell-quote,$(call path,$(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
 	@echo "Targets:"
 	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
 
-.PHONY: $(STAGES) all plan voice report blind preflight sample members samples chat web deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)
+.PHONY: $(STAGES) all each plan voice report blind preflight sample members samples chat web deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

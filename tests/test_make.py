@@ -207,6 +207,29 @@ def test_another_target_costs_only_pair_and_later(demo):
     assert stages_run(make(project, "--dry-run", "all", "TARGET=10003", *DEMO).stdout) == ["plan", *STAGES[3:]]
 
 
+def test_each_member_has_a_turn_and_one_who_fails_stops_nobody(demo):
+    project, _ = demo
+    done = make(project, "each", "TARGETS=10002 4040404 10002", *DEMO)
+    assert done.returncode == 2
+    assert stages_run(done.stdout) == ["pair"]  # what is done for all members is done once
+    table = [line.rsplit(maxsplit=1)[0] for line in done.stdout.splitlines()[-4:]]
+    done_line = f"{10002:<16}done"
+    assert table == [f"{'TARGET':<16}ended", done_line, f"{4040404:<16}failed at pair", done_line]
+    assert "each: not done: 4040404; the reason stands above, make all TARGET=... goes on" in done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        ("", 'no TARGETS: say make each TARGETS="10001 10002"; `make members` lists who is there'),
+        ("1 a/b", "TARGET=a/b: a user id has only letters, digits and _ . - in it; `make members` lists them"),
+        ("1 parsed", "TARGET=parsed: data/default/parsed is for something else; `make members` lists the user ids"),
+    ],
+)
+def test_each_looks_at_all_members_before_it_starts(project, targets, line):
+    assert complaint(make(project, "each", "RUN_IN=host", f"TARGETS={targets}")) == line
+
+
 def test_members_come_from_the_stages_all_targets_share(demo):
     project, _ = demo
     done = make(project, "members", *DEMO)
