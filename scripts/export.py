@@ -59,6 +59,7 @@ TOLERANCE, LEAST_LOSS = (
 EXCHANGES, LONG = 3, 0.95  # what the context has room for: exchanges as long as this share of the dataset's at most
 PACKAGES = ["llamafactory", "transformers", "peft", "torch", "gguf"]
 BEING_CREATED = "being created"
+PREVIOUS = "previous"  # tag of the model that the one of this export replaces, and suffix of the file of its digest
 GGUF = "model.gguf"
 # Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
 OLLAMA_COPIES = 2.2
@@ -99,15 +100,27 @@ def choose_context(
     return settings.num_ctx or max(cutoff_len, least + EXCHANGES * long)
 
 
-def check_name(ollama: Ollama, digest_file: Path) -> None:
-    """Raise `UserError` if Ollama has a model of that name with another digest than that in `digest_file`, unless an
-    export was killed while it created the model."""
-    present, known = ollama.digest(), digest_file.read_text() if digest_file.exists() else None
-    if present and known not in (present, BEING_CREATED, ""):  # emptied as the machine went down, it is ours as well
-        raise UserError(
-            f"Ollama already has a model {ollama.model} which this pipeline did not make; "
-            f"rename it (ollama cp) and remove it: ollama rm {ollama.model}"
-        )
+def check_names(ollama: Ollama, digest_file: Path) -> None:
+    """Raise `UserError` if Ollama has a model of that name, or a previous one, with another digest than those that we
+    have noted, unless an export was killed while it created the model."""
+    known = noted(digest_file)
+    for name, file in ((ollama.model, digest_file), (previous(ollama), digest_file.with_suffix(f".{PREVIOUS}"))):
+        present, state = ollama.digest(name), file.read_text() if file.exists() else None
+        if present and present not in known and state not in (BEING_CREATED, ""):  # emptied as the machine went down
+            raise UserError(
+                f"Ollama already has a model {name} which this pipeline did not make; "
+                f"rename it (ollama cp) and remove it: ollama rm {name}"
+            )
+
+
+def previous(ollama: Ollama) -> str:
+    return f"{ollama.model}:{PREVIOUS}"
+
+
+def noted(digest_file: Path) -> set[str]:
+    """Return the digests of the models that are ours: the last one, and the one before it."""
+    files = digest_file, digest_file.with_suffix(f".{PREVIOUS}")
+    return {file.read_text() for file in files if file.exists()} - {BEING_CREATED, ""}
 
 
 def differences(trained: Mapping[str, float], merged: Mapping[str, float]) -> dict[str, float]:
@@ -211,23 +224,39 @@ def make_gguf(
 
 def create(
     ollama: Ollama, weights: Path, chat_format: ChatFormat, system: str, receipt: Mapping[str, Any], digest_file: Path
-) -> str:
-    """Create the Ollama model as `receipt` says and return its digest, which `digest_file` keeps for `check_name`.
-    weights: the folder of the merged model, or its GGUF file."""
-    write_whole(digest_file, BEING_CREATED)  # killed from here on, the next export may replace what it finds
+) -> dict[str, str]:
+    """Create the Ollama model as `receipt` says and return its digest, and that of the "previous" one, which is kept
+    under a name of its own, if there was one. weights: the folder of the merged model, or its GGUF file."""
+    kept = keep_previous(ollama, digest_file)
     names = "*.safetensors", "*.json", "tokenizer.model"
     files = {file.name: file for file in sorted(file for name in names for file in weights.glob(name))}
     if weights.is_file():
         files = {GGUF: weights}
     fixed = receipt["fixed_system"]
     template = chat_format.go_template(system if fixed else None, fixed)
-    digest = ollama.create(files, quantized_at_create(receipt), template, system, receipt["parameters"])
-    write_whole(digest_file, digest)
+    given = files, quantized_at_create(receipt), template, system, receipt["parameters"]
+    return {"digest": note_digest(digest_file, lambda: ollama.create(*given)), **kept}
+
+
+def keep_previous(ollama: Ollama, digest_file: Path) -> dict[str, str]:
+    """Give the model that is to be replaced another name, too; return its digest. What a killed export has left is no
+    version of the model: the previous one was kept before that."""
+    present = ollama.digest()
+    if present not in noted(digest_file):
+        return {}
+    return {PREVIOUS: note_digest(digest_file.with_suffix(f".{PREVIOUS}"), lambda: ollama.copy(previous(ollama)))}
+
+
+def note_digest(file: Path, make: Callable[[], str]) -> str:
+    """Call `make`, which makes a model, and return its digest, which `file` keeps for `check_names`."""
+    write_whole(file, BEING_CREATED)  # killed from here on, the next export may replace what it finds
+    digest = make()
+    write_whole(file, digest)
     return digest
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the file at `path` in one step: `check_name` would take a part of a digest for that of another model."""
+    """Write the file at `path` in one step: `check_names` would take a part of a digest for that of another model."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     part.replace(path)
@@ -269,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.begins()
         if ollama:
             check_servable(trained.base / "config.json")
-            check_name(ollama, digest_file)
+            check_names(ollama, digest_file)
         gguf = gguf_output(stage, trained.base, settings.gguf)
         merged = stage.output("merged")
         made, answered = make_model(args, settings, trained, ollama, merged, gguf is not None)
@@ -288,8 +317,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked = {"who": "the merged model, loaded once", "question": settings.question}
         asked["reply"] = answered["replies"][-1]
         if ollama:
-            digest = create(ollama, weights, trained.chat_format, trained.system, stage.receipt, digest_file)
-            stage.receipt["ollama"] = {"name": args.name, "digest": digest}
+            created = create(ollama, weights, trained.chat_format, trained.system, stage.receipt, digest_file)
+            stage.receipt["ollama"] = {"name": args.name, **created}
             asked["who"] = "the Ollama model"
             asked["reply"] = "".join(ollama.talk([{"role": "user", "content": settings.question}]))
         stage.output("asked.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")

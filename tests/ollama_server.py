@@ -240,6 +240,10 @@ class OllamaServer:
         yield from [{"status": "pulling manifest"}, layer, {**layer, "completed": 1000}]
         yield from [{"status": "verifying sha256 digest"}, {"status": "success"}]
 
+    def copy(self, body):
+        self.models[tagged(body["destination"])] = self.models[self.find({"model": body["source"]})]
+        return exactly(b"")
+
     # What they share.
 
     def find(self, body):
@@ -333,6 +337,7 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", "/api/generate"): OllamaServer.generate,
         ("POST", "/api/create"): OllamaServer.create,
         ("POST", "/api/pull"): OllamaServer.pull,
+        ("POST", "/api/copy"): OllamaServer.copy,
     }
 
     def handle_request(self):

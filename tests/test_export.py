@@ -32,7 +32,7 @@ from ollama_server import OllamaServer, Refusal
 from scripts import export as export_script
 from scripts.export import (
     BEING_CREATED,
-    check_name,
+    check_names,
     check_room,
     choose_context,
     compare,
@@ -41,7 +41,7 @@ from scripts.export import (
     merge,
 )
 
-NAME = "huiyin-10002:latest"
+NAME, PREVIOUS = "huiyin-10002:latest", "huiyin-10002:previous"
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.0}
 PARAMETERS = {"stop": ["<|im_end|>"], "num_ctx": 512, "num_predict": 256, **SAMPLING}
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
@@ -203,6 +203,7 @@ def test_a_model_of_ours_is_replaced_and_replies_are_printed_on_a_terminal_only(
     assert made["template"].startswith('{{ $system := "\\U00004f60') and ".System" not in made["template"]
     assert made["parameters"] == {**PARAMETERS, "num_ctx": 400, "temperature": 0.0} and made["quantize"] == "f16"
     assert (export.path / "exported.ollama").read_text() == ollama.models[NAME] != "made before"
+    assert ollama.models[PREVIOUS] == export.receipt()["ollama"]["previous"] == "made before"
 
     assert len([line for line in lines if ": trained '" in line]) == 5
     rows = read_json(export.target / "generated/alpaca_eval.json")[-5:]
@@ -286,8 +287,8 @@ def creating(tmp_path, ollama):
 
     def creating(system="你是甲"):
         named = Ollama(ollama.url, "huiyin-10002", 512, 9)
-        check_name(named, digest_file)
-        return create(named, merged, FORMATS["qwen"], system, receipt, digest_file)
+        check_names(named, digest_file)
+        return create(named, merged, FORMATS["qwen"], system, receipt, digest_file)["digest"]
 
     return creating
 
@@ -320,6 +321,34 @@ def test_an_export_killed_at_any_moment_can_be_run_again(creating, ollama, earli
     ollama.models[NAME] = "somebody else's, after that"
     with pytest.raises(UserError, match="which this pipeline did not make"):
         creating()
+
+
+def test_the_model_of_the_last_version_is_kept_until_the_next_one(creating, ollama):
+    first, second = creating("你是甲"), creating("你是乙")
+    assert (ollama.models[NAME], ollama.models[PREVIOUS]) == (second, first)
+    third = creating("你是丙")
+    assert (ollama.models[NAME], ollama.models[PREVIOUS]) == (third, second)
+    ollama.models[NAME] = second  # ollama cp huiyin-10002:previous huiyin-10002
+    assert creating("你是丁") == ollama.models[NAME] and ollama.models[PREVIOUS] == second
+    ollama.models[PREVIOUS] = "somebody else's"
+    with pytest.raises(UserError, match="a model huiyin-10002:previous which this pipeline did not make"):
+        creating()
+
+
+KILLS_WHILE_KEPT = [("copy", Ollama, 1), *((name, Path, call) for name in ("write_text", "replace") for call in (3, 4))]
+
+
+@pytest.mark.parametrize(("name", "owner", "call"), KILLS_WHILE_KEPT + KILLS)
+def test_the_last_version_is_kept_wherever_an_export_is_killed(creating, ollama, name, owner, call):
+    creating("你是乙")
+    last = creating("你是甲")
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        ended(monkeypatch, owner, name, call)
+        creating("你是丙")
+        "".join(Ollama(ollama.url, "huiyin-10002").talk([{"role": "user", "content": "在吗"}]))
+    if name != "talk":  # that one was done
+        creating("你是丙")
+        assert ollama.models[PREVIOUS] == last
 
 
 def test_an_emptied_digest_is_that_of_our_model(creating, ollama, tmp_path):

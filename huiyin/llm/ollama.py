@@ -83,13 +83,14 @@ class Ollama:
                 "is kept, start again to ask the model that is there now"
             )
 
-    def digest(self) -> str | None:
-        """Return the digest of the model, None if the server does not have it; NoServer if there is none."""
+    def digest(self, name: str = "") -> str | None:
+        """Return the digest of the model, or that of another `name`, None if the server does not have it; NoServer if
+        there is none."""
         try:
             response = http_request(self.session, "GET", Call(f"{self.url}/api/tags", self.read_seconds))
             response.raise_for_status()
             digests = {model["name"]: model["digest"] for model in response.json()["models"]}
-            return digests.get(tagged(self.model))
+            return digests.get(tagged(name or self.model))
         except (requests.RequestException, AttributeError, LookupError, TypeError, RecursionError):
             raise self.no_server() from None
 
@@ -213,6 +214,19 @@ class Ollama:
         if status != "success":
             raise UserError(f"Ollama at {self.url} stopped after: {shown(status)}; look into its log and export again")
         return self.identity()
+
+    def copy(self, name: str) -> str:
+        """Let the model have another `name`, too; return its digest. It takes no space: weights are kept once."""
+        body = {"source": self.model, "destination": name}
+        try:
+            response = http_request(self.session, "POST", Call(f"{self.url}/api/copy", self.read_seconds), json=body)
+        except requests.RequestException:
+            raise self.no_server() from None
+        digest = self.digest(name)
+        if response.status_code != 200 or digest is None:
+            reason = f"status {response.status_code}, {error_text(response)}"
+            raise UserError(f"Ollama at {self.url} does not copy {self.model} to {name}: {reason}")
+        return digest
 
     def upload(self, path: Path, digest: str, progress: Progress) -> None:
         """Send the file at `path` unless the server already has one of its `digest`."""
