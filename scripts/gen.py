@@ -215,6 +215,15 @@ def write_dataset(stage: Stage, rows: list[list[Made]], system: str) -> None:
     write_records(stage.output("sources.jsonl"), (source(row, made) for row, (_, made) in enumerate(rows[0] + rows[1])))
 
 
+def times(rows: list[list[Made]]) -> dict[str, str]:
+    """Return, for the receipt, until when there are samples to learn from, and from when on samples are held out."""
+    learnt, measured = ([sample for _, of_row in part for sample in of_row] for part in rows)
+    return {
+        **({"learnt_until": max(learnt, key=order)["time"]} if learnt else {}),
+        **({"held_out_from": min(measured, key=order)["time"]} if measured else {}),
+    }
+
+
 def source(row: int, samples: Conversation) -> Record:
     """Return the line of sources.jsonl of a row with these samples."""
     origins = [{key: sample.get(key) for key in ORIGIN} for sample in samples]
@@ -273,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.ledger.merged = used - stage.ledger.written
         stage.ledger.dropped["duplicate"] = len(samples) - used
         write_dataset(stage, rows, system)
-        stage.receipt |= client.receipt()
+        stage.receipt |= {**times(rows), **client.receipt()}
 
 
 if __name__ == "__main__":

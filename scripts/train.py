@@ -5,8 +5,8 @@
         --out data/default/10001/trained [--dry-run]
 
 config/train.yaml is in LLaMA-Factory's own format and is passed on; data, folders and what depends on the card are set
-here. Rows longer than cutoff_len are split; a reply that does not fit even so is left out. A killed run resumes from
-its last checkpoint; a finished one is not repeated.
+here. Rows longer than cutoff_len are split; a reply that does not fit even so is left out. With continue_from: previous
+it starts from the adapter that is there. A killed run resumes from its last checkpoint; a finished one is not repeated.
 Writes adapter/, training_loss.png, trainer_log.jsonl, llamafactory.log, and train.yaml (what was passed on).
 """
 
@@ -37,7 +37,8 @@ from huiyin.training.llamafactory import OutOfMemory, environment, run_program, 
 from huiyin.training.memory import Precision, format_size, read_shape
 from huiyin.training.models import Model, largest_that_fit, read_models
 from huiyin.training.plan import Plan, Settings, Work, installed
-from huiyin.training.rows import Dataset, Fitted, fit, read_dataset
+from huiyin.training.previous import ADAPTER_FILES, KEPT, Previous, find_previous
+from huiyin.training.rows import Dataset, Fitted, fit, read_dataset, read_times
 from huiyin.training.settings import Values, read_train_settings
 from huiyin.training.template import Encoding, template_settings
 from huiyin.training.unfinished import Run, fingerprint, prepare, steps_done
@@ -45,7 +46,6 @@ from huiyin.training.watch import BrokenLoss, Watch, garbled
 from huiyin.training.work import disk_bytes, find_device, names_in, preflight, spare_tokens, trained_parameters, work_of
 
 RESULTS = 2  # to be raised when the same input gives another result
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 OTHER_FILES = ["training_loss.png", "trainer_log.jsonl", "llamafactory.log", "train.yaml"]
 RUN, ROWS = ".run", ".run/dataset"  # what is there while a run goes on; its rows, which fit
 PROMPTS = 5  # held-out rows that the trained model replies to
@@ -132,6 +132,21 @@ def find_plan(
     rows = fit(measured, training.plan.cutoff_len)
     show(device, work, training.plan, notes(given, work, training.plan, models, largest))
     return device, work, training, rows
+
+
+def find_start(args: argparse.Namespace, given: Values) -> Previous | None:
+    """Return the training from whose adapter this one is to start, None to start anew. LLaMA-Factory is told by
+    `adapter_name_or_path`, which is put into `given`."""
+    previous = find_previous(args.out)
+    if not previous:
+        print("preflight: start      anew: no adapter is there to continue from", flush=True)
+        return None
+    previous.check_settings(args.config, given)
+    previous.check_held_out(read_times(args.generated)["held_out_from"], args.config)
+    given["adapter_name_or_path"] = str(previous.folder.absolute())
+    chain = previous.chain()
+    print(f"preflight: start      the adapter of {chain[-1]['made_at']}, training {len(chain)} of a chain", flush=True)
+    return previous
 
 
 def whole_base(stage: Stage, given: Values, cache: Path) -> Path:
@@ -299,7 +314,7 @@ def losses(args: argparse.Namespace, values: Values, run_folder: Path, threads: 
     if "eval_loss" not in results:
         adapter = {"adapter_name_or_path": str(run_folder.absolute())}
         results["eval_loss"] = held_out_loss(args, {**values, **adapter}, "adapter", threads)
-    base_loss = held_out_loss(args, values, "base", threads)
+    base_loss = held_out_loss(args, {**values, "adapter_name_or_path": None}, "base", threads)
     return {
         **results,
         "eval_perplexity": math.exp(results["eval_loss"]),
@@ -345,8 +360,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     given, settings = read_train_settings(args.config), read_settings(args.preflight, Settings)
+    continues = given.pop("continue_from") == "previous"
     dataset = read_dataset(args.generated)
     if args.dry_run:
+        if continues:
+            find_start(args, given)
         find_plan(args, given, settings, dataset)
         return
 
@@ -358,22 +376,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         # another base model is fetched only when it is known to fit
         known = stage.earlier.get("base_model", {}).get("name") == given["model_name_or_path"]
         base = whole_base(stage, given, args.cache) if known else None
-        stage.stop_if_done() if base else stage.begins()
+        # if it was continued, and may be: from which adapter is no reason to do it again
+        continued = continues and "continued_from" in stage.earlier
+        if base:
+            stage.depends_on(*["continued"] * continued)
+            stage.stop_if_done()
+        stage.begins()
+        previous = find_start(args, given) if continues else None
         if args.gpu != "none":
             # before preflight, which counts the free memory of the card
             unload_model(read_llm_settings(args), args.ollama_url)
         device, work, training, fitted = find_plan(args, given, settings, dataset)
-        base, run_folder = base or whole_base(stage, given, args.cache), training.folder
-        check_disk(
-            args.out,
-            disk_bytes(given, work, dataset.files[0].stat().st_size),
-            "training (checkpoints and prepared rows)",
-        )
+        base = base or whole_base(stage, given, args.cache)
+        if previous:
+            previous.check_base(stage.digests.of_tree(base), args.config)
+            previous.keep(stage.digests)
+            stage.depends_on(*["continued"] * (not continued))
+        size = disk_bytes(given, work, dataset.files[0].stat().st_size)
+        check_disk(args.out, size, "training (checkpoints and prepared rows)")
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)
         replies = train(args, values, training, dataset, fitted)
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)  # as it ended
 
-        copy_results(stage, run_folder)
+        copy_results(stage, training.folder)
         stage.ledger.read, stage.ledger.written = fitted.read, fitted.written
         stage.ledger.dropped["too_long"] = fitted.too_long
         stage.receipt |= {
@@ -384,11 +409,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "found": device,
             "attempts": training.attempts,
             "rows": {"train": len(fitted.rows), "eval": len(fitted.held_out)},
-            "results": losses(args, values, run_folder, training.plan.threads),
+            "results": losses(args, values, training.folder, training.plan.threads),
             "results_are": RESULTS_ARE,
             "garbled_replies": sum(map(garbled, replies)),
+            "learnt_until": read_times(args.generated)["learnt_until"],
+            **({"continued_from": previous.chain()} if previous else {}),
         }
-    shutil.rmtree(args.out / RUN, ignore_errors=True)
+    for name in (RUN, KEPT):
+        shutil.rmtree(args.out / name, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -394,6 +394,8 @@ def test_the_latest_twentieth_is_kept_for_evaluation_one_row_each(folder):
     sources = read_lines(folder.path / "generated/sources.jsonl")
     assert [source["row"] for source in sources] == list(range(12))
     assert [[sample["turn_ids"] for sample in source["samples"]] for source in sources[-2:]] == [[[38]], [[39]]]
+    times = folder.json("generated/receipt.json")
+    assert (times["learnt_until"], times["held_out_from"]) == (pair(37, "", "")["time"], pair(38, "", "")["time"])
 
 
 def test_with_few_samples_none_is_kept_for_evaluation(folder):

@@ -1,5 +1,6 @@
 """train: the errors it reports, resuming a killed run, retries on a card, and that our settings are LLaMA-Factory's."""
 
+import copy
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from huiyin.training.rows import read_dataset
 from huiyin.training.template import Encoding
 from huiyin.training.watch import BrokenLoss, Watch, garbled
 from scripts import train
-from training_folder import RESULTS, Training, train_on_card
+from training_folder import RESULTS, Training, assert_same_adapter, replies, train_on_card
 
 
 @pytest.fixture
@@ -64,6 +65,90 @@ def test_logs_and_receipt_of_a_training_contain_no_message(trained):
     assert len(text) > 1000
 
 
+# ---- From the last adapter
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """A copy of that training, which is to be continued."""
+    shutil.copytree(trained.path, tmp_path, dirs_exist_ok=True)
+    again = copy.copy(trained)
+    again.path, again.settings = tmp_path, {**trained.settings, "continue_from": "previous"}
+    return again
+
+
+def test_a_training_starts_from_the_last_adapter_if_the_settings_say_so(again, trained, monkeypatch):
+    monkeypatch.setattr(train, "ask", replies("好"))
+    again.settings |= {"max_steps": 1, "learning_rate": 1.0e-9}
+    done = again.run()
+    before, receipt = trained.receipt(), again.receipt()
+    assert f"preflight: start      the adapter of {before['made_at']}, training 1 of a chain\n" in done.stdout
+    assert_same_adapter(again.path / "trained", trained.path / "trained", 1e-6)
+    weights = before["outputs"]["adapter"]["adapter_model.safetensors"]
+    chain = {"adapter": weights, "samples": before["ledger"]["written"], "learnt_until": before["learnt_until"]}
+    assert receipt["continued_from"] == [{"made_at": before["made_at"], **chain}]
+    assert receipt["results"]["base_eval_loss"] == pytest.approx(before["results"]["base_eval_loss"], rel=1e-3)
+    assert receipt["results"]["eval_loss"] == pytest.approx(before["results"]["eval_loss"], rel=1e-3)
+    assert not (again.path / "trained/.previous").exists()
+    assert again.run().stdout == "train: nothing has changed\n"
+
+
+def test_to_say_where_the_next_training_starts_is_no_reason_to_train(again):
+    assert again.run().stdout == "train: nothing has changed\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_receipt", "line"),
+    [
+        (
+            {"lora_rank": 4},
+            {},
+            "train.yaml: lora_rank is 4, and 16 in the training from which this one is to continue; set it back, or "
+            "say continue_from: none",
+        ),
+        (
+            {"template": "qwen3"},
+            {},
+            "train.yaml: template is qwen3, and qwen in the training from which this one is to continue; set it back, "
+            "or say continue_from: none",
+        ),
+        (
+            {"model_name_or_path": "Qwen/Qwen3-8B"},
+            {},
+            "train.yaml: model_name_or_path is Qwen/Qwen3-8B, and TINY in the training from which this one is to "
+            "continue; set it back, or say continue_from: none",
+        ),
+        (
+            {"seed": 1},
+            {"base_model": {"name": "TINY", "sha256": {"config.json": "another"}}},
+            "TINY: config.json changed or gone since the training from which this one is to continue; bring the base "
+            "model back, or say continue_from: none in train.yaml",
+        ),
+        (
+            {"seed": 1},
+            {"learnt_until": "2050-01-01T00:00:00Z"},
+            "the replies from THEN on are held out, and the adapter from which this training is to "
+            "continue has learnt those until 2050-01-01T00:00:00Z; lower eval_share in gen.yaml, or say continue_from: "
+            "none in train.yaml",
+        ),
+        (
+            {"seed": 1},
+            {"learnt_until": None},
+            "an earlier version of Huiyin trained the adapter from which this training is to continue, and noted not "
+            "until when it has learnt; say continue_from: none in train.yaml this time",
+        ),
+    ],
+)
+def test_an_adapter_of_something_else_is_not_continued(again, changes, of_receipt, line):
+    again.settings |= changes
+    path, name = again.path / "trained/receipt.json", again.settings["model_name_or_path"]
+    path.write_text(json.dumps(again.receipt() | of_receipt).replace("TINY", name))
+    before = path.read_bytes()
+    held_out_from = json.loads((again.path / "generated/receipt.json").read_text(encoding="utf-8"))["held_out_from"]
+    assert again.error().replace(str(again.tiny), "TINY").replace(held_out_from, "THEN") == line
+    assert path.read_bytes() == before
+
+
 # ---- One line each
 
 
@@ -79,6 +164,7 @@ def test_an_unknown_key_is_refused_by_llamafactory_itself(training):
     ("changes", "line"),
     [
         ({"output_dir": "elsewhere"}, "train.yaml: output_dir is set by the pipeline; remove it"),
+        ({"create_new_adapter": True}, "train.yaml: create_new_adapter is set by the pipeline; remove it"),
         ({"bf16": True}, "train.yaml: bf16 is chosen in preflight.yaml; remove it"),
         ({"template": None}, "train.yaml: template is missing"),
         (

@@ -1,6 +1,7 @@
 """train is interrupted, or fails as a card does, and continues from its checkpoints."""
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import ANY
 
@@ -267,6 +269,64 @@ class Program:
         (folder / "all_results.json").write_text('{"eval_loss": 1.0}')
         for name in RESULTS:
             (folder / name).touch()
+
+
+class Chain:
+    """In place of LLaMA-Factory: the weights are a 1 for each training that they come of."""
+
+    def __init__(self, training, monkeypatch):
+        self.training, self.monkeypatch, self.calls = training, monkeypatch, 0
+        monkeypatch.setattr(train, "ask", replies("好"))
+        monkeypatch.setattr(train, "run_program", self.run_program)
+        training.run_shortly(max_steps=6)
+        training.without_evaluation()
+
+    def run_program(self, command, values, folder, variables, watch):
+        start = values.get("adapter_name_or_path")
+        before = (Path(start) / "adapter_model.safetensors").read_text() if start else ""
+        for name in RESULTS:
+            (folder / name).write_text(name)
+        (folder / "adapter_model.safetensors").write_text(f"{before}1")
+        (folder / "all_results.json").write_text("{}")
+
+    def train(self, **settings):
+        """Return the weights, and of how many trainings before they are by the receipt."""
+        self.training.settings |= settings
+        done = self.training.run()
+        assert done.returncode == 0, done.stderr
+        weights = self.training.path / "trained/adapter/adapter_model.safetensors"
+        return weights.read_text(), len(self.training.receipt().get("continued_from", []))
+
+    def train_killed(self, owner, name, number, **settings):
+        """Kill a training at the call of that `number` of `owner`.`name`; return whether there was such a call."""
+        calls, real = itertools.count(1), getattr(owner, name)
+
+        def kill(*arguments, **options):
+            if next(calls) == number:
+                sys.exit(9)
+            return real(*arguments, **options)
+
+        self.training.settings |= settings
+        with self.monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            return self.training.run().returncode == 9
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "replace"), (shutil, "rmtree")])
+def test_wherever_a_training_is_killed_it_starts_from_the_same_adapter_again(training, monkeypatch, owner, name):
+    chain = Chain(training, monkeypatch)
+    assert chain.train() == ("1", 0)
+    first = shutil.copytree(training.path / "trained", training.path / "first")
+    for number in itertools.count(1):
+        shutil.rmtree(training.path / "trained")
+        shutil.copytree(first, training.path / "trained")
+        killed = chain.train_killed(owner, name, number, continue_from="previous", seed=2)
+        assert chain.train() == ("11", 1)
+        if not killed:
+            break
+    assert number > 3
+    assert chain.train(seed=3) == ("111", 2)
+    assert chain.train(continue_from="none") == ("1", 0)
 
 
 @pytest.fixture

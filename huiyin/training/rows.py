@@ -181,6 +181,13 @@ def read_gen_settings(folder: Path) -> dict[str, Any]:
     raise UserError(f"{folder}/receipt.json: not the receipt of gen; `make clean-gen gen` makes it")
 
 
+def read_times(folder: Path) -> dict[str, str | None]:
+    """Return, of the receipt of gen, "learnt_until", the time of the newest sample to learn from, and "held_out_from",
+    that of the oldest one held out; None where there is none, or an earlier version did not note it."""
+    receipt = need_receipt(folder, MADE_BY)
+    return {name: receipt.get(name) for name in ("learnt_until", "held_out_from")}
+
+
 def read_rows(file: Path) -> list[Row]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=list[Row])

@@ -16,6 +16,7 @@ PIPELINE_KEYS = [
     *("default_system", "overwrite_output_dir", "plot_loss", "report_to", "logging_first_step", "use_cpu"),
     *("logging_nan_inf_filter", "include_num_input_tokens_seen", "full_determinism"),
     *("enable_thinking", "preserve_thinking"),
+    *("adapter_name_or_path", "create_new_adapter"),  # export merges one adapter into the base model, and no other
 ]
 PREFLIGHT_KEYS = ["bf16", "fp16", "quantization_bit", "enable_liger_kernel", "disable_gradient_checkpointing"]
 
@@ -29,6 +30,7 @@ class TrainSettings:
 
     model_name_or_path: Text
     template: Text
+    continue_from: Literal["none", "previous"] = "none"
     finetuning_type: Literal["lora"] = "lora"
     lora_rank: From1To1000 = 16
     lora_target: Text = "all"
