@@ -252,6 +252,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
             stage.after(stage.input(file))
         pairs, unpaired, turns, newest = read_inputs(args, stage)
         stage.ledger.read = len(pairs) + len(unpaired)
+        stage.receipt["newest_turn"], client.known_until = newest["time"].isoformat(), stage.earlier.get("newest_turn")
         least = settings.min_confidence
         kept = [line for line in pairs if not least or line["confidence"] is None or line["confidence"] >= least]
         if least:
@@ -282,6 +283,7 @@ def main(argv: list[str] | None = None) -> None:  # noqa: PLR0914 the stage, fro
         stage.ledger.merged = used - stage.ledger.written
         stage.ledger.dropped["duplicate"] = len(samples) - used
         write_dataset(stage, rows, system)
+        client.say_share_of_old("gen")
         stage.receipt |= {**times(rows), **client.receipt()}
 
 

@@ -220,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.input(need(args.turns, MADE_BY))
         stage.depends_on(args.target)
         stage.stop_if_done()
+        client.known_until = stage.earlier.get("newest_turn")
         turns = scan_table(args.turns, {name: TURNS[name] for name in COLUMNS}, MADE_BY).collect()
         kept, counts = turns_of(turns, other_ids(args.turns).get(args.target, args.target), settings.newest)
         stage.ledger.read = counts.pop("read")
@@ -258,9 +259,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_records(stage.output("pairs.jsonl"), pairs)
         write_records(stage.output("unpaired.jsonl"), unpaired)
         stage.ledger.written = len(pairs) + len(unpaired)
-        stage.receipt["decided_by"] = Counter(record["decided_by"] for record in pairs)
-        stage.receipt["unpaired"] = Counter(record["reason"] for record in unpaired)
-        stage.receipt |= client.receipt()
+        stage.receipt |= {
+            "decided_by": Counter(record["decided_by"] for record in pairs),
+            "unpaired": Counter(record["reason"] for record in unpaired),
+            "newest_turn": max((record["time"] for record in pairs + unpaired), default=None),
+            **client.receipt(),
+        }
+        client.say_share_of_old("pair")
 
 
 if __name__ == "__main__":

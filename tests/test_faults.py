@@ -255,6 +255,7 @@ UNREADABLE = ["no JSON", "null", '"text"', b"\xff\xfe", 5, '["{}", "high"]', '["
 def test_an_answer_that_cannot_be_read_counts_as_none(tmp_path):
     question = which_turn(read_prompt(PROMPT, ["name", "context", "reply"]), {**TURN, "text": "好"}, [TURN], 100, 0)
     client = Client(Settings(), "", tmp_path / "answers.db")
+    client.model = "a model"
     with closing(AnswerCache(client.answers)) as client.cache:
         client.cache.put("sound", '["{\\"answers\\": \\"none\\"}", 0.5]')
         assert client.cached("sound", question) == ("none", 0.5)

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from case_folders import turns
-from llm_folder import other_words, succeeded
+from helpers import run_script
+from huiyin.llm.client import Client
+from llm_folder import arguments, other_words, succeeded
 from ollama_server import exactly, whole
 
 DAY = 86400
@@ -31,22 +33,24 @@ def answer(k, body):
 @pytest.fixture
 def asked(folder):
     """Return what pair and gen ask of a history of January and February, and what of one that has March as well, in
-    which the target has another nickname."""
+    which the target has another nickname, `everywhere` in the whole of it; and what they print then."""
 
-    def asked(pair="", prompt="config/prompts/gen.md"):
+    def asked(pair="", prompt="config/prompts/gen.md", everywhere=False):
         folder.settings("pair", f"merge_replies: llm\nlinker_alone: never\nbatch_size: 4\n{pair}")
         folder.settings("gen", "batch_size: 4\n")
         folder.ollama.before_chat = answer
-        old = [turn for group in "ab" for turn in talk(group, range(1, 60, 3), "旧名")]
-        new = [turn for group in "ab" for turn in talk(group, range(60, 69, 3), "新名")]
+        stages = [("pair", {}), ("gen", {"prompt": prompt})]
+        then, now, new = (
+            [turn for group in "ab" for turn in talk(group, range(*days), name)]
+            for *days, name in ((1, 60, 3, "旧名"), (1, 60, 3, "新名"), (60, 69, 3, "新名"))
+        )
         questions = []
-        for rows in (old, old + new):
+        for rows in (then, (now if everywhere else then) + new):
             turns(rows).write_parquet(folder.path / "turns.parquet")
-            succeeded(folder.pair())
-            succeeded(folder.gen(prompt=prompt))
+            done = [succeeded(run_script(stage, *arguments(stage, folder.path, **given))) for stage, given in stages]
             questions.append([body["messages"][-1]["content"] for body in folder.chats()])
             folder.ollama.requests.clear()
-        return questions
+        return *questions, "".join(one.stdout for one in done)
 
     return asked
 
@@ -58,15 +62,28 @@ def about(questions, first, last):
     ]
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("question", ["$items", "$items\n$name在回应什么？"])
-def test_only_the_new_month_is_asked(asked, tmp_path, question):
+def test_only_the_new_month_is_asked(asked, tmp_path, question, everywhere):
     (tmp_path / "gen.md").write_text(question)
-    old, new = asked(prompt=tmp_path / "gen.md")
+    old, new, output = asked(prompt=tmp_path / "gen.md", everywhere=everywhere)
     assert len(old) == 2 * (20 + 2 * 3 + 2 * 3)  # of a group: each reply alone, and 3 batches a month in either stage
     assert len(new) == len(about(new, 60, 69)) == 2 * (3 + 1 + 1)
+    for stage, count in (("pair", 2 * (20 + 2 * 3)), ("gen", 2 * 2 * 3)):
+        of = f"{stage}: of {count} questions about what was there the last time"
+        assert f"{of}, {count} (100.0%) are answered from the answer cache" in output.splitlines()
+
+
+def test_the_answers_that_an_earlier_version_has_kept_are_found(asked, monkeypatch):
+    key = Client.key
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "key", lambda client, question, named=True: key(client, question, named=True))
+        asked()
+    assert asked()[0] == []
+    assert len(asked(everywhere=True)[1]) == 0
 
 
 def test_what_is_left_out_at_the_start_changes_the_batches_of_that_month_alone(asked):
-    old, new = asked("newest: 40\n")
+    old, new, _ = asked("newest: 40\n")
     batches = [text for text in new if text not in about(new, 60, 69)]
     assert len(about(old, 31, 60)) == 2 * (10 + 3 + 3) and about(batches, 31, 60) == []

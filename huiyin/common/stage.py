@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -332,6 +333,9 @@ class Receipt(msgspec.Struct):
     files: dict[str, File] = {}
     base_model: Base | None = None
     ollama: Made | None = None
+    newest_turn: datetime | None = None
+    learnt_until: datetime | None = None
+    held_out_from: datetime | None = None
 
 
 def read_receipt(folder: Path | str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -76,7 +77,8 @@ class Question:
     schema: JSON schema of the answer. accept: decoded answer -> value; Unusable says why it is not valid. choices: the
     values among which the answer's one string is, where a confidence is wanted. tries: how often it is asked at most,
     with the seeds `seed`, `seed` + 1, ... A question that does not fit into the context is answered by `TooLong` if it
-    `may_be_split`, otherwise it is `UserError`.
+    `may_be_split`, otherwise it is `UserError`. unnamed: `user` without the names of members, where it shows some: with
+    other names it is the same question for the answer cache. time: of the newest turn that it is about.
     """
 
     system: str
@@ -89,6 +91,8 @@ class Question:
     tries: int = TRIES
     seed: int = 0
     may_be_split: bool = False
+    unnamed: str = ""
+    time: datetime | None = None
 
     def size(self) -> int:
         """Return about how much of the context question and answer need."""
@@ -167,6 +171,8 @@ class Client:
         self.lock, self.stopped = threading.Lock(), threading.Event()
         self.failures_in_a_row = 0  # since the last valid answer
         self.last_failure = Exception()  # what `count_failure` was given last
+        self.known_until: str | None = None  # time of the newest turn that was there the last time
+        self.old: Counter[bool] = Counter()  # questions about no newer turn; were they in the answer cache?
 
     def __enter__(self) -> Client:
         return self
@@ -187,6 +193,19 @@ class Client:
             return {}
         return {"llm": {"model": self.model, **self.counts, "seconds": round(self.seconds, 3)}}
 
+    def say_share_of_old(self, name: str) -> None:
+        """Print how many of the questions about what was there the last time came from the answer cache."""
+        if total := self.old.total():
+            print(
+                f"{name}: of {total:,} questions about what was there the last time, {self.old[True]:,} "
+                f"({self.old[True] / total:.1%}) are answered from the answer cache",
+                flush=True,
+            )
+
+    def count_old(self, question: Question, cached: bool) -> None:
+        if self.known_until and question.time and question.time <= datetime.fromisoformat(self.known_until):
+            self.old[cached] += 1
+
     def ask_all(
         self, name: str, questions: list[Question], note: str = "", final: bool = True, total: int = 0
     ) -> list[Result]:
@@ -206,6 +225,8 @@ class Client:
             key: answer for key, question in by_key.items() if (answer := self.cached(key, question))
         }
         to_ask = {key: question for key, question in by_key.items() if key not in results}
+        for key, question in by_key.items():
+            self.count_old(question, key in results)
         self.counts["from_journal"] += len(results)  # the field of receipts for the answer cache
         tokens = TOKENS_PER_CHARACTER * sum(question.size() for question in to_ask.values())
         cached = f" and {len(results):,} answered from the answer cache" if results else ""
@@ -258,24 +279,30 @@ class Client:
                 f"{self.advice()}what is answered is kept"
             )
 
-    def key(self, question: Question) -> str:
-        """Return the key in the answer cache: the same model and the same words and options give the same answer."""
+    def key(self, question: Question, named: bool = False) -> str:
+        """Return the key in the answer cache: the same model and the same words and options give the same answer.
+        named: the key that earlier versions gave it, with the names."""
         options = {"temperature": question.temperature, "max_tokens": question.max_tokens}
         options["confidence"] = question.choices is not None
-        return digest(self.model, options, question.system, question.user, question.schema)
+        text = question.user if named else question.unnamed or question.user
+        return digest(self.model, options, question.system, text, question.schema)
 
     def too_long(self, key: str) -> str:
         """Return the key under which the answer cache notes that a question does not fit into the context."""
         return digest("too long", self.settings.num_ctx, key)
 
     def cached(self, key: str, question: Question) -> Result:
-        if question.may_be_split and self.cache.get(self.too_long(key)):
-            return TooLong
-        # accepted under older rules, or not written by us: it is asked anew
-        with contextlib.suppress(*INVALID, msgspec.MsgspecError):
-            if entry := self.cache.get(key):
-                text, confidence = msgspec.json.decode(entry, type=Entry)
-                return Accepted(question.accept(json.loads(text)), confidence)
+        for kept in (key, self.key(question, named=True)):
+            if question.may_be_split and self.cache.get(self.too_long(kept)):
+                return TooLong
+            # accepted under older rules, or not written by us: it is asked anew
+            with contextlib.suppress(*INVALID, msgspec.MsgspecError):
+                if entry := self.cache.get(kept):
+                    text, confidence = msgspec.json.decode(entry, type=Entry)
+                    accepted = Accepted(question.accept(json.loads(text)), confidence)
+                    if kept != key:
+                        self.cache.put(key, entry.decode())
+                    return accepted
         return None
 
     def ask(self, key: str, question: Question) -> Result:

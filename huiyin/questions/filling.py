@@ -5,11 +5,21 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from huiyin.llm.backend import Rubbish
 from huiyin.llm.client import TRIES, Question
-from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, Prompt, name_of, object_schema, one_line
+from huiyin.questions.prompts import (
+    FRAME_TOKENS,
+    TOKENS_PER_CHARACTER,
+    NameOf,
+    Numbers,
+    Prompt,
+    name_of,
+    object_schema,
+    one_line,
+)
 
 GAP, NOTHING_BEFORE = "（这里缺一句话）", "（没有更早的发言）"
 REFUSED = {  # why a written prompt is not used, as the receipt has it and in words
@@ -45,15 +55,22 @@ def missing_halves(
 
     The value of the answer is {index in items: text}, with the texts that are valid; Rubbish if none is. settings:
     those of gen. round_: from 0, so that asking again gives other answers. refused: gets {turn_id: key of REFUSED} for
-    the others. `$name`, if the prompt has it, is the nickname of the last item: a later one would make it another
-    question, and the answer cache would not have it.
+    the others. Members are shown under the nicknames that they had then; `$name`, if the prompt has it, is that of the
+    last item.
     """
-    shown = []
-    for number, (line, turn, context) in enumerate(items, 1):
-        before = "\n".join(said(other, other["text"], settings) for other in context)
-        shown.append(
-            f"<第{number}段>\n{before or NOTHING_BEFORE}\n{GAP}\n{said(turn, line['reply'], settings)}\n</第{number}段>"
-        )
+
+    def filled(name: NameOf) -> tuple[str, str]:
+        def said(turn: dict[str, Any], text: str) -> str:
+            return f"{name(turn)}：{one_line(text, settings.characters_shown)}"
+
+        shown = []
+        for number, (line, turn, context) in enumerate(items, 1):
+            before = "\n".join(said(other, other["text"]) for other in context)
+            shown.append(
+                f"<第{number}段>\n{before or NOTHING_BEFORE}\n{GAP}\n{said(turn, line['reply'])}\n</第{number}段>"
+            )
+        return prompt.fill(items="\n".join(shown), name=name(items[-1][1]))
+
     instructions = letters_of(prompt.system + prompt.user.template + GAP + NOTHING_BEFORE)
 
     def accept(answer):
@@ -73,14 +90,10 @@ def missing_halves(
 
     string = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
     schema = object_schema({str(number): string for number in range(1, len(items) + 1)})
-    system, user = prompt.fill(items="\n".join(shown), name=name_of(items[-1][1]))
+    (system, user), (_, unnamed) = filled(name_of), filled(Numbers())
     tokens = len(items) * (TOKENS_PER_CHARACTER * settings.max_characters + FRAME_TOKENS)
-    return Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES, may_be_split=True)
-
-
-def said(turn: dict[str, Any], text: str, settings: Any) -> str:
-    """Return the line that shows `text` under the nickname that its member had in `turn`."""
-    return f"{name_of(turn)}：{one_line(text, settings.characters_shown)}"
+    question = Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES)
+    return replace(question, may_be_split=True, unnamed=unnamed, time=items[-1][1]["time"])
 
 
 def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str, max_characters: int) -> str:

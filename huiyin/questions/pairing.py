@@ -10,7 +10,17 @@ from collections import Counter
 from huiyin.linking.cases import Turn
 from huiyin.llm.backend import Unusable
 from huiyin.llm.client import Question
-from huiyin.questions.prompts import FRAME_TOKENS, TOKENS_PER_CHARACTER, TYPED, Prompt, name_of, object_schema, one_line
+from huiyin.questions.prompts import (
+    FRAME_TOKENS,
+    TOKENS_PER_CHARACTER,
+    TYPED,
+    NameOf,
+    Numbers,
+    Prompt,
+    name_of,
+    object_schema,
+    one_line,
+)
 
 NONE = "none"  # the answer for a turn that replies to nobody
 CHANGED_SHARE = 0.1  # characters that a merged reply may add, and lose
@@ -21,24 +31,27 @@ def which_turn(prompt: Prompt, turn: Turn, window: list[Turn], characters: int, 
 
     characters: how many of a turn are shown.
     """
-    lines, number = [], 0
-    for other in window:
-        label = "-"
-        if other["user_id"] != turn["user_id"]:
-            number += 1
-            label = f"{number}."
-        seconds = int((turn["time"] - other["time"]).total_seconds())
-        lines.append(f"{label} {name_of(other)}（{seconds}秒前）：{one_line(other['text'], characters)}")
-    choices = [*map(str, range(1, number + 1)), NONE]
+    others = [other for other in window if other["user_id"] != turn["user_id"]]
+    choices = [*map(str, range(1, len(others) + 1)), NONE]
+
+    def filled(name: NameOf) -> tuple[str, str]:
+        lines, numbers = [], iter(choices)
+        for other in window:
+            label = "-" if other["user_id"] == turn["user_id"] else f"{next(numbers)}."
+            seconds = int((turn["time"] - other["time"]).total_seconds())
+            lines.append(f"{label} {name(other)}（{seconds}秒前）：{one_line(other['text'], characters)}")
+        reply = one_line(turn["text"], characters)
+        return prompt.fill(name=name(turn), context="\n".join(lines), reply=reply)
 
     def accept(answer):
         if answer["answers"] not in choices:
             raise Unusable("the answer is not one of the choices")
         return answer["answers"]
 
-    system, user = prompt.fill(name=name_of(turn), context="\n".join(lines), reply=one_line(turn["text"], characters))
+    (system, user), (_, unnamed) = filled(name_of), filled(Numbers())
+    schema = object_schema({"answers": {"enum": choices}})
     return Question(
-        system, user, object_schema({"answers": {"enum": choices}}), accept, temperature, FRAME_TOKENS, choices
+        system, user, schema, accept, temperature, FRAME_TOKENS, choices, unnamed=unnamed, time=turn["time"]
     )
 
 
@@ -72,9 +85,8 @@ def which_belong_together(prompt: Prompt, turns: list[Turn], temperature: float)
     )
     schema = object_schema({"merged": {"type": "array", "maxItems": len(turns) // 2, "items": merge}})
     system, user = prompt.fill(context="\n".join(lines))
-    return Question(
-        system, user, schema, accept, temperature, TOKENS_PER_CHARACTER * characters + FRAME_TOKENS * len(turns)
-    )
+    tokens = TOKENS_PER_CHARACTER * characters + FRAME_TOKENS * len(turns)
+    return Question(system, user, schema, accept, temperature, tokens, time=turns[-1]["time"])
 
 
 def same_words(texts: list[str], merged: str) -> bool:

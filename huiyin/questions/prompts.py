@@ -1,6 +1,6 @@
 """Prompts: one Markdown file each, with `$name` for each gap, and a line `---` between instructions and question."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -18,6 +18,9 @@ FRAME_TOKENS = 32  # braces, keys and quotes around one item of an answer
 # text is TYPED again.
 HARMLESS, TYPED = str.maketrans("<>", "＜＞"), str.maketrans("＜＞", "<>")
 INNER_QUOTES = str.maketrans('“”„"＂「」', "‘’‘’’『』")  # as Chinese writes quotes within quotes
+
+
+NameOf = Callable[[dict[str, Any]], str]  # turn -> the name under which it is shown
 
 
 @dataclass
@@ -59,6 +62,17 @@ def one_line(text: str, limit: int) -> str:
 
 def name_of(turn: dict[str, Any]) -> str:
     return one_line(turn["nickname"], NAME_CHARACTERS)
+
+
+class Numbers:
+    """In place of `name_of`: the numbers of the members, in the order in which they appear. What is asked is the same
+    whatever they are called, and so is its key in the answer cache."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, str] = {}
+
+    def __call__(self, turn: dict[str, Any]) -> str:
+        return self.numbers.setdefault(turn["user_id"], str(len(self.numbers) + 1))
 
 
 def name_in_quotes(turn: dict[str, Any]) -> str:
