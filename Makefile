@@ -263,8 +263,9 @@ $(result.voice)/receipt.json: $(result.train)/receipt.json $(wildcard $(result.e
 
 # ---- Around the stages
 # Pages of what is there: nothing is made for them.
+pages = $(wildcard $(results)/*/report/index.html)
 report: | $(base)## write a page of everything that is known of the model
-	@$(RUN) $(python) scripts/tools/report.py $(foreach stage,$(STAGES),$(result.$(stage))) --target=$(TARGET) --voice $(result.voice) --codes $(target_results)/blind --plan $(target_results)/plan/plan.json --share $(SHARE) --consent $(CONSENT) --out $(target_results)/report
+	@$(RUN) $(python) scripts/tools/report.py $(foreach stage,$(STAGES),$(result.$(stage))) --target=$(TARGET) --voice $(result.voice)$(if $(pages), --pages $(pages)) --codes $(target_results)/blind --plan $(target_results)/plan/plan.json --share $(SHARE) --consent $(CONSENT) --out $(target_results)/report
 blind: | $(base)## write a page for friends: which reply is real?
 	@$(RUN) $(python) scripts/tools/blind.py $(result.voice) --generated $(result.gen) --turns $(result.combine)/turns.parquet --target=$(TARGET) --config $(call config,blind.yaml) --consent $(CONSENT) --codes $(target_results)/blind --out $(target_results)/report
 members: $(result.combine)/receipt.json | $(base)## list the members and whether each has enough to learn from

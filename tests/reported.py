@@ -1,6 +1,7 @@
 """A member's results as `make report` finds them: invented people and words, and numbers of no model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -89,14 +90,15 @@ class Reported:
         self.write("train", {"trainer_log.jsonl": log}, attempts=[plan], seconds=1800)
         self.write("voice", {"voice.json": VOICE})
 
-    def run(self, share: str = "no", consent: str = "no"):
+    def run(self, share: str = "no", consent: str = "no", pages: Sequence[Path] = ()):
         given = [str(self.folder / name) for name in STAGES.values()]
-        places = ["--voice", self.folder / "voice", "--codes", self.folder / "blind", "--out", self.folder / "report"]
+        places = ["--pages", *pages] if pages else []
+        places += ["--voice", self.folder / "voice", "--codes", self.folder / "blind", "--out", self.folder / "report"]
         return run_script("tools/report", *given, "--target=1", *places, "--share", share, "--consent", consent)
 
-    def report(self, share: str = "no", consent: str = "no") -> str:
+    def report(self, share: str = "no", consent: str = "no", pages: Sequence[Path] = ()) -> str:
         """Return index.html, or share.html if `share` is yes."""
-        done = self.run(share, consent)
+        done = self.run(share, consent, pages)
         assert done.returncode == 0, done.stderr
         return (self.folder / "report" / ("share.html" if share == "yes" else "index.html")).read_text()
 

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from reported import NAMES, Reported
+from reported import NAMES, VOICE, Reported
 
 HOSTILE = [
     "<script>document.title = 'broken'</script>",
@@ -75,6 +75,32 @@ def test_two_hundred_members_are_seven_and_all_others(reported):
     page = reported.report()
     assert "1,000 messages of 200 people" in page
     assert "all others" in page and ">965<" in page
+
+
+def test_the_pages_of_other_members_are_linked_for_the_owner_alone(reported, tmp_path):
+    reported.write_all()
+    pages = [tmp_path / member / "report/index.html" for member in ("2", "n-9")]
+    page = reported.report(pages=[*pages, reported.folder / "report/index.html"])
+    links = re.findall(r'<a href="([^"]*)"><bdi>(.*?)</bdi></a>', page)
+    assert links == [("../2/report/index.html", "阿宝"), ("../n-9/report/index.html", "n-9")]
+    assert "../2/report" not in reported.report(share="yes", consent="yes", pages=pages)
+
+
+def test_both_versions_stand_side_by_side(reported):
+    reported.write_all()
+    assert "This version" not in reported.report()
+    path = reported.folder / "voice"
+    before = VOICE | {"held_out": 1234, "made_at": "2026-04-03T00:00:00+0000", "ended": {"trained": 0.5}}
+    before |= {"losses": {"own_gain": {"mean": -0.01, "low": -0.1, "high": 0.08}}}
+    (path / "previous.json").write_text(json.dumps(before))
+    receipt = json.loads((path / "receipt.json").read_text())
+    receipt["outputs"]["previous.json"] = "a" * 64
+    (path / "receipt.json").write_text(json.dumps(receipt))
+    page = reported.report(share="yes")
+    cells = re.findall(r'<td class="number">([^<]*)</td><td class="number">([^<]*)</td></tr>', page)
+    gain = "+0.120 [+0.040, +0.200]", "-0.010 [-0.100, +0.080]"
+    assert cells[:6] == [gain, ("–", "–"), ("65%", "65%"), ("–", "50%"), ("1%", "1%"), ("40", "1,234")]
+    assert "2026-05-04</th>" in page and "2026-04-03</th>" in page
 
 
 def test_damaged_results_are_one_line(reported):

@@ -4,6 +4,7 @@ import json
 import shutil
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 
@@ -20,6 +21,7 @@ from huiyin.voice.losses import Loss, Measured, measure_losses, say
 from huiyin.voice.material import Groups
 from huiyin.voice.others import held_out_rows, most_active
 from llm_folder import succeeded
+from scripts.tools.voice import version_before, write_json
 
 CHARACTERS = [10, 20, 30, 40] * 10
 
@@ -66,6 +68,31 @@ def test_the_adapter_of_another_is_the_stricter_yardstick():
     assert [line.partition(":")[0] for line in say(found)[3:]] == [
         f"Against the adapter of {user}, on the member's replies" for user in "ab"
     ]
+
+
+# ---- The version before
+
+
+def test_the_numbers_of_the_version_before_stay_until_the_one_after(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    weights = tmp_path / "adapter/adapter_model.safetensors"
+
+    def measure(version, number):
+        weights.write_text(version)
+        with Stage("voice", tmp_path / "voice") as stage:
+            stage.input(weights)
+            if before := version_before(stage, weights):
+                write_json(stage.output("previous.json"), before)
+            write_json(stage.output("voice.json"), {"number": number, "triples": ["private"]})
+        return before
+
+    assert measure("first", 1) == {}
+    assert measure("second", 2) == {"number": 1, "made_at": ANY}
+    assert measure("second", 2.1) == {"number": 1, "made_at": ANY}  # with other settings
+    before = measure("third", 3)
+    assert before == {"number": 2.1, "made_at": ANY} and before["made_at"]
+    (tmp_path / "voice/voice.json").write_text("{")
+    assert measure("fourth", 4) == {}
 
 
 # ---- Replies of other members

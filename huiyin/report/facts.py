@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -31,8 +31,9 @@ class Facts:
     """Everything on the page; an empty part is not there yet.
 
     receipts: {stage: receipt}; name: the member's latest nickname; group: what `of_group` returns; pairs, unpaired,
-    alpaca, held_out: lines and rows; voice: voice.json; log: lines of trainer_log.jsonl; separator: what parts the
-    messages of a reply; planned: what `make plan` said of the stages, and what happened."""
+    alpaca, held_out: lines and rows; voice, previous: voice.json, and that of the version before; log: lines of
+    trainer_log.jsonl; separator: what parts the messages of a reply; others: {user id: latest nickname} of members who
+    have a page, too; planned: what `make plan` said of the stages, and what happened."""
 
     target: str
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -43,8 +44,10 @@ class Facts:
     rows: Rows = field(default_factory=list)
     held_out: Rows = field(default_factory=list)
     voice: dict[str, Any] = field(default_factory=dict)
+    previous: dict[str, Any] = field(default_factory=dict)
     log: Rows = field(default_factory=list)
     separator: str = "\n"
+    others: dict[str, str] = field(default_factory=dict)
     planned: list[Compared] = field(default_factory=list)
 
     @property
@@ -52,16 +55,17 @@ class Facts:
         return self.name or self.target
 
 
-def read_facts(target: str, stages: Sequence[Path], voice: Path, plan: Path = Path()) -> Facts:
+def read_facts(target: str, stages: Sequence[Path], voice: Path, others: Collection[str], plan: Path = Path()) -> Facts:
     """Return what there is; `UserError` if there are messages, but none of `target`. stages: the folders of STAGES;
-    voice: that of `make voice`; plan: plan.json."""
+    voice: that of `make voice`; others: user ids of members who have a page, too; plan: plan.json."""
     folders = dict(zip(STAGES, stages, strict=True))
     receipts = {stage: receipt for stage, folder in folders.items() if (receipt := read_receipt(folder))}
-    facts = Facts(target, receipts)
+    facts = Facts(target, receipts, others={user: user for user in others})
     facts.planned = list(compared(plan, {folders[stage]: receipt for stage, receipt in receipts.items()}))
     if "parse" in receipts:
-        made_by = "`make parse` makes it"
-        facts.group = of_group(scan_table(folders["parse"] / "messages.parquet", MESSAGES, made_by), target)
+        messages = scan_table(folders["parse"] / "messages.parquet", MESSAGES, "`make parse` makes it")
+        facts.group = of_group(messages, target)
+        facts.others |= names_of(messages, others) if others else {}
         if not facts.group:
             raise UserError(f"nobody with the id {target} has written anything here; `make members` lists who is there")
         facts.name = facts.group["name"]
@@ -78,6 +82,8 @@ def read_facts(target: str, stages: Sequence[Path], voice: Path, plan: Path = Pa
     if receipt := read_receipt(voice):
         facts.receipts["voice"] = receipt
         facts.voice = read_json(voice / "voice.json", dict, "voice")
+        if "previous.json" in receipt["outputs"]:
+            facts.previous = read_json(voice / "previous.json", dict, "voice")
     return facts
 
 
@@ -134,6 +140,12 @@ def of_group(messages: pl.LazyFrame, target: str) -> dict[str, Any]:
     name = next(speaker["name"] for speaker in speakers if speaker["is_member"])
     people = counts["user_id"].n_unique()
     return {**facts, "name": name, "people": people, "unit": unit, "times": times, "speakers": speakers}
+
+
+def names_of(messages: pl.LazyFrame, users: Iterable[str]) -> dict[str, str]:
+    """Return {user id: the latest nickname} of those of `users` who have written anything."""
+    found = messages.filter(pl.col("user_id").is_in(list(users))).sort("time", maintain_order=True)
+    return dict(found.group_by("user_id").agg(pl.col("nickname").last()).collect().iter_rows())
 
 
 def speakers_of(counts: pl.DataFrame, target: str, times: Sequence[Any]) -> Rows:

@@ -17,10 +17,19 @@ from huiyin.report.words import words as words_for
 
 TURNS = "turns.parquet"
 REST = "c7"  # the colour of all others
+NUMBERS = {  # of voice.json that stand side by side: (how they are shown, where they are)
+    "own_gain": ("interval", "losses own_gain"),
+    "gain": ("interval", "losses words gain"),
+    "taken": ("share", "authorship trained share mean"),
+    "ended": ("share", "ended trained"),
+    "copied": ("share", "copies trained word_for_word"),
+    "held_out": ("count", "held_out"),
+}
 
 
-def report(facts: Facts, played: Played, shared: bool, texts: bool) -> str:
-    """Return the page. shared: for others, without what only the owner may see; texts: with messages and names."""
+def report(facts: Facts, played: Played, shared: bool, texts: bool, links: Mapping[str, str]) -> str:
+    """Return the page. shared: for others, without what only the owner may see; texts: with messages and names; links:
+    {user id: address of the page of that member}."""
     name = facts.shown_name if texts or not shared else ""
     return render(
         "report.html",
@@ -32,6 +41,8 @@ def report(facts: Facts, played: Played, shared: bool, texts: bool) -> str:
         group_words=group_words(facts.group),
         gain=gain(facts.voice),
         authorship=authorship(facts.voice),
+        versions_compared=compared(facts),
+        others=[] if shared else [(shown(facts.others[user], 24), link) for user, link in links.items()],
         blind=played,
         bar=charts.bar,
         funnel=[funnel(stage, facts.receipts[stage]) for stage in [*STAGES, "voice"] if stage in facts.receipts],
@@ -112,6 +123,34 @@ def authorship(voice: Mapping[str, Any]) -> dict[str, Any]:
         "bars": bars,
         "auc": found["auc"]["mean"],
     }
+
+
+def compared(facts: Facts) -> dict[str, Any]:
+    """Return the numbers of this version and of the one before: {days, rows: [(label, now, before), ...]}."""
+    if not facts.previous:
+        return {}
+    both = facts.voice, facts.previous
+    days = [str(one.get("made_at", ""))[:10] for one in (facts.receipts["voice"], facts.previous)]
+    shown_as = {"interval": "{mean:+.3f} [{low:+.3f}, {high:+.3f}]", "share": "{:.0%}", "count": "{:,}"}
+
+    def text(kind: str, value: Any) -> str:
+        if value is None:
+            return "–"
+        return shown_as[kind].format(**value) if kind == "interval" else shown_as[kind].format(value)
+
+    rows = [
+        (words_for(words.NUMBERS, name), *(text(kind, found_in(one, path)) for one in both))
+        for name, (kind, path) in NUMBERS.items()
+    ]
+    return {"days": days, "rows": rows}
+
+
+def found_in(voice: Mapping[str, Any], path: str) -> Any:
+    """Return what stands at `path`, names with blanks between, of what voice has measured; None if nothing does."""
+    value: Any = voice
+    for name in path.split():
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def funnel(stage: str, receipt: Mapping[str, Any]) -> dict[str, Any]:

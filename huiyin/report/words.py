@@ -77,6 +77,19 @@ COPIES: Words = {
 }
 
 
+NUMBERS: Words = {
+    "own_gain": (
+        "gain on the member minus that on others (bits a character)",
+        "对此人比对别人多提升的（比特/字）",
+    ),
+    "gain": ("gain in words (bits a character)", "用词上的提升（比特/字）"),
+    "taken": ("replies taken for the member's", "被认作此人的回复"),
+    "ended": ("replies that the model ended itself", "由模型自己结束的回复"),
+    "copied": ("word for word in the training", "与训练内容一字不差"),
+    "held_out": ("replies measured", "测量的回复"),
+}
+
+
 def words(of: Words, name: str) -> Markup:
     """Return the words for `name` in both languages, `name` itself where there are none."""
     return say(*of[name]) if name in of else Markup("{}").format(name)

@@ -4,14 +4,17 @@
         --target 10001 --voice data/default/10001/voice --codes data/default/10001/blind --share no --consent no \\
         --out data/default/10001/report
 
-Writes index.html, for its owner; with --share yes also share.html, with numbers and charts alone, and with --consent
-yes with messages and names. What is not there yet is left out, and the page names the target that makes it.
+Writes index.html, for its owner, with links to the pages of other members; with --share yes also share.html, with
+numbers and charts alone, and with --consent yes with messages and names. What is not there yet is left out, and the
+page names the target that makes it.
 """
 
 import huiyin.common.starting  # noqa: F401
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from huiyin.common.errors import UserError, run
 from huiyin.common.stage import arguments
@@ -24,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", required=True, help="the member")
     parser.add_argument("stages", nargs=7, type=Path, metavar="FOLDER", help="of each stage, decrypt to export")
     parser.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="of what voice measured")
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], metavar="FILE", help="index.html of all members")
     parser.add_argument("--codes", type=Path, required=True, metavar="FOLDER", help="codes of the blind test")
     parser.add_argument("--share", choices=ANSWERS, required=True, help="write share.html, too")
     parser.add_argument("--consent", choices=ANSWERS, required=True, help="messages and names in it, too")
@@ -37,15 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from huiyin.report.page import write_page
     from huiyin.report.report import report
 
-    facts = read_facts(args.target, args.stages, args.voice, args.plan)
+    out = args.out.absolute()
+    others = [path.absolute() for path in args.pages if path.absolute().parent != out]
+    links = {path.parent.parent.name: quote(os.path.relpath(path, out)) for path in others}
+    facts = read_facts(args.target, args.stages, args.voice, links, args.plan)
     page = args.out / "blind.html"
     played = read_codes(
         texts_in(args.codes), page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     )
     try:
-        pages = {"index.html": report(facts, played, shared=False, texts=True)}
+        pages = {"index.html": report(facts, played, shared=False, texts=True, links=links)}
         if args.share == "yes":
-            pages["share.html"] = report(facts, played, shared=True, texts=args.consent == "yes")
+            pages["share.html"] = report(facts, played, shared=True, texts=args.consent == "yes", links=links)
     except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         # of results that others have changed, or that are of an earlier version
         raise UserError(

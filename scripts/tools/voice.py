@@ -48,6 +48,8 @@ RESULTS = 1  # to be raised when the same input gives another result
 ENOUGH = 30  # held-out replies; with fewer the numbers come with a warning
 FEW = "only {} held-out replies: the numbers are rough with fewer than {}; raise eval_share in gen.yaml"
 TRIPLES = 10
+PREVIOUS = "previous.json"
+WEIGHTS = "adapter/adapter_model.safetensors"
 WORK = ".work"  # questions and answers of a run that goes on
 
 
@@ -114,6 +116,25 @@ def draw_triples(lines: Rows, seed: int) -> Rows:
     """Return some of the lines, drawn at random: the prompt and the three replies."""
     chosen = sorted(random.Random(seed).sample(range(len(lines)), min(TRIPLES, len(lines))))
     return [{name: lines[index][name] for name in ("prompt", "reply", "trained", "base")} for index in chosen]
+
+
+def version_before(stage: Stage, adapter: Path) -> dict[str, Any]:
+    """Return the numbers of the version before this one, {} if there are none: if what is there was measured of another
+    adapter, these; else what they had beside them."""
+    made = stage.earlier.get("inputs", {}).get(str(adapter))
+    name = PREVIOUS if made == stage.inputs[str(adapter)] else "voice.json"
+    if name not in stage.earlier.get("outputs", {}):
+        return {}
+    try:
+        numbers = json.loads((stage.out / name).read_text(encoding="utf-8"))
+        return {"made_at": stage.earlier["made_at"], **{key: numbers[key] for key in numbers if key != "triples"}}
+    except (OSError, ValueError, TypeError):
+        print(f"voice: {stage.out / name} cannot be read, so the numbers of the version before are lost", flush=True)
+        return {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def show(found: dict[str, Any], said: list[str], triples: int | None) -> None:
@@ -190,8 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "triples": draw_triples(lines, settings.seed),
         }
         write_records(stage.output("replies.jsonl"), lines)
-        text = json.dumps(found, ensure_ascii=False, indent=1)
-        stage.output("voice.json").write_text(text + "\n", encoding="utf-8")
+        if before := version_before(stage, args.trained / WEIGHTS):
+            write_json(stage.output(PREVIOUS), before)
+        write_json(stage.output("voice.json"), found)
         show(found, said, args.triples)
     shutil.rmtree(args.out / WORK, ignore_errors=True)
 
