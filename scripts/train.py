@@ -392,8 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             previous.check_base(stage.digests.of_tree(base), args.config)
             previous.keep(stage.digests)
             stage.depends_on(*["continued"] * (not continued))
-        size = disk_bytes(given, work, dataset.files[0].stat().st_size)
-        check_disk(args.out, size, "training (checkpoints and prepared rows)")
+        check_disk(args.out, disk_bytes(given, work, dataset.size), "training (checkpoints and prepared rows)")
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)
         replies = train(args, values, training, dataset, fitted)
         values = full_settings(args, given, fitted, dataset.system, training.plan, base)  # as it ended

@@ -61,7 +61,7 @@ def forbidden(root):
 
 def test_a_script_is_ready_for_ctrl_c_before_it_loads_packages():
     programs = [path for path in files() if "run(main)" in path.read_text(encoding="utf-8")]
-    assert len(programs) == 24
+    assert len(programs) == 25
     for path in programs:
         loaded = [module for module, _, top in imports(path) if top and module != "__future__"]
         assert loaded[0] == "huiyin.common.starting", path

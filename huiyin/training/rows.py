@@ -131,6 +131,11 @@ class Dataset:
     held_out: list[Row]
     system: str  # of rows that have none
 
+    @property
+    def size(self) -> int:
+        """The bytes of the rows to learn from."""
+        return self.files[0].stat().st_size
+
     def measure(self, encoding: Encoding, spare: int) -> MeasuredDataset:
         """Return the rows and the held-out rows with their tokens, and `spare` ones more in each row. `UserError` if
         the base model reads a text as a control token."""
