@@ -1,6 +1,14 @@
 # Huiyin: from a QQ group's history to a model that talks like one of its members. `make help` lists what there is.
 # The Makefile knows the files, the scripts know the work, the settings in config/ know the choices.
 
+# What stops here is said in Chinese where the locale is, by the catalogue huiyin/common/chinese.txt.
+chinese := $(filter zh%,$(firstword $(value LC_ALL) $(value LC_MESSAGES) $(value LANG)))
+comma := ,
+shell-quote = '$(subst ','\'',$1)'
+to_chinese = $(if $(chinese),$(PYTHON) huiyin/common/chinese.py,cat)
+in_chinese = $(or $(if $(chinese),$(shell $(to_chinese) $(call shell-quote,$1) 2> /dev/null)),$1)
+stop = $(error $(call in_chinese,$1$(if $(value 2),$(comma)$(value 2))$(if $(value 3),$(comma)$(value 3))$(if $(value 4),$(comma)$(value 4))))
+
 ifeq (Darwin,$(shell uname))
 $(error macOS is not supported: run this on Linux or in WSL 2)
 endif
@@ -46,52 +54,51 @@ target_results = $(results)/$(TARGET)
 ahead := $(shell find $(results) -maxdepth 3 -name receipt.json -newermt now 2> /dev/null)
 
 # ---- Checks that must come before any work
-shell-quote = '$(subst ','\'',$1)'
 matches = $(shell [[ $(call shell-quote,$1) =~ $2 ]] && echo yes)
 # SQLite's first word is plain in QQ's databases, too; a file that is not there yet is judged by its name
 database := $(or $(call matches,$(source),\.db$$),$(shell head -c 7 -- $(call shell-quote,$(source)) 2> /dev/null | grep -q '^SQLite ' && echo yes))
 NAMES := ^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$$
 
 ifneq ($(words $(CURDIR)),1)
-$(error the path of this repository has blanks: $(CURDIR); move it to one without)
+$(call stop,the path of this repository has blanks: $(CURDIR); move it to one without)
 endif
 # In quotes for the shell, and in PATH, these have a meaning of their own.
 ifneq (,$(strip $(foreach sign,: $$ " `,$(findstring $(sign),$(CURDIR)))))
-$(error the path of this repository has one of : $$ " ` in it: $(CURDIR); move it to one without)
+$(call stop,the path of this repository has one of : $$ " ` in it: $(CURDIR); move it to one without)
 endif
 ifneq (,$(call matches,$(source),^-)$(call matches,$(key),^-))
-$(error SOURCE and KEY cannot begin with -: $(source) $(key); write ./ before it)
+$(call stop,SOURCE and KEY cannot begin with -: $(source) $(key); write ./ before it)
 endif
 ifeq (,$(call matches,$(CONFIG),$(NAMES)))
-$(error CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
+$(call stop,CONFIG=$(CONFIG): only letters, digits and _ . - can be in it)
 endif
 ifneq (,$(filter raw tiny smollm2 bench README.md answers.db%,$(CONFIG)))
-$(error CONFIG=$(CONFIG): data/$(CONFIG) is for something else; take another name)
+$(call stop,CONFIG=$(CONFIG): data/$(CONFIG) is for something else; take another name)
 endif
 ifeq (,$(filter docker host,$(RUN_IN)))
-$(error RUN_IN=$(RUN_IN): say docker or host)
+$(call stop,RUN_IN=$(RUN_IN): say docker or host)
 endif
 ifneq (,$(filter-out yes no,$(SHARE) $(CONSENT) $(PROBE) $(ANYWAY)))
-$(error SHARE=$(SHARE) CONSENT=$(CONSENT) PROBE=$(PROBE) ANYWAY=$(ANYWAY): say yes or no)
+$(call stop,SHARE=$(SHARE) CONSENT=$(CONSENT) PROBE=$(PROBE) ANYWAY=$(ANYWAY): say yes or no)
 endif
 ifeq (web,$(filter web,$(MAKECMDGOALS))$(call matches,$(PORT),^[0-9]+$$))
-$(error PORT=$(PORT): say a number such as 8080)
+$(call stop,PORT=$(PORT): say a number such as 8080)
 endif
-check_member = $(if $(call matches,$1,$(NAMES)),,$(error TARGET=$1: a user id has only letters, digits and _ . - in it; `make members` lists them)) \
-	$(if $(filter source decrypted parsed combined members,$1),$(error TARGET=$1: $(results)/$1 is for something else; `make members` lists the user ids))
+check_member = $(if $(call matches,$1,$(NAMES)),,$(call stop,TARGET=$1: a user id has only letters, digits and _ . - in it; `make members` lists them)) \
+	$(if $(filter source decrypted parsed combined members,$1),$(call stop,TARGET=$1: $(results)/$1 is for something else; `make members` lists the user ids))
 ifneq (,$(filter plan pair gen preflight train export all voice report blind samples chat web deploy verify clean-pair clean-gen clean-train clean-export,$(MAKECMDGOALS)))
 ifeq (,$(TARGET))
-$(error no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
+$(call stop,no TARGET: write the QQ number of the member to learn from into $(TARGET_FILE), or say TARGET=...; `make members` lists who is there)
 endif
 # strip has taken a \r away already, so the file itself is looked at
 ifneq (,$(shell grep -s $$'^\xEF\xBB\xBF\|\r' $(if $(filter file,$(origin TARGET)),$(TARGET_FILE),/dev/null)))
-$(error $(TARGET_FILE) has a byte order mark or Windows line ends; write it anew: echo 10001 > $(TARGET_FILE))
+$(call stop,$(TARGET_FILE) has a byte order mark or Windows line ends; write it anew: echo 10001 > $(TARGET_FILE))
 endif
 $(call check_member,$(TARGET))
 endif
 ifneq (,$(filter each,$(MAKECMDGOALS)))
 ifeq (,$(strip $(TARGETS)))
-$(error no TARGETS: say make each TARGETS="10001 10002"; `make members` lists who is there)
+$(call stop,no TARGETS: say make each TARGETS="10001 10002"; `make members` lists who is there)
 endif
 $(foreach target,$(TARGETS),$(call check_member,$(target)))
 endif
@@ -112,11 +119,11 @@ packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("pur
 # A base environment for the data stages; LLaMA-Factory and torch only where they are needed.
 # A stage asks for them order-only (after the |): a newer package is no reason to do the work again.
 .venv/base: requirements/base.txt requirements/uv.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): install one and say PYTHON=python3.12" | $(to_chinese) >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: sudo apt install python3-venv" | $(to_chinese) >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	requirements/install --require-hashes -r $<
-	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" >&2; exit 1; }
+	@.venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2> /dev/null || { echo "a system library is missing: sudo apt install libgomp1" | $(to_chinese) >&2; exit 1; }
 	@echo "$(CURDIR)" > "$$($(packages))/huiyin.pth" # for scripts that are run by hand
 	@touch $@
 
@@ -130,7 +137,7 @@ packages := .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("pur
 	requirements/install --require-hashes -r $<
 	@touch $@
 
-python := python# or with an option
+python := python$(if $(chinese), -X language=zh)# or with another option
 
 # ---- The stages. The one target of each is its receipt.json, which its script writes last.
 result.decrypt := $(results)/decrypted
@@ -178,7 +185,7 @@ own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <
 made := $(filter data/demo/sample/nt_msg.db data/showcase/plays/plays.csv,$(source))
 $(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE) \
 		| $(if $(filter all plan,$(MAKECMDGOALS)),$(call own_model,llm.yaml) $(call own_model,train.yaml))
-	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(error $(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
+	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(call stop,$(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
@@ -310,10 +317,10 @@ forget-answers:## delete the cached answers of the language model
 include developers.mk
 
 help:## list targets and variables
-	@echo "Variables (make VARIABLE=value ...):"
-	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET TARGETS RUN_IN GPU,$(name) $(call shell-quote,$(call path,$(name))) $(call shell-quote,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile)))
-	@echo "Targets:"
-	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
-	@echo "  clean-STAGE    remove the results of that stage and the later ones, never the answers"
+	@echo $(call shell-quote,$(call in_chinese,Variables (make VARIABLE=value ...):))
+	@printf '  %-8s %-28s %s\n' $(foreach name,CONFIG SOURCE KEY TARGET TARGETS RUN_IN GPU,$(name) $(call shell-quote,$(call path,$(name))) $(call shell-quote,$(call in_chinese,$(shell sed -n 's/^$(name) ?=.*# //p' Makefile))))
+	@echo $(call shell-quote,$(call in_chinese,Targets:))
+	@sed -n 's/^\([a-z-]*\):.*## \?\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | $(to_chinese) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+	@printf '  %-14s %s\n' clean-STAGE $(call shell-quote,$(call in_chinese,remove the results of that stage and the later ones$(comma) never the answers))
 
 .PHONY: $(STAGES) all each plan voice report blind preflight sample members samples chat web deploy verify demo showcase summary status help forget-answers nothing-to-decrypt FORCE $(STAGES:%=clean-%)

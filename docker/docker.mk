@@ -1,6 +1,5 @@
 # Where a script runs, RUN_IN=host or docker: what differs. The containers' work is in docker/run.sh and compose.yaml.
 
-comma := ,
 space := $(subst ,, )
 
 # The environment that each rule names after its |: .venv/ on the host; else what the image is made of, since
@@ -11,7 +10,7 @@ base.docker := docker/Dockerfile requirements/base.txt
 train.docker := docker/Dockerfile requirements/train.txt
 base = $(base.$(RUN_IN))
 train = $(train.$(RUN_IN))
-RUN.docker = env -u QQ_DB_KEY GPU=$(GPU) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
+RUN.docker = env -u QQ_DB_KEY GPU=$(GPU)$(if $(chinese), CHINESE=yes) docker/run.sh $(if $(filter %/train.txt,$|),train,data)
 with_llm.host :=
 with_model.host :=
 with_port.host :=

@@ -8,12 +8,17 @@
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
-# GPU: index of the card, or none; HUIYIN_MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
+# GPU: index of the card, or none; CHINESE: not empty if mistakes are told in Chinese; HUIYIN_MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
 # places to fetch those images from.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-fail() { echo "docker: $1" >&2; exit 1; }
+fail() {
+    local line=$1
+    [ -z "${CHINESE:-}" ] || line=$(python3 huiyin/common/chinese.py "$1") || line=$1
+    echo "docker: $line" >&2
+    exit 1
+}
 quiet() { "$@" > /dev/null 2>&1; }
 
 export REPOSITORY=$PWD GPU=${GPU:-none} HOST_UID HOST_GID PIPELINE_MEMORY PIPELINE_IMAGE

@@ -131,7 +131,7 @@ def test_a_touched_setting_redoes_its_stage_and_the_later_ones(demo, setting, re
     before = file.stat()
     os.utime(file)
     try:
-        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == redone
+        assert stages_run(make(project, "--dry-run", "all", *DEMO).stdout) == ["plan", *redone]
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -155,7 +155,7 @@ def test_another_source_redoes_everything_whatever_its_date(demo):
     shutil.copy2(project / "data/demo/sample/nt_msg.db", other)
     os.utime(other, (0, 0))
     planned = make(project, "--dry-run", "all", "SOURCE=data/raw/other.db", *DEMO)
-    assert stages_run(planned.stdout) == STAGES
+    assert stages_run(planned.stdout) == ["plan", *STAGES]
 
 
 def test_another_database_put_in_its_place_is_noticed_although_it_is_older(demo, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from huiyin.common import starting
+from huiyin.common.chinese import translated
 
 GRACE_SECONDS = 1.0  # from a signal to the end; what has not ended by itself then is left as a kill would leave it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: FAT32 takes no file beyond 4 GB
@@ -123,5 +124,5 @@ def end_after_signal(arrived: int, main_thread: int) -> None:
 def fail(line: str, status: int = 1) -> NoReturn:
     if sys.stdout:  # None where it was closed
         sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {translated(line)}", file=sys.stderr)
     sys.exit(status)

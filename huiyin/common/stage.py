@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from huiyin.common.chinese import translated
 from huiyin.common.digests import Digests, File, digest, sha256
 from huiyin.common.errors import UserError
 from huiyin.common.settings import meaning, without_credentials
@@ -375,7 +376,7 @@ def known_files(receipt: dict[str, Any]) -> dict[str, File]:
 def say(line: str) -> None:
     """Print a line that comes when all is done: that nobody can read it is no failure."""
     try:
-        print(line, flush=True)
+        print(translated(line), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again as it ends
 

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from huiyin.common.chinese import translated
+from huiyin.common.terminal import columns, fit, right
 from huiyin.forecast.stages import Forecast, Range, billions_of
 
 BYTES_OF_A_BILLION = 0.65e9  # a language model in Ollama, in 4 bits, for each billion of parameters
@@ -70,12 +72,12 @@ def shown_time(seconds: Range | None) -> str:
 
 def table(forecasts: Sequence[Forecast]) -> Iterator[str]:
     """Yield the lines of the table."""
-    rows = [HEADER]
+    rows = [tuple(map(translated, HEADER))]
     for forecast in forecasts:
         numbers = [forecast.questions, forecast.tokens, forecast.cached]
         counts = [f"{number:,}" if number else "" for number in (forecast.read, forecast.written, *numbers)]
         rows.append((forecast.stage, *counts, shown_time(forecast.seconds), shown_size(forecast.stay)))  # type: ignore[arg-type]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([f"{first:<{widths[0]}}", *cells]).rstrip()
+        cells = [right(cell, width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([fit(first, widths[0]), *cells]).rstrip()

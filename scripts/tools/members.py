@@ -8,14 +8,12 @@ Writes members.parquet, a row per group and member, and prints the busiest of ea
 
 import huiyin.common.starting  # noqa: F401
 
-import unicodedata
-from bisect import bisect
-from itertools import accumulate
-
+from huiyin.common.chinese import translated
 from huiyin.common.errors import run
 from huiyin.common.lazy import polars as pl
 from huiyin.common.stage import Stage, arguments, need, read_receipt
 from huiyin.common.tables import MESSAGES, NOT_ONE_PERSON, TURNS, scan_table
+from huiyin.common.terminal import fit, right
 
 MEMBER = ["group_id", "user_id"]
 # A turn becomes at most one row of the dataset, and gen keeps 5 % of the rows for evaluation: 10 of 200, 50 of 1,000.
@@ -23,6 +21,10 @@ MEMBER = ["group_id", "user_id"]
 THIN, ENOUGH = 200, 1_000
 SHOWN = 30  # members of a group on the terminal; all of them are in the file
 NAME_WIDTH = 20
+COLUMNS = dict.fromkeys(["messages", "turns", "different"], 10) | {
+    **dict.fromkeys(["quotes", "quoted", "length", "months"], 8),
+    "text": 7,
+}
 
 
 def members(messages, turns):
@@ -90,32 +92,24 @@ def origins(messages, receipt):
 def lines(table, origin):
     """Yield the lines for the terminal. origin: what `origins` returns."""
     for (group,), rows in table.group_by("group_id", maintain_order=True):
-        yield f"group {group}"
-        yield f"  {origin[group]}"
-        yield (
-            f"  {'TARGET':<14} {fit('name', NAME_WIDTH)}{'messages':>10}{'turns':>10}{'different':>10}{'quotes':>8}"
-            f"{'quoted':>8}{'length':>8}{'months':>8}{'text':>7}  verdict"
-        )
+        yield translated(f"group {group}")
+        yield f"  {translated(origin[group])}"
+        heads = "".join(right(translated(name), width) for name, width in COLUMNS.items())
+        yield f"  {'TARGET':<14} {fit(translated('name'), NAME_WIDTH)}{heads}  {translated('verdict')}"
         for row in rows.head(SHOWN).iter_rows(named=True):
             length = "-" if row["median_length"] is None else f"{row['median_length']:.0f}"
             yield (
                 f"  {row['user_id'] or '(unknown)':<14} {fit(row['nickname'], NAME_WIDTH)}{row['messages']:>10,}"
                 f"{row['turns']:>10,}{row['different_turns']:>10,}{row['quotes_given']:>8,}"
                 f"{row['quotes_received']:>8,}{length:>8}{row['active_months']:>8}{row['share_of_text']:>7.0%}"
-                f"  {row['verdict']}"
+                f"  {translated(row['verdict'])}"
             )
         if rows.height > SHOWN:
-            yield f"  ... and {rows.height - SHOWN:,} more"
-    yield f"The verdict depends on a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."
-    yield "Put the TARGET of your choice into config/target.txt."
-
-
-def fit(text, width):
-    """Return `text` cut or filled to `width` columns of a terminal, where Chinese characters take two."""
-    text = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in text)
-    columns = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
-    shown = bisect(list(accumulate(columns)), width)
-    return text[:shown] + " " * (width - sum(columns[:shown]))
+            yield translated(f"  ... and {rows.height - SHOWN:,} more")
+    yield translated(
+        f"The verdict depends on a member's different turns in all groups: enough from {ENOUGH:,}, thin from {THIN}."
+    )
+    yield translated("Put the TARGET of your choice into config/target.txt.")
 
 
 def main(argv=None):

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huiyin.common.chinese import translated
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_settings
 from huiyin.common.stage import arguments, read_receipt, say
+from huiyin.common.terminal import fit
 from huiyin.forecast.needs import Download, Needs, disk_needs, packages, shown_size, shown_time, size_in_ollama, table
 from huiyin.forecast.stages import (
     STAGES,
@@ -298,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in table(forecasts):
         say(line)
     for name, line in notes_of(plan, known, forecasts, disk, downloads, problem).items():
-        say(f"{name:<9}{line}")
+        say(f"{fit(translated(name), 9)}{translated(line)}")
     note(args.out / "plan.json", forecasts)
     problems = problems_of(plan, known, disk, problem)
     if problems and args.or_stop:
