@@ -8,8 +8,8 @@
 #     docker/run.sh build                     both images
 #     docker/run.sh down                      stop what was started; the models stay
 #
-# GPU: index of the card, or none; CHINESE: not empty if mistakes are told in Chinese; HUIYIN_MOUNT: one more file that the command may read; BASE_IMAGE and OLLAMA_IMAGE: other
-# places to fetch those images from.
+# GPU: index of the card, or none; CHINESE: not empty if mistakes are told in Chinese; HUIYIN_MOUNT: one more file that the
+# command may read; BASE_IMAGE and OLLAMA_IMAGE: other places to fetch those images from.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
