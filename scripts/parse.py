@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RESULTS = 2  # to be raised when the same input gives another result
 EPOCH = date(1970, 1, 1)
+MORE_OF_EXPORTS = 10  # times as many rows are the sample of an export: it can be read from its beginning only
 GIVE = "give a decrypted nt_msg.db, or the export of a chat by another program"
 NAMELESS = ("database", "db_browser", "csv")  # formats that tell the group in each row
 SOURCE_ID = "source_id"  # a column that only the exports of other programs have
@@ -188,7 +189,8 @@ def read_sample(
     else:
         from huiyin.sources.export import Source, read_export
 
-        source = Source(found, settings.zone, settings.group, settings.skip_bad_lines, args.config, most=args.sample)
+        most = MORE_OF_EXPORTS * args.sample
+        source = Source(found, settings.zone, settings.group, settings.skip_bad_lines, args.config, most=most)
         rows, report = read_export(source, name_faces, settings.placeholders)
         share = source.share
     return rows, report | {"sample": {"share": share, "bytes": size}}

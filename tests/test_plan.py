@@ -164,7 +164,7 @@ def test_what_is_to_do_is_counted_and_noted(tmp_path, roomy):
 def test_a_sample_stands_for_the_whole(tmp_path, monkeypatch, roomy):
     planned = Planned(tmp_path)
     (tmp_path / "chat.csv").write_text(history(30_000))
-    monkeypatch.setattr("scripts.tools.plan.SAMPLE", 10_000)
+    monkeypatch.setattr("scripts.tools.plan.SAMPLE", 1000)
     planned.say("pair", use_llm=False)
     planned.plan("parse", "combine", "pair", source="chat.csv")
     stages = json.loads((tmp_path / "plan/plan.json").read_text())["stages"]

@@ -126,6 +126,8 @@ def try_stages(plan: Plan) -> dict[str, Tried]:
             )
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"{stage} failed without a message"]
+                if stage == "pair" and scale > 1:
+                    lines.append(f"{lines[-1]} (in the rows that were tried; after `make combine` all are known)")
                 raise UserError(lines[-1].removeprefix(f"{stage}.py: "))
         tried[stage] = Tried(read_receipt(folder), folder, scale, scale)
         if stage == "parse":
