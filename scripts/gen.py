@@ -14,7 +14,7 @@ import huiyin.common.starting  # noqa: F401
 import argparse
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,12 +85,21 @@ def fill(
 ) -> tuple[dict[int, str], dict[str, float]]:
     """Return {turn_id: the prompt that the model wrote} of those of `lines` for which it wrote a good one, and {reason:
     share of the first prompts that were refused for it}. What a batch leaves out is asked for again, each alone; a
-    batch that does not fit is halved. rounds: in which prompts are asked for."""
-    missing = with_context(lines, turns, settings.context_turns)
+    batch that does not fit is halved. rounds: in which prompts are asked for.
+
+    The answer cache gets each prompt as the answer to a question of its own: with turns before and after it that were
+    not there the last time, a turn is in another batch."""
+    items = with_context(lines, turns, settings.context_turns)
     temperature = client.settings.gen_temperature
-    written: dict[int, str] = {}
-    shares: dict[str, float] = {}
+    alone = {
+        item[0]["turn_id"]: replace(missing_halves(prompt, [item], settings, temperature, 0, {}), time=item[1]["time"])
+        for item in items
+    }
+    recalled = zip(alone, client.recall("gen", list(alone.values())), strict=True)
+    known = {turn_id: answer.value[0] for turn_id, answer in recalled if isinstance(answer, Accepted)}
+    written, shares = dict(known), dict[str, float]()
     for round_ in range(rounds):
+        missing = [item for item in items if item[0]["turn_id"] not in written]
         refused: dict[int, str] = {}  # {turn_id: why}
         batches = batches_of(missing, 1 if round_ else settings.batch_size, lambda item: item[1])
         while batches:
@@ -111,8 +120,8 @@ def fill(
             del written[turn_id]
         if not round_:
             shares = shares_refused(refused, len(written), settings)
-        missing = [item for item in missing if item[0]["turn_id"] not in written]
-    client.check_failures(len(missing), len(lines))
+    client.remember((alone[turn_id], {"1": text}) for turn_id, text in written.items() if turn_id not in known)
+    client.check_failures(len(lines) - len(written), len(lines))
     return written, shares
 
 
@@ -125,7 +134,7 @@ def words_for(turn_id: int) -> str:
 def shares_refused(refused: dict[int, str], good: int, settings: Settings) -> dict[str, float]:
     """Return {reason: share of the prompts that were refused for it}; `UserError` if there are too many.
 
-    refused: {turn_id: reason}. good: number of the other prompts that were written.
+    refused: {turn_id: reason}. good: number of the other prompts that were written, or are in the answer cache.
     """
     counts, total = Counter(refused.values()), len(refused) + good
     if total >= RUBBISH_FROM and len(refused) > settings.max_rubbish_share * total:

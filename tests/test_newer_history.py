@@ -7,6 +7,7 @@ import pytest
 from case_folders import turns
 from helpers import run_script
 from huiyin.llm.client import Client
+from huiyin.questions.filling import GAP
 from llm_folder import arguments, other_words, succeeded
 from ollama_server import exactly, whole
 
@@ -32,17 +33,17 @@ def answer(k, body):
 
 @pytest.fixture
 def asked(folder):
-    """Return what pair and gen ask of a history of January and February, and what of one that has March as well, in
-    which the target has another nickname, `everywhere` in the whole of it; and what they print then."""
+    """Return what pair and gen ask of a history of January and February (`until` that day), and what of one that has
+    more, in which the target has another nickname, `everywhere` in the whole of it; and what they print then."""
 
-    def asked(pair="", prompt="config/prompts/gen.md", everywhere=False):
+    def asked(pair="", prompt="config/prompts/gen.md", everywhere=False, until=60):
         folder.settings("pair", f"merge_replies: llm\nlinker_alone: never\nbatch_size: 4\n{pair}")
         folder.settings("gen", "batch_size: 4\n")
         folder.ollama.before_chat = answer
         stages = [("pair", {}), ("gen", {"prompt": prompt})]
         then, now, new = (
             [turn for group in "ab" for turn in talk(group, range(*days), name)]
-            for *days, name in ((1, 60, 3, "旧名"), (1, 60, 3, "新名"), (60, 69, 3, "新名"))
+            for *days, name in ((1, until, 3, "旧名"), (1, until, 3, "新名"), (until, 69, 3, "新名"))
         )
         questions = []
         for rows in (then, (now if everywhere else then) + new):
@@ -69,7 +70,7 @@ def test_only_the_new_month_is_asked(asked, tmp_path, question, everywhere):
     old, new, output = asked(prompt=tmp_path / "gen.md", everywhere=everywhere)
     assert len(old) == 2 * (20 + 2 * 3 + 2 * 3)  # of a group: each reply alone, and 3 batches a month in either stage
     assert len(new) == len(about(new, 60, 69)) == 2 * (3 + 1 + 1)
-    for stage, count in (("pair", 2 * (20 + 2 * 3)), ("gen", 2 * 2 * 3)):
+    for stage, count in (("pair", 2 * (20 + 2 * 3)), ("gen", 2 * 20)):
         of = f"{stage}: of {count} questions about what was there the last time"
         assert f"{of}, {count} (100.0%) are answered from the answer cache" in output.splitlines()
 
@@ -81,6 +82,12 @@ def test_the_answers_that_an_earlier_version_has_kept_are_found(asked, monkeypat
         asked()
     assert asked()[0] == []
     assert len(asked(everywhere=True)[1]) == 0
+
+
+def test_of_a_month_that_goes_on_only_the_new_days_are_asked(asked):
+    """Although the last batch of that month had room for more."""
+    _, new, _ = asked("method: empty\n", until=55)
+    assert sum(text.count(GAP) for text in new) == 2 * len(range(55, 69, 3))
 
 
 def test_what_is_left_out_at_the_start_changes_the_batches_of_that_month_alone(asked):

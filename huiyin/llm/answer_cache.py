@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,13 @@ class AnswerCache:
     def put(self, key: str, answer: str) -> None:
         with self.in_use():
             self.database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [key, answer])
+
+    def put_all(self, answers: Iterable[tuple[str, str]]) -> None:
+        """Put all (key, answer), or after a kill none."""
+        with self.in_use():
+            self.database.execute("BEGIN")
+            self.database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", answers)
+            self.database.execute("COMMIT")
 
     def close(self) -> None:
         self.database.close()

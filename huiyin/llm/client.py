@@ -206,6 +206,28 @@ class Client:
         if self.known_until and question.time and question.time <= datetime.fromisoformat(self.known_until):
             self.old[cached] += 1
 
+    def recall(self, name: str, questions: list[Question]) -> list[Result]:
+        """Return what the answer cache has for each of `questions`, None where it has nothing, and ask none of them."""
+        if not questions:
+            return []
+        if not self.opened:
+            self.open()
+        results = [self.cached(self.key(question), question) for question in questions]
+        found = sum(result is not None for result in results)
+        for question, result in zip(questions, results, strict=True):
+            self.count_old(question, result is not None)
+        self.counts["from_journal"] += found
+        if found:
+            print(f"{name}: {found:,} of {len(questions):,} are answered from the answer cache", flush=True)
+        return results
+
+    def remember(self, answers: Iterable[tuple[Question, Any]]) -> None:
+        """Put answers to questions that were not asked alone into the answer cache: all, or after a kill none."""
+        if not self.opened:  # there were no questions
+            return
+        texts = ((self.key(question), json.dumps(answer, ensure_ascii=False)) for question, answer in answers)
+        self.cache.put_all((key, json.dumps([text, None], ensure_ascii=False)) for key, text in texts)
+
     def ask_all(
         self, name: str, questions: list[Question], note: str = "", final: bool = True, total: int = 0
     ) -> list[Result]:

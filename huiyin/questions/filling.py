@@ -93,7 +93,7 @@ def missing_halves(
     (system, user), (_, unnamed) = filled(name_of), filled(Numbers())
     tokens = len(items) * (TOKENS_PER_CHARACTER * settings.max_characters + FRAME_TOKENS)
     question = Question(system, user, schema, accept, temperature, tokens, tries=1, seed=round_ * TRIES)
-    return replace(question, may_be_split=True, unnamed=unnamed, time=items[-1][1]["time"])
+    return replace(question, may_be_split=True, unnamed=unnamed)
 
 
 def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str, max_characters: int) -> str:
