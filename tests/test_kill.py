@@ -1,8 +1,8 @@
 """Kill pair and gen while they ask the language model: nothing is lost, nothing is asked twice, nothing differs."""
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess

@@ -1,15 +1,20 @@
 """The history has grown by a month: what was asked of the months before comes from the answer cache."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 
 import pytest
 
+from bench.written import qce
 from case_folders import turns
 from helpers import run_script
 from huiyin.llm.client import Client
 from huiyin.questions.filling import GAP
 from llm_folder import arguments, other_words, succeeded
 from ollama_server import exactly, whole
+from scripts.demo.history import GROUPS, history
 
 DAY = 86400
 
@@ -94,3 +99,50 @@ def test_what_is_left_out_at_the_start_changes_the_batches_of_that_month_alone(a
     old, new, _ = asked("newest: 40\n")
     batches = [text for text in new if text not in about(new, 60, 69)]
     assert len(about(old, 31, 60)) == 2 * (10 + 3 + 3) and about(batches, 31, 60) == []
+
+
+OLD, NEW, TARGET = 300, 360, 10002  # messages of the sample, and with a fifth more
+
+
+def renamed(message):
+    """The message of the sample, if its sender has another name now, in all groups."""
+    sender = message.sender
+    return replace(message, sender=replace(sender, nickname=f"新{sender.nickname}", cards=("", "")))
+
+
+@pytest.fixture
+def next_month(tmp_path):
+    """The folders of combine: of a database, and of an export of QCE that goes on for a fifth, with other names."""
+    sample, qce_folder = tmp_path / "sample", tmp_path / "qce"
+    succeeded(run_script("demo/history", "--seed", 1, "--messages", OLD, "--out", sample))
+    given = [sample / "nt_msg.db", "--key", sample / "key.txt", "--config", "config/decrypt.yaml"]
+    succeeded(run_script("decrypt", *given, "--out", tmp_path / "decrypted"))
+    qce_folder.mkdir()
+    shown = [renamed(of) for of in history(1, NEW) if not of.dropped and of.sender]
+    for group in GROUPS:
+        text = "".join(qce((of for of in shown if of.group == group), group))
+        (qce_folder / f"{group.number}.json").write_text(text, encoding="utf-8")
+    folders = []
+    for name, source in (("old", tmp_path / "decrypted/nt_msg.db"), ("new", qce_folder)):
+        parsed, combined = tmp_path / name, tmp_path / f"{name} turns"
+        succeeded(run_script("parse", source, "--config", "config/parse.yaml", "--out", parsed))
+        options = ["--config", "config/combine.yaml", "--out", combined]
+        succeeded(run_script("combine", parsed / "messages.parquet", *options))
+        folders.append(combined)
+    return folders
+
+
+def test_another_export_of_the_same_people_under_other_names_asks_only_what_is_new(folder, next_month):
+    folder.settings("gen", "batch_size: 4\n")
+    folder.ollama.before_chat = answer
+    counts = []
+    for combined in next_month:
+        shutil.copy(combined / "turns.parquet", folder.path)
+        done = [run_script("pair", *arguments("pair", folder.path, target=TARGET))]
+        done.append(run_script("gen", *arguments("gen", folder.path)))
+        output = "".join(succeeded(one).stdout for one in done)
+        counts.append(len(folder.chats()))
+        folder.ollama.requests.clear()
+    shares = re.findall(r"of (\d+) questions about what was there the last time, (\d+) ", output)
+    assert len(shares) == 2 and all(int(old) > 10 and int(cached) >= 0.95 * int(old) for old, cached in shares)
+    assert counts[1] < 0.4 * counts[0]
