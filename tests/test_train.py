@@ -107,6 +107,12 @@ def test_to_say_where_the_next_training_starts_is_no_reason_to_train(again):
             "say continue_from: none",
         ),
         (
+            {"lora_alpha": 8},
+            {},
+            "train.yaml: lora_alpha is 8, and not set in the training from which this one is to continue; set it back, "
+            "or say continue_from: none",
+        ),
+        (
             {"template": "qwen3"},
             {},
             "train.yaml: template is qwen3, and qwen in the training from which this one is to continue; set it back, "

@@ -314,6 +314,15 @@ class Made(msgspec.Struct):
     digest: str
 
 
+class Training(msgspec.Struct):
+    """A training in a receipt: one from whose adapter another one went on."""
+
+    made_at: str
+    adapter: str
+    samples: int
+    learnt_until: datetime | None
+
+
 class Identity(msgspec.Struct):
     """What a result was made of."""
 
@@ -330,6 +339,7 @@ class Receipt(msgspec.Struct):
     inputs: dict[str, str]
     settings: dict[str, Used]
     outputs: dict[str, str | dict[str, str]]
+    made_at: str = ""
     identity: Identity | None = None
     files: dict[str, File] = {}
     base_model: Base | None = None
@@ -337,6 +347,7 @@ class Receipt(msgspec.Struct):
     newest_turn: datetime | None = None
     learnt_until: datetime | None = None
     held_out_from: datetime | None = None
+    continued_from: list[Training] = []
 
 
 def read_receipt(folder: Path | str) -> dict[str, Any]:

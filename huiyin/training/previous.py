@@ -30,14 +30,15 @@ class Previous:
         self.adapter = receipt["outputs"].get("adapter")
         values = [used.get("values", {}) for used in receipt["settings"].values()]
         self.settings: Values = next((one for one in values if "lora_rank" in one), {})
-        if not isinstance(self.adapter, dict) or not self.settings or not receipt.get("base_model"):
+        whole = isinstance(self.adapter, dict) and self.adapter.keys() >= {*ADAPTER_FILES}
+        if not whole or not self.settings or not receipt.get("base_model"):
             raise UserError(f"{trained}/receipt.json: not the receipt of a training; {AGAIN}")
         self.folder = trained / KEPT / self.adapter[ADAPTER_FILES[1]][:16]
 
     def chain(self) -> list[dict[str, Any]]:
         """Return, for the receipt of the training that starts from it, each training before that, the oldest first."""
         noted = {
-            "made_at": self.receipt["made_at"],
+            "made_at": self.receipt.get("made_at", ""),
             "adapter": self.adapter[ADAPTER_FILES[1]],
             "samples": self.receipt["ledger"]["written"],
             "learnt_until": self.receipt.get("learnt_until"),
@@ -50,6 +51,7 @@ class Previous:
         for name in ["model_name_or_path", "template", *sorted(names)]:
             before, now = self.settings.get(name), given.get(name)
             if before != now:
+                now, before = ("not set" if value is None else value for value in (now, before))
                 raise UserError(
                     f"{config}: {name} is {now}, and {before} in the training from which this one is to continue; "
                     f"set it back, {ANEW}"
@@ -57,11 +59,11 @@ class Previous:
 
     def check_base(self, digests: dict[str, str], config: Path) -> None:
         """`UserError` unless the files of the base model, with these `digests`, are those of then."""
-        base = self.receipt["base_model"]
-        changed = sorted(name for name, before in base["sha256"].items() if digests.get(name) != before)
+        base, name = self.receipt["base_model"], self.settings["model_name_or_path"]
+        changed = sorted(file for file, before in base["sha256"].items() if digests.get(file) != before)
         if changed:
             raise UserError(
-                f"{base['name']}: {', '.join(changed)} changed or gone since the training from which this one is to "
+                f"{name}: {', '.join(changed)} changed or gone since the training from which this one is to "
                 f"continue; bring the base model back, {ANEW} in {config}"
             )
 
