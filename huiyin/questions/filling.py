@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from huiyin.llm.backend import Rubbish
@@ -71,7 +72,7 @@ def missing_halves(
             )
         return prompt.fill(items="\n".join(shown), name=name(items[-1][1]))
 
-    instructions = letters_of(prompt.system + prompt.user.template + GAP + NOTHING_BEFORE)
+    instructions = letters_of_instructions(prompt.system + prompt.user.template)
 
     def accept(answer):
         texts = {index: " ".join(answer[str(index + 1)].split()) for index in range(len(items))}
@@ -151,6 +152,11 @@ def foreign(text: str, chat: str) -> bool:
 def scripts(text: str) -> Counter[str]:
     """Count the letters of `text` by script, the first word of their Unicode names: CJK, LATIN, HIRAGANA, ..."""
     return Counter(unicodedata.name(letter, "?").split()[0] for letter in text)
+
+
+@lru_cache(maxsize=1)  # they are those of each question
+def letters_of_instructions(text: str) -> str:
+    return letters_of(text + GAP + NOTHING_BEFORE)
 
 
 def letters_of(text: str) -> str:
