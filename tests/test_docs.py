@@ -10,6 +10,7 @@ import yaml
 
 from helpers import ROOT, make
 from huiyin.sources.history import ROW
+from huiyin.training.settings import TrainSettings
 from scripts import combine
 
 CONFIG = ROOT / "config"
@@ -66,6 +67,16 @@ def test_the_training_settings_are_explained():
 def test_the_table_of_targets_is_that_of_the_makefiles():
     written = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", text("docs/targets.md"), re.MULTILINE)
     assert sorted(written) == sorted(targets())
+
+
+@pytest.mark.parametrize("page", ["docs/again.md", "docs/again.zh-CN.md"])
+def test_what_is_to_be_typed_next_month_are_targets_settings_and_variables(page):
+    blocks = "".join(re.findall(r"^```\w+\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL))
+    typed = [word for line in re.findall(r"^make (.*)", blocks, re.MULTILINE) for word in re.findall("[a-z]+", line)]
+    assert {"all", "voice", "report", "each"} <= set(typed) <= {name for name, _ in targets()}
+    settings = dict(re.findall(r"^(\w+): (.*)", blocks, re.MULTILINE))
+    known = {field.name for field in dataclasses.fields(TrainSettings)}
+    assert settings["continue_from"] == "previous" and settings.keys() <= known
 
 
 @pytest.mark.parametrize("name", READMES)
