@@ -252,7 +252,7 @@ IN_ONE_ANOTHER = st.recursive(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.lists(IN_ONE_ANOTHER, max_size=8), st.sampled_from([1, 40, 1 << 18]), st.sampled_from([None, 1]))
+@given(st.lists(IN_ONE_ANOTHER, max_size=8), st.sampled_from([1, 40, 1 << 16]), st.sampled_from([None, 1]))
 def test_values_of_a_list_do_not_depend_on_the_blocks(values, size, indent):
     content = json.dumps({"id": [values], "list": values, "more": {"list": values}}, indent=indent)
     with pytest.MonkeyPatch.context() as patched:

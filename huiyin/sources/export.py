@@ -16,12 +16,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
+from msgspec.structs import astuple
 
 from huiyin.common.errors import UserError
 from huiyin.sources.browser_json import read_table
 from huiyin.sources.detect import Found, Head
 from huiyin.sources.files import Hashed, json_items, json_lines, json_values
-from huiyin.sources.frames import CHUNK, list_columns, lists_of
+from huiyin.sources.frames import list_columns, lists_of
 from huiyin.sources.history import LAST_SECOND, SAMPLES, UNKNOWN, spread
 from huiyin.sources.record import BY_NAME, HIDDEN, Parts, Record, to_user_id
 
@@ -51,6 +52,7 @@ PLACEHOLDERS = {
     },
     **{"wallet": "[红包]", "ark": "[卡片]", "markdown": "[文档]", "forward": "[聊天记录]", "call": "[通话]"},
 }
+RECORDS = 10_000  # of which frames are made at a time
 FACES = ("face", "market_face")
 ZONES = "Asia/Tokyo, Europe/Berlin, America/New_York"
 
@@ -207,7 +209,7 @@ def read_records(source: Source, shown: Mapping[str, str | None]) -> list[pl.Dat
     records = islice(source.found.reader.records(source), source.most)
     chunks, height = [frames_of([], 0, {})], 0
     with no_garbage():
-        for chunk in iter(lambda: list(islice(records, CHUNK)), []):
+        for chunk in iter(lambda: list(islice(records, RECORDS)), []):
             chunks.append(frames_of(chunk, height, shown))
             height += len(chunk)
     source.refuse_local()
@@ -218,17 +220,22 @@ def frames_of(records: list[Record], height: int, labels: Mapping[str, str | Non
     """Return frames of rows, quotes and mentions of some records, of which `height` others come before. labels: the
     fragment that each element of a kind has, in place of its own; None for none."""
     keys, rooms, times, seqs, senders, names, parts, mentions, quotes, dropped = (
-        zip(*records, strict=True) if records else [()] * 10
+        zip(*map(astuple, records), strict=True) if records else [()] * 10
     )
-    columns = zip(ROW.items(), (keys, rooms, times, seqs, senders, names, dropped), strict=True)
-    rows = pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in columns])
+    rows = frame_of(ROW, [keys, rooms, times, seqs, senders, names, dropped])
     quoting = [(row, *quote) for row, quote in enumerate(quotes, height) if quote is not None]
-    mentioning = [(row, mention) for row, each in enumerate(mentions, height) for mention in each]
+    mentioning = [(row, mention) for row, each in enumerate(mentions, height) if each for mention in each]
     return (
         rows.hstack(fragments_and_kinds(parts, labels)),
-        pl.DataFrame(quoting, QUOTE, orient="row"),
-        pl.DataFrame(mentioning, MENTION, orient="row"),
+        frame_of(QUOTE, zip(*quoting, strict=True) if quoting else [()] * len(QUOTE)),
+        frame_of(MENTION, zip(*mentioning, strict=True) if mentioning else [()] * len(MENTION)),
     )
+
+
+def frame_of(schema: Mapping[str, Any], columns: Iterable[Sequence[Any]]) -> pl.DataFrame:
+    """Return a frame of columns, which polars takes in a fraction of the time that it needs for rows."""
+    of = zip(schema.items(), columns, strict=True)
+    return pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in of])
 
 
 def fragments_and_kinds(parts: Sequence[Parts], labels: Mapping[str, str | None]) -> pl.DataFrame:

@@ -44,7 +44,7 @@ DOCUMENT = b'"document_id": '
 UNQUOTED = re.compile(rb"(?<=" + DOCUMENT + rb")(?!(?:null|true|false)\b)[^\s\d\"{[-][^\r\n]*")
 LONGEST_NAME = 4096  # bytes in which a line ends, where such a name can be
 LINES = 1 << 16  # bytes of lines that are read at a time
-BLOCK = 1 << 18  # bytes of JSON that are read at a time
+BLOCK = 1 << 16  # bytes of JSON that are read at a time: few objects, which stay in the processor's cache
 NEXT_OBJECT = re.compile(rb'\s*,\s*\{\s*"(?:[^"\\]|\\.)*"')  # what is between two objects, and the key of the second
 DECODER = msgspec.json.Decoder(float_hook=Decimal)  # numbers are as ijson has them
 LOST = rb"\ufffd"
