@@ -21,6 +21,7 @@ from huiyin.training.work import disk_bytes, find_device, preflight, spare_token
 
 TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen
 TRAIN_START, EXPORT_START = 30.0, 15.0  # seconds in which programs load, several times, on two cores
+STEP = 0.1  # seconds of a step that its tokens do not decide; with tiny models most of them
 DISK = 150e6  # bytes per second that are read, merged and written
 CPU_FLOPS = 2e10  # per second, of the processor, where the losses of export are computed
 COMPARED = 100  # rows whose losses export computes, those of the trained and of the merged model
@@ -119,7 +120,8 @@ def forecast_train(training: Training, given: Values, rows: Tried, earlier: Mapp
         starting = max(0.0, earlier["seconds"] - results["train_runtime"])
         seconds = starting + tokens * results["train_runtime"] / results["num_input_tokens_seen"]
     else:
-        seconds = TRAIN_START + 3600 * plan.hours * rows.scale
+        steps = plan.steps * given["num_train_epochs"] * rows.scale
+        seconds = TRAIN_START + STEP * steps + 3600 * plan.hours * rows.scale
     too_long = round(rows.scale * plan.too_long)
     stay = ADAPTER_BYTES * work.lora
     passing = disk_bytes(given, work, rows.bytes)
