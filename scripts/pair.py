@@ -106,11 +106,16 @@ def decide(case: Case, settings: Settings) -> None:
 
 
 def cascade(
-    cases: list[Case], history: History, settings: Settings, ask: Callable[[str, list[Case], int], list[Any]]
+    cases: list[Case],
+    history: History,
+    settings: Settings,
+    ask: Callable[[str, list[Case], int], list[Any]],
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Decide the open cases: the linker those it is confident about, then the model, or without a model the rule.
 
-    ask: (name of the work, cases, number of cases in all calls) -> the model's answer to each. Return the entries of
+    ask: (name of the work, cases, number of cases in all calls) -> the model's answer to each. earlier: the thresholds
+    of the last time, which stay if they still do. Return the entries of
     the receipt: the linker's threshold in each group, and how many held-out quotes rule, linker and model find.
     """
     groups = sorted({case.turn["group_id"] for case in cases})
@@ -126,7 +131,7 @@ def cascade(
         findable = [case for case in quotes if case.quotes_a_candidate]
         open_cases = [case for case in cases if case.open]
         decisions = Linker().decide_cases([*open_cases, *findable], history)
-        receipt["linker"] = calibrated_thresholds(groups, findable, decisions, settings)
+        receipt["linker"] = calibrated_thresholds(groups, findable, decisions, settings, earlier)
         apply_linker(open_cases, decisions, receipt["linker"], settings.min_confidence)
         predicted["linker"] = [decisions[case.turn["turn_id"]][0] for case in tested]
     open_cases = [case for case in cases if case.open]
@@ -249,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return answers
 
         if settings.method == "cascade" and cases:
-            stage.receipt |= cascade(cases, history, settings, ask)
+            stage.receipt |= cascade(cases, history, settings, ask, stage.earlier.get("linker", {}))
         if args.dry_run:
             by_rule([case for case in cases if case.reason == "failed"], history)
         if choices:

@@ -10,6 +10,7 @@ import pytest
 
 import huiyin.linking.linker
 from case_folders import START, cases, compare, ledger_of, read_lines, turns
+from helpers import run_script
 from huiyin.linking.calibration import calibrated_threshold, held_out_quotes
 from huiyin.linking.cases import Case, History
 from huiyin.linking.conversation import WIDTH, Conversation
@@ -19,7 +20,8 @@ from huiyin.linking.messages import messages_of, probabilities_of_turns
 from huiyin.linking.similarity import character_weights
 from huiyin.linking.threads import NAMES as NAMES_OF_THREADS
 from huiyin.linking.threads import roots_and_depths, thread_features
-from llm_folder import prompt_of, succeeded
+from llm_folder import arguments, prompt_of, succeeded
+from scripts import pair
 
 
 @cases("pair_with_a_model")
@@ -321,3 +323,26 @@ def test_only_candidates_can_be_replied_to(candidates, stop_at_own_turn, replied
 def test_the_threshold_is_raised_until_nine_in_ten_are_right(tested, threshold, reason):
     result, why = calibrated_threshold(tested, 0.8)
     assert (result["threshold"], result["quotes"], why) == (threshold, len(tested), reason)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "before", "threshold"), [(6, 0.8, 0.8), (7, 0.8, 0.86), (6, None, 0.86), (5, 0.9, 0.8)]
+)
+def test_the_threshold_of_the_last_time_stays_while_it_is_nearly_as_good(wrong, before, threshold):
+    tested = [(0.95, True)] * (50 - wrong) + [(0.85, False)] * wrong
+    assert calibrated_threshold(tested, 0.8, before)[0]["threshold"] == threshold
+
+
+def test_pair_knows_the_threshold_of_the_last_time(folder, monkeypatch):
+    seen = []
+
+    def thresholds(groups, quotes, decisions, settings, earlier):
+        seen.append(earlier)
+        return {group: {"threshold": 0.83} for group in groups}
+
+    monkeypatch.setattr(pair, "calibrated_thresholds", thresholds)
+    folder.ollama.before_chat = lambda k, body: '{"answers": "none"}'
+    for shown in (10, 20):
+        folder.settings("pair", f"characters_shown: {shown}\n")
+        succeeded(run_script("pair", *arguments("pair", folder.path)))
+    assert seen[0] == {} and [*seen[1].values()] == [{"threshold": 0.83}]

@@ -323,6 +323,12 @@ class Training(msgspec.Struct):
     learnt_until: datetime | None
 
 
+class Threshold(msgspec.Struct):
+    """The confidence from which on the linker decides in a group, in a receipt."""
+
+    threshold: float | None
+
+
 class Identity(msgspec.Struct):
     """What a result was made of."""
 
@@ -348,6 +354,7 @@ class Receipt(msgspec.Struct):
     learnt_until: datetime | None = None
     held_out_from: datetime | None = None
     continued_from: list[Training] = []
+    linker: dict[str, Threshold] = {}
 
 
 def read_receipt(folder: Path | str) -> dict[str, Any]:
