@@ -2,6 +2,7 @@
 
 import io
 import json
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -265,6 +266,12 @@ def test_objects_in_objects_are_no_objects_of_the_list():
     values = [{"id": number, "people": people[: number * 7 % 300]} for number in range(500)]
     content = json.dumps(values).encode()
     assert list(json_items(Path("chat.json"), io.BytesIO(content), "item")) == values
+
+
+def test_numbers_of_any_size_are_read_by_both_parsers():
+    numbers = [Decimal("2E+400"), 1 << 65, Decimal("0.1"), Decimal("-1E-400")]
+    content = b'[{"a": 2E+400}, {"a": 36893488147419103232}, {"a": 0.1}, {"a": -1E-400}]'
+    assert list(json_items(Path("chat.json"), io.BytesIO(content), "item")) == [{"a": number} for number in numbers]
 
 
 @pytest.mark.parametrize(
