@@ -6,18 +6,20 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import requests
 from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from forked import Forked, run_forking
 from huiyin.common.errors import UserError
-from huiyin.llm.embedded import Embedded
+from huiyin.llm.embedded import server_parameters, start_server
 from huiyin.serving import process
-from huiyin.serving.gguf import ADVICE, OTHER, PRE_TOKENIZERS, compare_gguf, read_source, write_gguf
+from huiyin.serving.gguf import ADVICE, OTHER, PRE_TOKENIZERS, SENTENCEPIECE, compare_gguf, read_source, write_gguf
 from huiyin.training.llamafactory import environment
 from llm_folder import succeeded
 from scripts.demo.tiny import CHAT_TEMPLATE, END_OF_TEXT, HEADS, HIDDEN, KV_HEADS, LAYERS, write_hugging_face
+from tiny_gemma import write_gemma
 from training_folder import Training
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -31,6 +33,12 @@ MODELS = {
     "llama3": {"architecture": "LlamaForCausalLM", "rope_theta": 1e4, "rope_scaling": LLAMA3},
 }
 MOST = {"f32": 0.02, "f16": 0.02, "bf16": 0.1, "q8_0": 0.2}  # nats: these weights are random
+TEXTS = [
+    "in 1234512 the",
+    "we'll of\nage 12\n\nand",
+    "今天12点，  on\t\ner 's",
+    "being\n\n\n  at   the message <0x0A>😀",
+]
 SAID = ["在吗？", "1 2 3, the message of " * 9, "今晚<早>点\n吃饭！👩 a's"]
 
 
@@ -71,20 +79,26 @@ def models(tmp_path_factory):
     """{name: (folder, what transformers computes of the tokens after SAID)}"""
     work = tmp_path_factory.mktemp("models")
     folders = {name: write_model(work / name, **values) for name, values in MODELS.items()}
+    folders["gemma3"] = write_gemma(work / "gemma3")
     for folder in folders.values():  # as Llama 3 and Gemma have a first token
         template = "{{ bos_token }}" + CHAT_TEMPLATE
         first = {"add_bos_token": True, "bos_token": END_OF_TEXT, "chat_template": template}
         change(folder / "tokenizer_config.json", **first)
     rows = [{"system": "", "history": [], "instruction": text} for text in SAID]
     asked = [(folder, None) for folder in folders.values()]
-    with mock.patch.object(process, "Popen", Forked):
-        answers = process.ask(asked, [], work, environment("none", work, work), prompts=rows)
+    variables = environment("none", work, work)
+    with mock.patch.object(process, "Popen", Forked):  # those that are asked at once have one vocabulary
+        answers = [
+            answer
+            for some in (asked[:-1], asked[-1:])
+            for answer in process.ask(some, [], some[0][0], variables, prompts=rows)
+        ]
     return {
         name: (folder, answer["next_tokens"]) for (name, folder), answer in zip(folders.items(), answers, strict=True)
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "gemma3"])
 def test_llama_server_computes_what_transformers_computes(models, tmp_path, name):
     folder, expected = models[name]
     for kind, most in MOST.items():
@@ -127,10 +141,9 @@ def test_a_weight_too_large_for_16_bits_is_one_line(tmp_path):
     assert str(error.value) == "output.weight: a weight is too large for f16; say quantize: bf16 in export.yaml"
 
 
-@pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_texts_are_split_as_the_tokenizer_splits_them(gguf, tmp_path, name):
-    """Into the same number of tokens, where there are tokens for several digits."""
-    path = shutil.copytree(gguf.parent / "tiny-qwen2", tmp_path / "model") / "tokenizer.json"
+def with_digits(folder, name):
+    """Give the tokenizer in `folder` tokens for several digits, and let it split a text in the way `name`."""
+    path = folder / "tokenizer.json"
     tokenizer = read_json(path)
     first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
     tokenizer["model"]["vocab"] |= {
@@ -138,11 +151,31 @@ def test_texts_are_split_as_the_tokenizer_splits_them(gguf, tmp_path, name):
     }
     tokenizer["model"]["merges"] += [["1", "2"], ["12", "3"], ["123", "4"], ["'", "l"], ["\u010a", "a"]]
     steps = [{**step, "trim_offsets": False} for step in PRE_TOKENIZERS[name]]
-    path.write_text(json.dumps({**tokenizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}))
-    write_gguf(path.parent, tmp_path / "model.gguf", "f16", "丁")
-    tokenizer, server = Tokenizer.from_file(str(path)), Embedded(str(tmp_path / "model.gguf"), 256, 1, 1)
-    for text in ["in 1234512 the", "we'll of\nage 12\n\nand", "今天12点，  on\t\ner 's"]:
-        assert server.likeliest(text, 1)[0] == len(tokenizer.encode(text, add_special_tokens=False).ids), text
+    change(path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_texts_are_split_as_the_tokenizer_splits_them(gguf, tmp_path, name):
+    """Into the same tokens, which are then the same text again."""
+    if name == SENTENCEPIECE:
+        folder = write_gemma(tmp_path / "model")
+    else:
+        folder = shutil.copytree(gguf.parent / "tiny-qwen2", tmp_path / "model")
+        with_digits(folder, name)
+    write_gguf(folder, path := tmp_path / "model.gguf", "f16", "丁")
+    tokenizer, parameters = Tokenizer.from_file(str(folder / "tokenizer.json")), server_parameters(str(path), 64, 1)
+    parameters.port = 0
+    server, session = start_server(parameters), requests.Session()
+    session.trust_env = False
+    server.handle_completions({"prompt": "a", "n_predict": 1})  # if it is to end while it starts, it never does
+
+    def post(path, **asked):
+        return session.post(f"{server.listening_address}/{path}", json=asked).json()
+
+    for text in TEXTS:
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        assert post("tokenize", content=text) == {"tokens": tokens}
+        assert post("detokenize", tokens=tokens) == {"content": text}
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -158,15 +191,36 @@ REFUSED = [
 ]
 
 
+ORDER = "this order of layers with a sliding window"
+REFUSED_OF_GEMMA = [
+    ({"layer_types": ["sliding_attention"] * 6 + ["full_attention"]}, ORDER),
+    ({"sliding_window_pattern": 5}, ORDER),
+    ({"query_pre_attn_scalar": 168}, "this scale of attention"),
+    ({"use_bidirectional_attention": True}, "attention to what follows"),
+    ({"final_logit_softcapping": 30.0}, "a limit of logits"),
+    ({"hidden_activation": "gelu"}, "the activation gelu"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_scaling of the type linear"),
+]
+
+
+def is_refused(folder, file, values, what):
+    path = folder / f"{file}.json"
+    change(path, **values)
+    with pytest.raises(UserError) as error:
+        read_source(folder)
+    return str(error.value) == f"{path}: {what} cannot be written as GGUF; {ADVICE}"
+
+
 @pytest.mark.parametrize(("file", "values", "what"), REFUSED)
 def test_what_cannot_be_written_is_one_line(gguf, tmp_path, file, values, what):
     for name in ("config", "tokenizer"):
         shutil.copy(gguf.parent / f"tiny-qwen2/{name}.json", tmp_path)
-    path = tmp_path / f"{file}.json"
-    change(path, **values)
-    with pytest.raises(UserError) as error:
-        read_source(tmp_path)
-    assert str(error.value) == f"{path}: {what} cannot be written as GGUF; {ADVICE}"
+    assert is_refused(tmp_path, file, values, what)
+
+
+@pytest.mark.parametrize(("values", "what"), REFUSED_OF_GEMMA)
+def test_a_gemma_that_llama_cpp_would_compute_otherwise_is_one_line(tmp_path, values, what):
+    assert is_refused(write_gemma(tmp_path / "model"), "config", values, what)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3 tied"])

@@ -6,11 +6,16 @@ of fields and tensors. What is left is where the two programs compute the same i
 - For Llama, llama.cpp rotates neighbours in a query or key, (x[2i], x[2i+1]), transformers (x[i], x[i + size/2]); the
   rows of the two matrices are put in that order. Qwen is computed as in transformers.
 - The factors that stretch the positions of Llama 3.1 and later are a tensor.
+- The norms of Gemma multiply by 1 + weight in transformers, by the weight in llama.cpp.
 - How a text is split before its tokens are looked up is a pattern in tokenizer.json, and a name in a GGUF file.
+- Gemma's vocabulary has merges in their order in tokenizer.json. In a GGUF file it is one of SentencePiece: each token
+  has a score, and of all neighbours those are merged whose union has the highest.
 """
 
 import json
+import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +46,25 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
     "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
     "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+    "Gemma3ForCausalLM": MODEL_ARCH.GEMMA3,
 }
+# What a config.json of Gemma 3 means if it does not say it (transformers, configuration_gemma3.py).
+GEMMA = {
+    **{"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096},
+    **{"rope_local_base_freq": 1e4, "tie_word_embeddings": True},
+}
+PERIOD = 6  # in llama.cpp every sixth layer of Gemma 3 sees the whole text, the others a window
 TYPES = {  # of matrices; vectors are always in 32 bits, and so are rows that q8_0 cannot divide into blocks in 16
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-# How Qwen2 and Qwen3, Llama 3, and SmolLM2 split a text, by the names in src/llama-vocab.cpp
+# How Qwen2 and Qwen3, Llama 3, SmolLM2, and Gemma split a text, by the names in src/llama-vocab.cpp
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+SENTENCEPIECE = "default"  # such a vocabulary needs no other way
+SPACE, BYTE = "▁", re.compile("<0x[0-9A-F]{2}>")  # what stands there for a blank, and for a byte
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -58,13 +72,14 @@ PRE_TOKENIZERS = {
     "qwen2": [{**SPLIT, "pattern": {"Regex": PATTERN.replace("NUMBER", r"\p{N}")}}, BYTES],
     "llama-bpe": [{**SPLIT, "pattern": {"Regex": PATTERN.replace("NUMBER", r"\p{N}{1,3}")}}, BYTES],
     "smollm": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
+    SENTENCEPIECE: [{**SPLIT, "behavior": "MergedWithPrevious", "pattern": {"String": " "}}],
 }
 # Nats by which the log probabilities of the likeliest tokens may differ from those of the model in 32 bits. The largest
 # seen, of 20 prompts and ten tokens: 0.003, 0.005, 0.037 and 0.25 with SmolLM2 135M, in q8_0 0.68 with the demo's tiny
 # model (bench/README.md). llama.cpp rounds what it multiplies to the type of the weights, too.
 TOLERANCES = {"f32": 0.05, "f16": 0.05, "bf16": 0.2, "q8_0": 1.0}
 RANKED = 10  # times as many tokens as are compared are asked for, so that each of those is among them
-ADVICE = "take a Qwen2.5, Qwen3, Llama 3 or SmolLM2 model as model_name_or_path in train.yaml"
+ADVICE = "take a Qwen2.5, Qwen3, Llama 3, SmolLM2 or Gemma 3 model as model_name_or_path in train.yaml"
 OTHER = "the GGUF file in llama-server is not the merged model:"
 AGAIN = "export again, or take another base model"
 
@@ -123,14 +138,20 @@ def read_source(folder: Path) -> Source:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "tokenizer")
     )
     architecture = architecture_of(config)
+    is_gemma = ARCHITECTURES.get(architecture) is MODEL_ARCH.GEMMA3
+    if is_gemma:
+        config = {**GEMMA, **config}
+    field, computed = ("hidden_activation", "gelu_pytorch_tanh") if is_gemma else ("hidden_act", "silu")
+    activation = config.get(field, computed)
     theta, scaling = rope_of(config)
     kind = scaling.get("rope_type", "llama3")
     unknown = {
         architecture: architecture not in ARCHITECTURES,
-        f"the activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
+        f"the activation {activation}": activation != computed,
         "a sliding window": config.get("use_sliding_window", False),
         "a model without rope_theta": theta is None,
         f"rope_scaling of the type {kind}": kind != "llama3",
+        **(unlike_gemma(config) if is_gemma else {}),
     }
     for what, is_unknown in unknown.items():
         if is_unknown:
@@ -139,6 +160,19 @@ def read_source(folder: Path) -> Source:
     if tokenizer["model"]["type"] != "BPE" or not pre_tokenizer:
         raise UserError(f"{folder}/tokenizer.json: this tokenizer cannot be written as GGUF; {ADVICE}")
     return Source(folder, config, tokenizer, ARCHITECTURES[architecture], pre_tokenizer)
+
+
+def unlike_gemma(config: Values) -> dict[str, bool]:
+    """Return {what is fixed in llama.cpp for Gemma 3 (src/models/gemma3.cpp): whether this model has it otherwise}."""
+    kinds = ["full" if number % PERIOD == 0 else "sliding" for number in range(1, config["num_hidden_layers"] + 1)]
+    layers = [f"{kind}_attention" for kind in kinds]
+    orders = config.get("layer_types") or layers, config.get("sliding_window_pattern", PERIOD)
+    return {
+        "this order of layers with a sliding window": orders != (layers, PERIOD),
+        "this scale of attention": config["query_pre_attn_scalar"] != head_size(config),
+        "attention to what follows": config.get("use_bidirectional_attention", False),
+        "a limit of logits": any(config.get(f"{name}_logit_softcapping") for name in ("attn", "final")),
+    }
 
 
 def pre_tokenizer_of(tokenizer: Values) -> str | None:
@@ -192,6 +226,9 @@ def add_shape(writer: GGUFWriter, config: Values) -> None:
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(float(rope_of(config)[0] or 0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "rope_local_base_freq" in config:  # Gemma's, of the layers that see a window
+        writer.add_rope_freq_base_swa(config["rope_local_base_freq"])
+        writer.add_sliding_window(config["sliding_window"])
 
 
 def head_size(config: Values) -> int:
@@ -201,22 +238,48 @@ def head_size(config: Values) -> int:
 def add_tokenizer(writer: GGUFWriter, source: Source, size: int) -> None:
     """Add the vocabulary of `size` tokens, with names for those that the tokenizer does not have, and the chat
     template. Whether a first token is put before a prompt is said as in tokenizer_config.json."""
-    tokens = [f"[PAD{number}]" for number in range(size)]
-    types = [TokenType.UNUSED] * size
-    for token, number in source.tokenizer["model"]["vocab"].items():
-        tokens[number], types[number] = token, TokenType.NORMAL
-    for added in source.tokenizer["added_tokens"]:
-        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-        tokens[added["id"]], types[added["id"]] = added["content"], kind
+    tokens, types = tokens_of(source, size)
     settings = json.loads((source.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    special = SpecialVocab(source.folder, load_merges=True, n_vocab=size, special_token_types=("bos", "eos", "pad"))
+    is_bpe = source.pre_tokenizer != SENTENCEPIECE
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of guesses, which are replaced here
+    special = SpecialVocab(source.folder, is_bpe, n_vocab=size, special_token_types=("bos", "eos", "pad"))
     special.add_special_token = {"bos": settings.get("add_bos_token") or False}
     writer.add_vocab_size(size)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model("gpt2" if is_bpe else "llama")
     writer.add_tokenizer_pre(source.pre_tokenizer)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
+    if not is_bpe:
+        writer.add_token_scores(scores_of(tokens, source.tokenizer["model"]["merges"]))
+        writer.add_add_space_prefix(False)
     special.add_to_gguf(writer)
+
+
+def tokens_of(source: Source, size: int) -> tuple[list[str], list[TokenType]]:
+    """Return the `size` tokens of the model, and of what kind each is. The tokenizer of Gemma 3 has one more, for
+    pictures, that its models for text do not know."""
+    is_bpe = source.pre_tokenizer != SENTENCEPIECE
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    types = [TokenType.UNUSED] * size
+    for token, number in source.tokenizer["model"]["vocab"].items():
+        if number < size:
+            is_byte = not is_bpe and BYTE.fullmatch(token)
+            tokens[number], types[number] = token, TokenType.BYTE if is_byte else TokenType.NORMAL
+    for added in source.tokenizer["added_tokens"]:
+        if (number := added["id"]) < size:
+            types[number] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+            # llama.cpp writes these as they are
+            tokens[number] = added["content"] if is_bpe else added["content"].replace(SPACE, " ")
+    return tokens, types
+
+
+def scores_of(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> list[float]:
+    """Return for each token the score that lets SentencePiece make these merges in their order. With Gemma 3's own
+    scores the order is the same."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
 def parts_of(source: Source, tensors: Mapping[str, Tensor], kind: str) -> Iterator[Part]:
@@ -233,6 +296,8 @@ def parts_of(source: Source, tensors: Mapping[str, Tensor], kind: str) -> Iterat
         order = None
         if source.architecture is MODEL_ARCH.LLAMA and gguf_name.split(".")[-2] in ("attn_q", "attn_k"):
             order = np.arange(len(tensor.data)).reshape(-1, 2, half).swapaxes(1, 2).ravel()
+        if source.architecture is MODEL_ARCH.GEMMA3 and name.endswith("norm.weight"):
+            tensor = Tensor(tensor.shape, "F32", tensor.rows() + 1)
         yield Part(gguf_name, tensor, stored, order)
 
 
