@@ -60,7 +60,8 @@ TYPES = {  # of matrices; vectors are always in 32 bits, and so are rows that q8
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-# How Qwen2 and Qwen3, Llama 3, SmolLM2, and Gemma split a text, by the names in src/llama-vocab.cpp
+# How Qwen2 and Qwen3, Llama 3, SmolLM2, and Gemma split a text, by the names in src/llama-vocab.cpp. It has one for
+# MiniCPM5, too (minicpm5); there was no tokenizer.json of that to compare with.
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 SENTENCEPIECE = "default"  # such a vocabulary needs no other way
