@@ -185,7 +185,7 @@ own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <
 made := $(filter data/demo/sample/nt_msg.db data/showcase/plays/plays.csv,$(source))
 $(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE) \
 		| $(if $(filter all plan,$(MAKECMDGOALS)),$(call own_model,llm.yaml) $(call own_model,train.yaml))
-	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(call stop,$(source): no such file; put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
+	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(call stop,$(source): no such file; $(if $(filter command,$(origin SOURCE)),is that path right?,put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
 data/demo/sample/receipt.json: scripts/demo/history.py | $(base)
@@ -294,6 +294,7 @@ verify: | $(base)## recompute every hash in the receipts, back to SOURCE
 DEMO := CONFIG=demo RUN_IN=host GPU=none
 demo:## run the whole pipeline on an invented history, without a card
 	@OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(MAKE) sample all $(DEMO) && $(MAKE) summary $(DEMO)
+	@echo; echo $(call shell-quote,$(call in_chinese,now talk to it: make chat $(DEMO))); echo $(call shell-quote,$(call in_chinese,a page of everything: make report $(DEMO)))
 # On the processor, unless GPU= is said.
 SHOWCASE = CONFIG=showcase RUN_IN=host GPU=$(if $(filter file,$(origin GPU)),none,$(GPU))
 showcase:## learn Falstaff's voice from three plays with a small real model; no card needed
@@ -305,7 +306,7 @@ stages = $(filter-out $(if $(database),,decrypt),$(STAGES))
 status:## which stages are done
 	@for stage in $(stages); do \
 		if $(MAKE) --question $$stage 2> /dev/null > /dev/null; then echo "$$stage: done"; else echo "$$stage: to do"; fi; \
-	done
+	done | $(to_chinese)
 
 # That stage, the later ones and what voice measured; the answer cache stays.
 stages_from = $(if $2,$(if $(filter $1,$(firstword $2)),$2,$(call stages_from,$1,$(wordlist 2,99,$2))))

@@ -77,7 +77,7 @@ def check_room(out: Path, size: int, store: Path | None, gguf: bool = False) -> 
     for Ollama's copies in its `store`."""
     same_disk = store is not None and store.stat().st_dev == out.stat().st_dev
     copies = 1 + gguf + (OLLAMA_COPIES if same_disk else 0)
-    what = "the merged model" + " and its GGUF file" * gguf + " with Ollama's copies of it" * same_disk
+    what = "the merged model" + " with its GGUF file" * gguf + " with Ollama's copies of it" * same_disk
     check_disk(out, copies * size, what)
     if store is not None and not same_disk:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")

@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not stage.ledger.read:
             raise UserError(
                 f"nobody with the id {args.target} has written anything here; "
-                "`make members` lists who is there, put one of those ids into config/target.txt"
+                "`make members` lists who is there, take one of those ids as TARGET"
             )
         if settings.merge_replies == "llm":
             before = len(kept)

@@ -183,5 +183,5 @@ def test_a_script_says_its_mistake_in_chinese(tmp_path, monkeypatch):
     monkeypatch.setitem(sys._xoptions, "language", "zh")
     assert (
         parsed(tmp_path, "chat.json", b"PK\x03\x04")
-        == f"{tmp_path}/chat.json：是压缩包或电子表格；请解压，或导出为 JSON"
+        == f"{tmp_path}/chat.json：是压缩包或电子表格；压缩包请解压，表格请另存为 CSV"
     )

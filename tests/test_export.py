@@ -363,7 +363,7 @@ def test_a_disk_without_room_is_one_line(tmp_path, monkeypatch):
     check_room(tmp_path, 4 * GIB, None)
     for size, store, gguf, what in (
         (2 * GIB, tmp_path, False, "the merged model with Ollama's copies of it needs 6.4 GiB"),
-        (2 * GIB, tmp_path, True, "the merged model and its GGUF file with Ollama's copies of it needs 8.4 GiB"),
+        (2 * GIB, tmp_path, True, "the merged model with its GGUF file with Ollama's copies of it needs 8.4 GiB"),
         (5 * GIB, None, False, "the merged model needs 5.0 GiB"),
     ):
         with pytest.raises(UserError) as error:

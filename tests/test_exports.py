@@ -158,6 +158,23 @@ def test_dates_that_are_not_certain_are_refused(tmp_path, lines, line):
     assert refused(source, "zone: UTC").startswith("own.csv line 3: 2 columns instead of 3; mend the line")
 
 
+def test_a_table_with_chinese_heads_and_dates(tmp_path):
+    source = tmp_path / "chat.csv"
+    lines = [
+        "发送时间,发送人,QQ,消息内容,备注",
+        "2024年5月3日 9:06,小梅,123,吃了吗,",
+        "2024年5月3日 21:07,阿宝,456,没呢,x",
+    ]
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = parse(source, tmp_path / "out", "zone: Asia/Shanghai")
+    assert "texts as they stand, without the columns 备注" in done.stdout
+    rows = pl.read_parquet(tmp_path / "out/messages.parquet").select("user_id", "nickname", "time").rows()
+    assert [(user, name, f"{time:%d %H:%M}") for user, name, time in rows] == [
+        ("123", "小梅", "03 01:06"),
+        ("456", "阿宝", "03 13:07"),
+    ]
+
+
 def test_several_accounts_are_one_person_from_parse_to_pair(tmp_path):
     source, settings = tmp_path / "result.json", "same_person:\n  user1: [user2]\n"
     source.write_text(json.dumps(telegram(said(1), said(2, from_id="user3"), said(3, from_id="user2"))))

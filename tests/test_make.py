@@ -35,18 +35,7 @@ def snapshot(path):
 
 def test_demo_walks_the_whole_road(demo):
     project, output = demo
-    assert stages_run(output) == [
-        "history",
-        "tiny",
-        "plan",
-        "decrypt",
-        "parse",
-        "combine",
-        "pair",
-        "gen",
-        "train",
-        "export",
-    ]
+    assert stages_run(output) == ["history", "tiny", "decrypt", "parse", "combine", "pair", "gen", "train", "export"]
     table = output[output.index("Asked the merged model") :]
     assert "gibberish" in table
     for stage in STAGES:
@@ -496,7 +485,7 @@ def test_no_database(project):
 def test_a_target_nobody_has(demo):
     assert complaint(make(demo[0], "pair", "TARGET=4040404", *DEMO)) == (
         "pair.py: nobody with the id 4040404 has written anything here; `make members` lists who is there, "
-        "put one of those ids into config/target.txt"
+        "take one of those ids as TARGET"
     )
 
 

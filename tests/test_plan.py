@@ -1,6 +1,7 @@
 """plan: what is still to do is tried, counted and said, and what does not fit is said before anything is done."""
 
 import json
+import re
 import sqlite3
 from collections import namedtuple
 from contextlib import closing
@@ -66,7 +67,7 @@ class Planned:
         said = self.plan(*to_do, **options)
         assert (said.returncode, said.stderr) == (0, "")
         stopped = self.plan(*to_do, **options, options=["--or-stop"])
-        line = said.stdout.splitlines()[-1].removeprefix("plan: does not fit: ")
+        line = re.sub("^plan: (does not fit|cannot begin yet): ", "", said.stdout.splitlines()[-1])
         assert (stopped.returncode, stopped.stderr) == (1, f"plan.py: {line} (ANYWAY=yes goes on)\n")
         return line
 

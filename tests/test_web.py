@@ -170,7 +170,7 @@ def test_what_is_missing_or_taken_is_one_line(tmp_path):
     assert done.stderr == f"web.py: port {port}: address already in use; take another one: make web PORT=8081\n"
     gguf.unlink()
     done = run_script("tools/web", *arguments(tmp_path))
-    assert done.stderr == f"web.py: {gguf}: no such file; say gguf: true in export.yaml, then: make export\n"
+    assert done.stderr == f"web.py: {gguf}: no such file; say gguf: true in export.yaml, and export again\n"
     assert done.returncode == 1
 
 

@@ -83,5 +83,6 @@ def need_gguf(exported: Path, receipt: Mapping[str, Any]) -> Path:
     """Return the GGUF file of the folder of `export`; `UserError` if it wrote none."""
     path = exported / "model.gguf"
     if "gguf" not in receipt or not path.is_file():
-        raise UserError(f"{path}: no such file; say gguf: true in export.yaml, then: make export")
+        used = next(iter(receipt.get("settings", {})), "export.yaml")
+        raise UserError(f"{path}: no such file; say gguf: true in {used}, and export again")
     return path

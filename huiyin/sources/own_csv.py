@@ -23,14 +23,16 @@ ORDER = ["group", "time", "name", "id", "text"]  # without a header
 HEADERS = {
     "group": "group group_id groupid room room_id chat 群 群号 群名 群组 群聊",
     "time": "time date datetime timestamp createtime create_time sent_at 时间 日期 发送时间",
-    "name": "nickname name nick sender_name username 昵称 发送者 姓名 名称 名字 群昵称 群名片",
-    "id": "user_id userid uid user sender sender_id qq 用户 账号 帐号 号码 qq号 qq号码 用户id 发送者id 发送者qq",
+    "name": "nickname name nick sender_name username 昵称 发送者 发送人 发言人 姓名 名称 名字 群昵称 群名片",
+    "id": "user_id userid uid user sender sender_id qq 用户 账号 帐号 号码 qq号 qq号码 用户id "
+    "发送者id 发送者qq 发送人id 发送人qq",
     "text": "text texts message content msg fragments body 内容 消息 文本 消息内容 正文",
 }
 MEANING = {word: column for column, words in HEADERS.items() for word in words.split()}
 SEPARATORS = ",;\t，；"
 YEAR_DAY = ("%Y/%d", "%Y-%d", "%Y.%d")  # nobody writes so
 SAMPLE = 1000  # rows by which dates and texts are judged
+SIGNS = {ord("年"): "-", ord("月"): "-", ord("日"): " ", ord("："): ":"}
 DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}")
 
 
@@ -95,10 +97,13 @@ class Table:
 
     def tell(self) -> None:
         zone = f" in {self.source.zone}" if self.form and "%z" not in self.form else ""
+        unused = [cell.strip() for cell in cells_of(first_line(self.head)) if cell.strip().lower() not in MEANING]
+        left_out = f", without the columns {', '.join(unused)}" if self.has_header and unused else ""
         self.source.notes.append(
             f"{self.head.path.name} is read as {(self.head.encoding or '').upper()}, separated by "
             f"{separator(first_line(self.head))!r}, {'with' if self.has_header else 'without'} a header, dates as "
             f"{self.form or 'seconds since 1970'}{zone}, texts as {'lists' if self.lists else 'they stand'}"
+            f"{left_out}"
         )
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
@@ -135,7 +140,7 @@ class Table:
         """Return the form of the dates, as strptime has it; "" for seconds or milliseconds since 1970."""
         from pandas.tseries.api import guess_datetime_format  # takes a while to load, and only this reader needs it
 
-        times = [time.strip() for time in times if time.strip()] or ["0" * 10]
+        times = [plain(time) for time in times if time.strip()] or ["0" * 10]
         if all(time.isdigit() and len(time) in (10, 13) for time in times):
             return ""
         with warnings.catch_warnings(action="ignore"):  # pandas warns of each date that cannot have the day first
@@ -166,9 +171,14 @@ class Table:
         return int(time.timestamp()) if time.tzinfo else self.source.local(text, time)
 
 
+def plain(text: str) -> str:
+    """Return a date as people write it, such as 2024年5月3日 9:06, in signs that pandas knows."""
+    return text.strip().translate(SIGNS)
+
+
 def to_datetime(text: str, form: str) -> datetime | None:
     try:
-        return datetime.strptime(text, form)
+        return datetime.strptime(plain(text), form)
     except ValueError:
         return None
 

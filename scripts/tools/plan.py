@@ -146,6 +146,13 @@ def scaled_to_newest(paired: Tried) -> float:
     return min(paired.scale, newest / turns) if newest and turns else paired.scale
 
 
+def known_training(plan: Plan, given: dict[str, Any]) -> Training:
+    args, models = plan.args, plan.settings["models.yaml"]
+    base = find_known_base(given["model_name_or_path"], args.cache, models)
+    preflight = read_settings(plan.settings["preflight.yaml"], Preflight)
+    return find_training(plan.folder("gen"), given, preflight, base, args.gpu, models, args.probe == "yes")
+
+
 # ---- what is to be said
 
 
@@ -190,16 +197,14 @@ def fetched(plan: Plan, known: Training, problem: str) -> list[Download]:
     return [each for each in found if each]
 
 
-def problems_of(plan: Plan, known: Training, disk: Needs, problem: str) -> list[str]:
+def problems_of(plan: Plan, known: Training, disk: Needs) -> list[str]:
     """Return what does not fit, each with what to do."""
     found = []
     if disk.most > disk.free:
         found.append(
             f"{shown_size(disk.most)} of disk are needed at a time and {shown_size(disk.free)} are free; make room"
         )
-    if problem and not plan.args.in_container:  # in containers Ollama is started, and the model fetched, by then
-        found.append(problem)
-    if known.problem and "train" in plan.args.to_do:
+    if known.device and known.problem and "train" in plan.args.to_do:
         found.append(known.problem)
     if known.base.shape and "export" in plan.args.to_do:
         least, free = ram_for_export(known.base.shape)
@@ -209,6 +214,13 @@ def problems_of(plan: Plan, known: Training, disk: Needs, problem: str) -> list[
                 "a smaller model in train.yaml"
             )
     return found
+
+
+def waits_of(plan: Plan, known: Training, problem: str) -> list[str]:
+    """Return what must be there before it can begin: the language model, which in containers is started and fetched by
+    then, and the device."""
+    found = [problem] if problem and not plan.args.in_container else []
+    return found + ([known.problem] if known.problem and not known.device and "train" in plan.args.to_do else [])
 
 
 def notes_of(
@@ -227,7 +239,7 @@ def notes_of(
         "memory": f"{known.device}: {peak}{shown_size(known.free)} are free" if known.device else "",
         "disk": f"{most} at most at a time, {stay} stay, {free} are free",
         "network": "; ".join(sizes) or "nothing is fetched",
-        "model": f"{plan.llm.model}: {problem}" if problem else "",
+        "model": f"{plan.llm.model}: {problem}" if problem and plan.args.in_container else "",
         "rough": usual if rough else "",
         "unknown": "" if known.base.shape else unknown,
     }
@@ -288,11 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             say(f"plan: nothing can be said before this is mended: {error}")  # the stage itself will say so
             return
         given = read_train_settings(settings["train.yaml"])
-        base = find_known_base(given["model_name_or_path"], args.cache, settings["models.yaml"])
-        preflight = read_settings(settings["preflight.yaml"], Preflight)
-        known = find_training(
-            plan.folder("gen"), given, preflight, base, args.gpu, settings["models.yaml"], args.probe == "yes"
-        )
+        known = known_training(plan, given)
         forecasts = forecasts_of(plan, tried, known, given)
         problem = model_problem(plan, tried)
         downloads = fetched(plan, known, problem)
@@ -304,12 +312,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, line in notes_of(plan, known, forecasts, disk, downloads, problem).items():
         say(f"{fit(translated(name), 9)}{translated(line)}")
     note(args.out / "plan.json", forecasts)
-    problems = problems_of(plan, known, disk, problem)
-    if problems and args.or_stop:
-        raise UserError(f"{'; '.join(problems)} (ANYWAY=yes goes on)")
-    say(
-        f"plan: {'does not fit: ' + '; '.join(problems) if problems else f'fits, about {shown_time(total(forecasts))}'}"
-    )
+    problems, waits = problems_of(plan, known, disk), waits_of(plan, known, problem)
+    if (problems or waits) and args.or_stop:
+        raise UserError(f"{'; '.join(problems + waits)} (ANYWAY=yes goes on)")
+    if problems:
+        say(f"plan: does not fit: {'; '.join(problems)}")
+    elif seconds := total(forecasts):
+        say(f"plan: fits, about {shown_time(seconds)}")
+    if waits:
+        say(f"plan: cannot begin yet: {'; '.join(waits)}")
 
 
 if __name__ == "__main__":
