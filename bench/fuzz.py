@@ -4,9 +4,10 @@
     PYTHONPATH=.:tests python bench/fuzz.py FOLDER wal --seconds 0 --seed 417    # that damage alone, once more
 
 Targets are the sources (encrypted, wal, plain, plain_wal, companions, key, json, csv; exports of other programs: qce,
-chatlab, "chatlab lines", weflow, telegram, old_qq, wechat_csv, weq, discord) and our own files (messages, turns, pairs,
-dataset, sources, receipts, answers, settings, train_yaml, prompts). For each seed a file of the target is damaged:
-bits, cuts, blocks, bytes, doubled and missing parts, wrong types, numbers out of range, deep nesting, NUL, odd names.
+chatlab, "chatlab lines", weflow, telegram, old_qq, wechat_csv, weq, discord, own_csv) and our own files (messages,
+turns, pairs, dataset, sources, receipts, answers, settings, train_yaml, prompts). For each seed a file of the target is
+damaged: bits, cuts, blocks, bytes, doubled and missing parts, wrong types, numbers out of range, deep nesting, NUL, odd
+names.
 Then a script that reads it runs, in a process with a limit of memory and time. It may end with status 0, or with one
 line and status 1; a stage checks its ledger itself. Everything else is a finding: it is printed, and kept with its
 input in FOLDER/findings. FOLDER keeps the sound inputs, small ones of the demo's kind, for the next call.

@@ -250,6 +250,16 @@ def five_columns(rows: Iterable[Message], group: Group) -> Iterator[str]:
         yield line.getvalue()
 
 
+def own_table(rows: Iterable[Message], group: Group) -> Iterator[str]:
+    """Yield a table such as people make it: heads in Chinese, local times, a column that nobody needs."""
+    yield "发送时间,发送人,QQ,消息内容,备注\r\n"
+    for of in rows:
+        line = io.StringIO()
+        time = f"{datetime.fromtimestamp(of.time, SHANGHAI):%Y年%m月%d日 %H:%M:%S}"
+        csv.writer(line).writerow([time, of.sender.name_in(of.group), of.sender.qq, text_of(of), ""])
+        yield line.getvalue()
+
+
 Writer = Callable[[Iterable[Message], Group], Iterator[str]]
 FORMATS: dict[str, tuple[str, Writer]] = {  # {name: (name of the file, its writer)}
     "qce": ("qce.json", qce),
@@ -262,6 +272,7 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # {name: (name of the file, its writ
     "weq": ("weq.json", weq),
     "discord": ("discord.json", discord),
     "csv": ("five.csv", five_columns),
+    "own_csv": ("own.csv", own_table),
 }
 
 

@@ -59,7 +59,7 @@ SCRIPTS = Path(__file__).parents[1]
 SAMPLE = 50_000  # rows
 PROBE = 10.0  # seconds in which pair, and gen, ask
 DATA = STAGES[1:5]  # those that are tried
-OLLAMA_COPIES = 1.0
+OLLAMA_COPIES = 1.0  # of the weights in 16 bits, until it has converted them
 
 
 @dataclass
@@ -78,31 +78,29 @@ class Plan:
     def command(self, stage: str) -> list[str | Path]:
         """Return the arguments with which a stage is tried."""
         args, settings = self.args, self.settings
-        probe = PROBE if args.probe == "yes" else 0.0
-        asking: list[str | Path] = [
-            "--llm",
-            settings["llm.yaml"],
-            "--ollama-url",
-            args.ollama_url,
-            "--answers",
-            args.answers,
-        ]
-        asking += ["--dry-run", "--probe", str(probe)]
-        config: list[str | Path] = ["--config", settings[f"{stage}.yaml"]]
+        config: list[str | Path] = ["--config", settings[f"{stage}.yaml"], "--out", self.folder(stage)]
         turns = self.folder("combine") / "turns.parquet"
-        prompts: dict[str, list[str | Path]] = {
-            "pair": ["--merge-prompt", settings["merge.md"]],
-            "gen": ["--persona", settings["persona.md"]],
-        }
         if stage == "parse":
             source = args.source if "decrypt" in args.to_do else args.messages
             return [source, *config, "--sample", str(SAMPLE), "--key", args.key]
         if stage == "combine":
             return [self.folder("parse") / "messages.parquet", *config]
-        asking += [*config, "--prompt", settings[f"{stage}.md"], *prompts[stage]]
+        config += ["--prompt", settings[f"{stage}.md"], "--llm", settings["llm.yaml"], "--answers", args.answers]
+        config += ["--ollama-url", args.ollama_url, "--dry-run", "--probe", str(PROBE if args.probe == "yes" else 0.0)]
         if stage == "pair":
-            return [turns, f"--target={args.target}", *asking]
-        return [self.folder("pair"), "--turns", turns, *asking]
+            return [turns, *config, "--merge-prompt", settings["merge.md"], f"--target={args.target}"]
+        return [self.folder("pair"), *config, "--persona", settings["persona.md"], "--turns", turns]
+
+
+def try_stage(plan: Plan, stage: str, hint: str) -> None:
+    """Run a stage into a folder of the plan; `UserError` with its own line, and `hint`, if it fails."""
+    say(f"plan: trying {stage}")
+    command = [sys.executable, SCRIPTS / f"{stage}.py", *plan.command(stage)]
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, **quiet, preexec_fn=end_with_parent, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"{stage} failed without a message"]
+        raise UserError(lines[-1].removeprefix(f"{stage}.py: ") + hint)
 
 
 def try_stages(plan: Plan) -> dict[str, Tried]:
@@ -114,21 +112,8 @@ def try_stages(plan: Plan) -> dict[str, Tried]:
         if stage not in plan.args.to_do and stage != "gen":
             continue
         if stage in plan.args.to_do:
-            say(f"plan: trying {stage}")
-            command = [sys.executable, SCRIPTS / f"{stage}.py", *plan.command(stage), "--out", folder]
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                preexec_fn=end_with_parent,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                lines = done.stderr.strip().splitlines() or [f"{stage} failed without a message"]
-                if stage == "pair" and scale > 1:
-                    lines.append(f"{lines[-1]} (in the rows that were tried; after `make combine` all are known)")
-                raise UserError(lines[-1].removeprefix(f"{stage}.py: "))
+            in_sample = " (in the rows that were tried; after `make combine` all are known)"
+            try_stage(plan, stage, in_sample if stage == "pair" and scale > 1 else "")
         tried[stage] = Tried(read_receipt(folder), folder, scale, scale)
         if stage == "parse":
             share = tried[stage].receipt.get("sample", {}).get("share", 1.0)
