@@ -12,6 +12,7 @@ import huiyin.common.starting  # noqa: F401
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -177,14 +178,15 @@ def read_sample(
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return what `read_source` does, of about `args.sample` rows; the receipt says which share of all they are, and
     the bytes that they take in a decrypted database."""
-    name_faces, size = settings.faces == "names", 0
+    name_faces, size, started = settings.faces == "names", 0, time.monotonic()
+    seconds = 0.0  # in which the sample is taken
     if found.format == "database":
         from huiyin.qqnt.sample import take_sample
         from huiyin.sources.database import read_history
 
         file = stage.out / ".sample.part"  # removed with the parts of the outputs
         share = take_sample(found.path, args.key, DECRYPTED, args.sample, file)
-        size = file.stat().st_size
+        size, seconds = file.stat().st_size, time.monotonic() - started
         rows, report = read_history(file, settings.placeholders, name_faces)
     else:
         from huiyin.sources.export import Source, read_export
@@ -193,7 +195,7 @@ def read_sample(
         source = Source(found, settings.zone, settings.group, settings.skip_bad_lines, args.config, most=most)
         rows, report = read_export(source, name_faces, settings.placeholders)
         share = source.share
-    return rows, report | {"sample": {"share": share, "bytes": size}}
+    return rows, report | {"sample": {"share": share, "bytes": size, "seconds": seconds}}
 
 
 def filter_reason(settings: Settings) -> pl.Expr:

@@ -13,8 +13,8 @@ from huiyin.common.stage import read_receipt
 
 STAGES = ("decrypt", "parse", "combine", "pair", "gen", "train", "export")
 # Seconds of a stage before its first row, on two cores; they do not grow with the history.
-START = {"decrypt": 0.1, "parse": 1.0, "combine": 0.3, "pair": 1.0, "gen": 0.3}
-COPIED = 60e6  # bytes per second that decrypt reads and writes, on two cores
+START = {"decrypt": 0.1, "parse": 0.6, "combine": 0.3, "pair": 1.0, "gen": 0.3}
+COPIED = 100e6  # bytes per second that decrypt reads and writes, on two cores
 WORTH_A_RATE = 5.0  # seconds; what a shorter run took says nothing of a longer one
 # Tokens per second of a model of 14B in 4 bits, by the memory of the card (bytes): from, to. By experience, not
 # measured; other sizes in proportion.
@@ -65,6 +65,7 @@ class Tried:
         if earlier.get("seconds", 0) - asking(earlier) > WORTH_A_RATE:
             return (earlier["seconds"] - asking(earlier)) * self.read / max(1, earlier["ledger"]["read"])
         own = self.receipt["seconds"] - self.receipt.get("llm", {}).get("probe_seconds", 0.0)
+        own -= self.receipt.get("sample", {}).get("seconds", 0.0)
         start = min(own, START[stage])
         return start + (own - start) * self.scale
 
