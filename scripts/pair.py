@@ -155,6 +155,17 @@ def by_rule(cases: list[Case], history: History) -> None:
         case.decide(prompt, "rule", confidence, otherwise="undecided")
 
 
+def decide_unasked(cases: list[Case], history: History, choices: list[str]) -> None:
+    """Decide cases that a dry run has not asked about: each position as often as the model chose it elsewhere, which
+    are the `choices`; without these by the rule."""
+    if not choices:
+        return by_rule(cases, history)
+    for place, case in enumerate(cases):
+        choice = choices[place * len(choices) // len(cases)]
+        number = 0 if choice == NONE else int(choice)
+        case.decide(case.candidates[number - 1] if 0 < number <= len(case.candidates) else None, "llm")
+
+
 def chosen(case: Case, answer: Any) -> Turn | None:
     """Return the candidate that the model has chosen, or None if it has chosen none."""
     return case.candidates[int(answer.value) - 1] if answer and answer.value != NONE else None
@@ -256,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if settings.method == "cascade" and cases:
             stage.receipt |= cascade(cases, history, settings, ask, stage.earlier.get("linker", {}))
         if args.dry_run:
-            by_rule([case for case in cases if case.reason == "failed"], history)
+            decide_unasked([case for case in cases if case.reason == "failed"], history, list(choices.elements()))
         if choices:
             stage.receipt["choices_by_position"] = by_position(choices)
         pairs = [record_of(case) for case in cases if case.prompt]
