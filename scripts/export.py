@@ -30,12 +30,15 @@ from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings, find_ollama
 from huiyin.serving.modelfile import modelfile
 from huiyin.serving.ollama_limits import (
+    OLLAMA_COPIES,
     check_servable,
     choose_quantize,
     create_command,
     flatten_rope,
     needs_gguf,
+    on_disk_of,
     quantized_at_create,
+    room_for_export,
 )
 from huiyin.serving.process import Models, Rows, ask
 from huiyin.serving.sampling import SAMPLING
@@ -61,8 +64,6 @@ PACKAGES = ["llamafactory", "transformers", "peft", "torch", "gguf"]
 BEING_CREATED = "being created"
 PREVIOUS = "previous"  # tag of the model that the one of this export replaces, and suffix of the file of its digest
 GGUF = "model.gguf"
-# Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
-OLLAMA_COPIES = 2.2
 
 
 def read_held_out(generated: Path) -> tuple[Rows, Rows]:
@@ -75,10 +76,9 @@ def read_held_out(generated: Path) -> tuple[Rows, Rows]:
 def check_room(out: Path, size: int, store: Path | None, gguf: bool = False) -> None:
     """Raise `UserError` unless the disks have room for the merged model, for its GGUF file, if there is to be one, and
     for Ollama's copies in its `store`."""
-    same_disk = store is not None and store.stat().st_dev == out.stat().st_dev
-    copies = 1 + gguf + (OLLAMA_COPIES if same_disk else 0)
+    same_disk = on_disk_of(out, store)
     what = "the merged model" + " with its GGUF file" * gguf + " with Ollama's copies of it" * same_disk
-    check_disk(out, copies * size, what)
+    check_disk(out, room_for_export(size, gguf, same_disk), what)
     if store is not None and not same_disk:
         check_disk(store, OLLAMA_COPIES * size, "Ollama, for its copies of the model,")
 

@@ -79,6 +79,7 @@ def test_a_repository_on_a_windows_disk(project):
 
 def test_each_stage_gets_the_image_it_needs_and_no_virtual_environment_is_made(project):
     planned = make(project, "--dry-run", "all", "CONFIG=demo").stdout
+    assert "docker/run.sh train python scripts/tools/plan.py" in planned  # which reads the card, as train does
     assert re.findall(
         r"docker/run\.sh (\w+ (?:--\S+ (?:config/\S+ )?)*)python scripts/(?:demo/)?(\w+)\.py", planned
     ) == [

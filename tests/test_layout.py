@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "serving": {"common", "llm"},
     "training": {"common", "llm", "serving"},
     "voice": {"common", "linking", "questions", "serving", "training"},
-    "forecast": {"common", "serving", "training"},
+    "forecast": {"common", "llm", "serving", "training"},
     "report": {"common"},
 }
 CHILD_PROCESSES = {

@@ -12,9 +12,10 @@ import yaml
 
 from cards import BUSY, RTX_2060, RTX_3060, simulate_nvml
 from helpers import ROOT, make, receipt, run_script
+from huiyin.common.stage import STAGES
 from huiyin.common.tables import DECRYPTED, GROUP_MESSAGES
 from huiyin.forecast.needs import shown_time
-from huiyin.forecast.stages import STAGES, usual_speed
+from huiyin.forecast.stages import usual_speed
 from huiyin.qqnt.sample import take_sample
 from huiyin.training import work
 from huiyin.training.memory import GIB, Ram

@@ -24,6 +24,7 @@ from huiyin.common.settings import meaning, without_credentials
 
 Settings = TypeVar("Settings")
 
+STAGES = ("decrypt", "parse", "combine", "pair", "gen", "train", "export")
 WOULD_RUN = 3  # exit status
 
 

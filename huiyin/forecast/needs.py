@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ from huiyin.common.terminal import columns, fit, right
 from huiyin.forecast.stages import Forecast, Range, billions_of
 
 BYTES_OF_A_BILLION = 0.65e9  # a language model in Ollama, in 4 bits, for each billion of parameters
-PACKAGES, PACKAGES_ON_CARD = 1.5e9, 8e9  # bytes of the packages for training, as they lie on the disk
 GIB = 1 << 30
 HEADER = ("stage", "read", "written", "questions", "tokens", "cached", "time", "disk")
 
@@ -33,7 +31,7 @@ class Download(NamedTuple):
 
 
 def disk_needs(folder: Path, forecasts: Sequence[Forecast], fetched: float) -> Needs:
-    """Return what the stages need on the disk of `folder`, where `fetched` bytes of models and packages come first."""
+    """Return what the stages need on the disk of `folder`, where `fetched` bytes of models come first."""
     while not folder.exists():
         folder = folder.parent
     stay = most = fetched
@@ -41,13 +39,6 @@ def disk_needs(folder: Path, forecasts: Sequence[Forecast], fetched: float) -> N
         most = max(most, stay + forecast.stay + forecast.passing)
         stay += forecast.stay
     return Needs(most, stay, shutil.disk_usage(folder).free)
-
-
-def packages(on_card: bool) -> Download | None:
-    """Return the packages for training, None if they are installed."""
-    if find_spec("torch") and find_spec("llamafactory"):
-        return None
-    return Download("packages for training", "PyPI", PACKAGES_ON_CARD if on_card else PACKAGES)
 
 
 def size_in_ollama(model: str) -> float:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from huiyin.common.predicted import size_of
 from huiyin.common.stage import read_receipt
 
-STAGES = ("decrypt", "parse", "combine", "pair", "gen", "train", "export")
 # Seconds of a stage before its first row, on two cores; they do not grow with the history.
 START = {"decrypt": 0.1, "parse": 0.6, "combine": 0.3, "pair": 1.0, "gen": 0.3}
 COPIED = 100e6  # bytes per second that decrypt reads and writes, on two cores

@@ -8,6 +8,8 @@ from typing import Any
 
 from huiyin.common.errors import UserError
 from huiyin.forecast.stages import Forecast, Tried
+from huiyin.llm.client import TOKENS_PER_CHARACTER
+from huiyin.serving.ollama_limits import needs_gguf, room_for_export
 from huiyin.serving.templates.chat_format import ChatFormat
 from huiyin.serving.templates.known import find_format
 from huiyin.training.card import Card
@@ -19,7 +21,6 @@ from huiyin.training.settings import Values
 from huiyin.training.template import Encoding
 from huiyin.training.work import disk_bytes, find_device, preflight, spare_tokens, trained_parameters, work_of
 
-TOKENS_PER_CHARACTER = 0.7  # of Chinese chat, in the vocabularies of Qwen
 TRAIN_START, EXPORT_START = 30.0, 15.0  # seconds in which programs load, several times, on two cores
 STEP = 0.1  # seconds of a step that its tokens do not decide; with tiny models most of them
 DISK = 150e6  # bytes per second that are read, merged and written
@@ -43,6 +44,7 @@ class Base:
     name: str
     folder: Path | None  # None: not fetched
     shape: Shape | None  # None: neither fetched nor in models.yaml
+    needs_gguf: bool = False  # for Ollama
 
     @property
     def bytes(self) -> float:
@@ -69,9 +71,9 @@ def find_known_base(name: str, cache: Path, models: Path) -> Base:
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     if folder:
         whole = folder if any(folder.glob("*.safetensors")) else None
-        return Base(name, whole, read_shape(folder / "config.json"))
+        return Base(name, whole, read_shape(folder / "config.json"), needs_gguf(folder / "config.json"))
     known = read_models(models).get(name)
-    return Base(name, None, known.shape if known else None)
+    return Base(name, None, known.shape, known.ollama == "gguf") if known else Base(name, None, None)
 
 
 def measure(generated: Path, given: Values, base: Base) -> MeasuredDataset:
@@ -128,9 +130,9 @@ def forecast_train(training: Training, given: Values, rows: Tried, earlier: Mapp
     return Forecast("train", read, read - too_long, (seconds, seconds), stay, passing)
 
 
-def forecast_export(training: Training, gguf: bool, ollama_copies: float, earlier: Mapping[str, Any]) -> Forecast:
-    """Return the forecast of export, which has no rows. gguf: a GGUF file is written, too; ollama_copies: those of the
-    weights in 16 bits that Ollama makes on this disk."""
+def forecast_export(training: Training, gguf: bool, same_disk: bool, earlier: Mapping[str, Any]) -> Forecast:
+    """Return the forecast of export, which has no rows. gguf: a GGUF file is wanted; same_disk: Ollama's store is on
+    the disk of the results. It stays with 16 bits a weight, but export asks for the room of 32."""
     base, work = training.base, training.work
     if base.shape is None or work is None:
         return Forecast("export", 0, 0, None, 0.0)
@@ -138,8 +140,10 @@ def forecast_export(training: Training, gguf: bool, ollama_copies: float, earlie
     seconds = EXPORT_START + 6 * base.bytes / DISK + 2 * base.shape.parameters * tokens / CPU_FLOPS
     if earlier.get("base_model", {}).get("name") == base.name:
         seconds = earlier["seconds"]
-    stay = (1 + gguf) * base.bytes
-    return Forecast("export", 0, 0, (seconds, seconds), stay, ollama_copies * base.bytes)
+    written = gguf or base.needs_gguf
+    stay = (1 + written) * base.bytes
+    room = room_for_export(2 * base.bytes, written, same_disk)
+    return Forecast("export", 0, 0, (seconds, seconds), stay, room - stay)
 
 
 def ram_for_export(shape: Shape) -> tuple[float, float]:

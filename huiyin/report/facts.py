@@ -14,12 +14,11 @@ from typing import Any
 from huiyin.common.errors import UserError
 from huiyin.common.lazy import polars as pl
 from huiyin.common.predicted import Compared, compared
-from huiyin.common.stage import anew, read_receipt
+from huiyin.common.stage import STAGES, anew, read_receipt
 from huiyin.common.tables import COMMA, MESSAGES, PAIR, UNPAIRED, read_records, scan_table
 
 Rows = list[dict[str, Any]]
 
-STAGES = ["decrypt", "parse", "combine", "pair", "gen", "train", "export"]
 SPEAKERS = 7  # who are shown with a name; the others are one
 EXAMPLES = 4  # of pairs and of unpaired turns
 BIN_ENDS = [1, 2, 4, 8, 16, 32, 64, 128, 256]  # characters; the last bin has no end

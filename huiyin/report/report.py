@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from huiyin.common.stage import STAGES
 from huiyin.report import charts, words
 from huiyin.report.blind import Played
-from huiyin.report.facts import STAGES, Facts, by_month, examples, lengths, predicted_and_seen
+from huiyin.report.facts import Facts, by_month, examples, lengths, predicted_and_seen
 from huiyin.report.page import render, say, shown
 from huiyin.report.words import words as words_for
 

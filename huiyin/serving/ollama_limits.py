@@ -13,7 +13,21 @@ IMPORTED = ["Qwen2ForCausalLM", "LlamaForCausalLM", "Gemma3ForCausalLM"]
 AS_GGUF = ["Qwen3ForCausalLM"]
 ALTERNATIVE = "or say ollama: none in export.yaml and serve the merged model in a way of your own"
 
+# Copies of weights of 32 bits in Ollama's store: uploaded, converted to 16 bits, the layer, and the result in 4 bits
+OLLAMA_COPIES = 2.2
+
 BLOCKS = {"q4_K_M": 256, "q8_0": 32}  # {quantization: weights per block; the length of a row must be a multiple}
+
+
+def room_for_export(size: float, gguf: bool, same_disk: bool) -> float:
+    """Return the bytes that export may take on the disk of its results for a model of `size` bytes in 32 bits: merged,
+    as a GGUF file if there is to be one, and in Ollama's store, if that is on the same disk."""
+    return (1 + gguf + (OLLAMA_COPIES if same_disk else 0)) * size
+
+
+def on_disk_of(out: Path, store: Path | None) -> bool:
+    """Is Ollama's `store`, if there is one here, on the disk of the folder `out`?"""
+    return store is not None and store.stat().st_dev == out.stat().st_dev
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -26,11 +26,10 @@ from typing import Any
 from huiyin.common.chinese import translated
 from huiyin.common.errors import UserError, run
 from huiyin.common.settings import read_settings
-from huiyin.common.stage import arguments, read_receipt, say
+from huiyin.common.stage import STAGES, arguments, read_receipt, say
 from huiyin.common.terminal import fit
-from huiyin.forecast.needs import Download, Needs, disk_needs, packages, shown_size, shown_time, size_in_ollama, table
+from huiyin.forecast.needs import Download, Needs, disk_needs, shown_size, shown_time, size_in_ollama, table
 from huiyin.forecast.stages import (
-    STAGES,
     Forecast,
     Tried,
     forecast_decrypt,
@@ -50,7 +49,9 @@ from huiyin.forecast.training import (
 )
 from huiyin.llm.client import Settings as Llm
 from huiyin.llm.client import ollama_url_argument
+from huiyin.llm.ollama import Ollama
 from huiyin.serving.finished import Settings as Export
+from huiyin.serving.ollama_limits import on_disk_of
 from huiyin.serving.process import end_with_parent
 from huiyin.training.plan import Settings as Preflight
 from huiyin.training.settings import read_train_settings
@@ -59,7 +60,6 @@ SCRIPTS = Path(__file__).parents[1]
 SAMPLE = 50_000  # rows
 PROBE = 10.0  # seconds in which pair, and gen, ask
 DATA = STAGES[1:5]  # those that are tried
-OLLAMA_COPIES = 1.0  # of the weights in 16 bits, until it has converted them
 
 
 @dataclass
@@ -160,8 +160,9 @@ def forecasts_of(plan: Plan, tried: Mapping[str, Tried], known: Training, given:
             found.append(forecast_train(known, given, tried["gen"], before))
         else:
             export = read_settings(plan.settings["export.yaml"], Export)
-            copies = OLLAMA_COPIES if export.ollama != "none" else 0.0
-            found.append(forecast_export(known, export.gguf, copies, before))
+            url = args.ollama_url if export.ollama == "auto" else export.ollama
+            store = None if url == "none" else Ollama(url, "", allow_remote=export.allow_remote).store()
+            found.append(forecast_export(known, export.gguf, on_disk_of(args.out, store), before))
     return found
 
 
@@ -173,13 +174,12 @@ def model_problem(plan: Plan, tried: Mapping[str, Tried]) -> str:
 
 def fetched(plan: Plan, known: Training, problem: str) -> list[Download]:
     """Return what is fetched from the network."""
-    on_card = known.plan is not None and known.plan.threads is None
-    found = [packages(on_card)] if {"train", "export"} & set(plan.args.to_do) else []
+    found = []
     if "train" in plan.args.to_do and known.base.folder is None:
         found.append(Download(known.base.name, "the hub of Hugging Face", known.base.bytes))
     if "has no model" in problem:
         found.append(Download(plan.llm.model, "Ollama's registry", size_in_ollama(plan.llm.model)))
-    return [each for each in found if each]
+    return found
 
 
 def problems_of(plan: Plan, known: Training, disk: Needs) -> list[str]:
