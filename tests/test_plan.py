@@ -164,6 +164,15 @@ def test_what_is_to_do_is_counted_and_noted(tmp_path, roomy):
     assert not [path for path in (tmp_path / "plan").iterdir() if path.name != "plan.json"]
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"stages": 3}', '{"stages": {"train": 3}}'])
+def test_an_earlier_plan_that_cannot_be_read_is_none(tmp_path, roomy, content):
+    planned = Planned(tmp_path)
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/plan.json").write_text(content)
+    assert planned.plan("train").returncode == 0
+    assert json.loads((tmp_path / "plan/plan.json").read_text())["stages"]["train"]["read"] == 320
+
+
 def test_a_sample_stands_for_the_whole(tmp_path, monkeypatch, roomy):
     planned = Planned(tmp_path)
     (tmp_path / "chat.csv").write_text(history(30_000))

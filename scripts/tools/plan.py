@@ -234,8 +234,8 @@ def notes_of(
 def note(path: Path, forecasts: Sequence[Forecast]) -> None:
     """Write the forecasts into plan.json; those of stages that are done by now stay as they were."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = dict(json.loads(path.read_text(encoding="utf-8"))["stages"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         before = {}
     stages = {**before, **{each.stage: each._asdict() for each in forecasts}}
     content = {"made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stages": stages}
