@@ -1,14 +1,14 @@
-"""Which rows should a model learn from? The replies of a character of Shakespeare's, made into rows in four ways.
+"""Which rows should a model learn from? The replies of a character of Shakespeare's, made into rows in several ways.
 
     PYTHONPATH=. python bench/rows.py FOLDER [--target falstaff] [--ways thread time ...] [--gpu none]
 
 thread: conversations, as gen makes them; time: conversations by time alone; alone: without history; repeated: with the
 three replies before in the history of each row, where they are learnt again, and so up to four times; earlier: the same
-rows, 6 of them a step, for as many epochs as `thread`, as it was once. The others have 6 replies a step, and epochs for
-the same number of tokens. All are trained with the settings of `make showcase`,
-in a copy of this repository in FOLDER (what is there is not trained again), and asked for the same held-out replies,
-with the history that gen gives them. Prints a table in Markdown: nats a token of the words, and the gain over
-`earlier`, or the last of the ways, with an interval that holds the mean in 95 % of samples.
+rows, 6 of them a step, for as many epochs as `thread`, as it was once; capped: as thread, of the replies to one person
+the latest 30. The others have 6 replies a step, and epochs for the same number of tokens. All are trained with the
+settings of `make showcase`, in a copy of this repository in FOLDER (what is there is not trained again), and asked for
+the same held-out replies, with the history that gen gives them. Prints a table in Markdown: nats a token of the words,
+and the gain over the last of the ways, with an interval that holds the mean in 95 % of samples.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,9 +35,10 @@ from huiyin.training.template import Encoding
 from huiyin.voice.interval import ratio_interval
 from project import copy_project
 
-WAYS = ["thread", "time", "alone", "repeated", "earlier"]
+WAYS = ["thread", "time", "alone", "capped", "repeated", "earlier"]
 PLAYS = "henry_iv_part_1 henry_iv_part_2 merry_wives_of_windsor hamlet"
 DATA, EPOCHS, REPLIES = Path("data/showcase"), 2.0, 6  # REPLIES: of a step
+CAP = 30  # replies to one person, of 97 to the one whom Falstaff speaks to most
 GEN = SimpleNamespace(history_turns=3, history_gap_minutes=10)
 
 
@@ -65,10 +67,23 @@ def repeated(samples, system):
     return [row_of(part[max(0, stop - 4) : stop], system) for part in conversations for stop in range(1, len(part) + 1)]
 
 
+def capped(samples):
+    """Return the samples without those that have more than CAP later ones with the same partner."""
+    later = Counter()
+    kept = []
+    for sample in reversed(samples):
+        later[sample["partner"]] += 1
+        if sample["partner"] is None or later[sample["partner"]] <= CAP:
+            kept.append(sample)
+    return kept[::-1]
+
+
 def rows_of(way, samples, system):
     if way in ("repeated", "earlier"):
         return repeated(samples, system)
     turns = 0 if way == "alone" else GEN.history_turns
+    if way == "capped":
+        samples = capped(samples)
     if way == "time":
         samples = [{**sample, "partner": None, "thread": []} for sample in samples]
     return [row for row, _ in training_rows(samples, system, SimpleNamespace(**{**vars(GEN), "history_turns": turns}))]
