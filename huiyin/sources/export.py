@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ PLACEHOLDERS = {
 RECORDS = 10_000  # of which frames are made at a time
 FACES = ("face", "market_face")
 ZONES = "Asia/Tokyo, Europe/Berlin, America/New_York"
+EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass
@@ -135,18 +137,25 @@ class Source:
             except UnicodeDecodeError:
                 raise UserError(f"{head.path} line {number}: not {encoding}; save the file as UTF-8 text") from None
 
-    def local(self, text: str, time: datetime | None = None) -> int | None:
-        """Return the seconds of a local time in ISO's form, or of `time`, which was read from `text`; None for what is
-        no time. An hour that comes twice in autumn is taken as the first. `UserError` if the settings name no zone."""
+    def local(self, text: str, moment: datetime | None = None) -> int | None:
+        """Return the seconds of a local time in ISO's form, or of `moment`, which was read from `text`; None for what
+        is no time. An hour that comes twice in autumn is taken as the first. `UserError` if the settings name no
+        zone."""
         if self.tz is None:
             self.local_times.append(text)
             if len(self.local_times) > 1:
                 self.refuse_local()
             return 0
         try:
-            return int((time or datetime.fromisoformat(text)).replace(tzinfo=self.tz).timestamp())
-        except (ValueError, OverflowError):
+            moment = moment or datetime.fromisoformat(text)
+        except ValueError:
             return None
+        if moment.tzinfo:
+            moment = moment.replace(tzinfo=None)
+        offset = offset_on(moment.date(), self.tz)
+        if offset is None:
+            offset = moment.replace(tzinfo=self.tz).utcoffset() or timedelta(0)
+        return int((moment - EPOCH - offset).total_seconds())
 
     def refuse_local(self) -> None:
         """`UserError` if a time was local and there is no zone."""
@@ -156,6 +165,13 @@ class Source:
                 f"{self.path}: its times are local and name no zone ({times}); write into {self.config} where it was "
                 f"exported, such as zone: Asia/Shanghai (also {ZONES})"
             )
+
+
+@lru_cache(100_000)  # most days have many messages
+def offset_on(day: date, zone: ZoneInfo) -> timedelta | None:
+    """Return the offset from UTC that a zone has all day; None if it changes its clocks on that day."""
+    first, last = (datetime.combine(day, at, zone).utcoffset() for at in (time.min, time.max))
+    return first if first == last else None
 
 
 def read_export(source: Source, faces: bool, placeholders: Iterable[str]) -> tuple[pl.DataFrame, dict[str, Any]]:
