@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,53 +89,40 @@ def records(source: "Source") -> Iterator[Record]:
 
 
 def csv_records(path: Path, lines: Iterable[bytes], skip_bad_lines: bool, encoding: str = "utf-8") -> Iterator[Record]:
-    """Yield the records of a CSV; for a bad line one that is dropped, or `UserError`."""
+    """Yield the records of a CSV; for a bad line one that is dropped, or `UserError`. If a closing quote is missing,
+    reading continues with the second line of the record."""
     csv.field_size_limit(sys.maxsize)
-    source = Lines(lines, encoding)
-    reader = csv.reader(source, strict=True)
+    lines, again = iter(lines), iter(())
+    before = 0  # lines, when the reader began
     while True:
-        source.record = []
+        record: list[bytes] = []
+        reader = csv.reader(decoded(chain(again, lines), record, encoding), strict=True)
         try:
-            record = next(reader)
-            if record:  # an empty line, as editors leave one at the end, is none
-                yield csv_record(record)
-        except StopIteration:
-            break
+            for row in reader:
+                if row:  # an empty line, as editors leave one at the end, is none
+                    yield csv_record(row)
+                record.clear()
+            return
         except UnicodeDecodeError:  # no bad line, but a file of which only the Latin letters would be left
             problem = f"not {encoding.upper()}; save the file as UTF-8 text"
-            raise UserError(f"{path} line {source.number}: {problem}") from None
+            raise UserError(f"{path} line {before + reader.line_num + 1}: {problem}") from None
         except (csv.Error, ValueError) as error:
             if not skip_bad_lines:
                 form = "group id,2022-08-14T10:12:18Z,nickname,user id,\"['text', ...]\""
-                raise UserError(f"{path} line {source.number}: {error}; a line must be: {form}") from None
+                raise UserError(f"{path} line {before + reader.line_num}: {error}; a line must be: {form}") from None
             yield BAD_LINE
-            source.back_to_second()
-            reader = csv.reader(source, strict=True)
+            before += reader.line_num - len(record) + 1
+            again = iter([*record[1:], *again])
 
 
-class Lines:
-    """The lines of a text; only a line feed ends a line. Those of the current record are kept: if a closing quote
-    is missing, reading continues with the second of them."""
-
-    def __init__(self, lines: Iterable[bytes], encoding: str):
-        self.lines, self.encoding, self.number = iter(lines), encoding, 0
-        self.record: list[bytes] = []
-        self.waiting: list[bytes] = []
-
-    def back_to_second(self) -> None:
-        self.waiting = self.record[1:] + self.waiting
-        self.number -= len(self.record) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if len(self.record) == MOST_LINES:
+def decoded(lines: Iterable[bytes], record: list[bytes], encoding: str) -> Iterator[str]:
+    """Yield the lines of a text; only a line feed ends a line. They are added to `record`, which is emptied when a
+    record ends."""
+    for line in lines:
+        record.append(line)
+        yield line.decode(encoding)
+        if len(record) == MOST_LINES:
             raise csv.Error(f"more than {MOST_LINES} lines; is a quote missing?")
-        line = self.waiting.pop(0) if self.waiting else next(self.lines)
-        self.number += 1
-        self.record.append(line)
-        return line.decode(self.encoding)
 
 
 def csv_record(record: list[str]) -> Record:
