@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from huiyin.sources.record import Record, labelled
+from huiyin.sources.record import Record, iso, labelled
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -64,24 +63,16 @@ def messages(lines: Iterable[str]) -> Iterator[tuple[str, re.Match[str], str]]:
 
 
 def to_record(source: "Source", room: str, header: re.Match[str], text: str) -> Record:
-    *stamp, name, number, mail, alone = header.groups()
+    date, clock, half, name, number, mail, alone = header.groups()
     name = alone or (TITLE.sub("", name, count=1) if "【" in name else name).strip()
-    time = source.local(iso(*stamp))
+    time = source.local(iso(date, of_day(clock, half) if half else clock))
     if number in SYSTEM:
         return Record("", room, time, None, number, name, [("tip", None)], [], None, "system")
     parts, reason = labelled(text, KINDS, LABEL), "not_a_group" if alone else None
     return Record("", room, time, None, number or mail or alone, name, parts, [], None, reason)
 
 
-def iso(date: str, clock: str, half: str | None) -> str:
-    """Return a time as QQ writes it, in the form of Windows' region, in ISO's form."""
+def of_day(clock: str, half: str) -> str:
+    """Return a clock of half a day, as QQ writes it in the form of Windows' region, as one of the whole day."""
     hour, _, rest = clock.partition(":")
-    if half:
-        hour = str(int(hour) % 12 + 12 * (half == " PM"))
-    return f"{iso_date(date)}T{hour:0>2}:{rest}"
-
-
-@lru_cache(1000)  # most days have many messages
-def iso_date(date: str) -> str:
-    year, month, day = re.split("[-/]", date)
-    return f"{year}-{month:0>2}-{day:0>2}"
+    return f"{int(hour) % 12 + 12 * (half == ' PM')}:{rest}"

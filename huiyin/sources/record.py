@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -109,6 +110,17 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def to_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def iso(date: str, clock: str) -> str:
+    """Return a time in ISO's form; date: such as 2024/5/31, clock: such as 9:05:00."""
+    return f"{iso_date(date)}T{clock:0>8}"
+
+
+@lru_cache(100_000)  # most days have many messages
+def iso_date(date: str) -> str:
+    year, month, day = re.split("[-/]", date)
+    return f"{year}-{month:0>2}-{day:0>2}"
 
 
 def with_mentions(text: str) -> tuple[Parts, list[str]]:

@@ -4,12 +4,13 @@ import csv
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from huiyin.common.errors import UserError
-from huiyin.sources.record import BAD_LINE, Parts, Quote, Record, to_dict, to_text, with_mentions
+from huiyin.sources.record import BAD_LINE, Parts, Quote, Record, iso, to_dict, to_text, with_mentions
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 NATIVE_IDS, AS_IT_IS = False, False
 NEEDED = {"type_name", "talker", "msg", "CreateTime"}
+COLUMNS = ["room_name", "talker", "type_name", "msg", "CreateTime", "is_forward", "MsgSvrID"]
+ROOM, TALKER = COLUMNS.index("room_name"), COLUMNS.index("talker")
 GROUP = "@chatroom"
 REPLY, TEXTS = "引用回复", ("文本", "粘贴的文本", "text")
 KINDS = {
@@ -52,7 +55,7 @@ SYSTEM = ("系统通知", "消息撤回", "拍一拍", "邀请加群", "添加�
 NOBODY = ("系统", "未知", "")
 QUOTED = re.compile(r"\[引用\]\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\)[^:]*:(.*)", re.DOTALL)
 SUFFIX = re.compile(r"(.*)\[引用 ([^：]*)：(.*)\]", re.DOTALL)  # WeFlow's
-TIME = re.compile(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})[ T](\d{1,2}):(\d\d)(?::(\d\d))?", re.ASCII)
+TIME = re.compile(r"(\d{4}[-/]\d{1,2}[-/]\d{1,2})[ T](\d{1,2}:\d\d)(:\d\d)?", re.ASCII)
 LOST_ID = re.compile(r"[\d.,]+E[+-]?\d+", re.IGNORECASE)  # a spreadsheet has rounded it
 
 
@@ -80,89 +83,97 @@ def records(source: "Source") -> Iterator[Record]:
     source.members |= {(name, wxid) for wxid, name in people.items() if name}
     talkers: dict[str, set[str]] = defaultdict(set)
     for head in (head for head in source.found.heads if not head.is_json):
-        page = Page(source, people)
+        page = Page(source, people, "room_name" in columns_of(head.text))
         for row in rows_of(source, head):
-            yield page.to_record(row) if row else BAD_LINE
             if row:
-                talkers[row.get("room_name", "")].add(row["talker"])
+                yield page.to_record(row)
+                talkers[row[ROOM]].add(row[TALKER])
+            else:
+                yield BAD_LINE
     source.private = {room for room, of in talkers.items() if not room.endswith(GROUP) and len(of - set(NOBODY)) <= 2}
 
 
-def rows_of(source: "Source", head: "Head") -> Iterator[dict[str, str]]:
-    """Yield the values of each row by name of column; {} for a row that has others, or `UserError`."""
+def rows_of(source: "Source", head: "Head") -> Iterator[Sequence[str]]:
+    """Yield the values of COLUMNS of each row, "" for a column that the page lacks; () for a row that has other
+    columns, or `UserError`."""
     names = columns_of(head.text)
+    places = {name: place for place, name in enumerate(names)}
+    in_order = itemgetter(*(places.get(name, -1) for name in COLUMNS))
     reader = csv.reader(source.lines(head), delimiter=separator(head.text.partition("\n")[0]))
     next(reader)
+    problem = ""
     while True:
         try:
-            row = next(reader, None)
-            if row is None:
+            for row in reader:
+                if len(row) == len(names):
+                    row.append("")
+                    yield in_order(row)
+                elif row:
+                    problem = f"{len(row)} columns instead of {len(names)}"
+                    break
+            else:
                 return
-            problem = f"{len(row)} columns instead of {len(names)}" if len(row) != len(names) else ""
         except csv.Error as error:
-            row, problem = [""], str(error)
-        if problem and row:
-            if not source.skip_bad_lines:
-                raise UserError(
-                    f"{head.path} line {reader.line_num}: {problem}; export again, or set skip_bad_lines: true"
-                )
-            yield {}
-        elif row:
-            yield dict(zip(names, row, strict=True))
+            problem = str(error)
+        if not source.skip_bad_lines:
+            raise UserError(f"{head.path} line {reader.line_num}: {problem}; export again, or set skip_bad_lines: true")
+        yield ()
 
 
 class Page:
     """The rows of a file, and what of earlier ones a quote without an id needs."""
 
-    def __init__(self, source: "Source", people: dict[str, str]) -> None:
-        self.source, self.people = source, people
+    def __init__(self, source: "Source", people: dict[str, str], with_rooms: bool) -> None:
+        self.source, self.people, self.with_rooms = source, people, with_rooms
         self.words: set[str] = set()
         self.talkers: set[str] = set()
 
-    def to_record(self, row: dict[str, str]) -> Record:
-        room, talker, kind = row.get("room_name", ""), row["talker"], row["type_name"]
-        system, forwarded = kind in SYSTEM, row.get("is_forward", "").lower() in ("1", "true")
-        key = row.get("MsgSvrID", "")
-        parts, mentions, quote = self.parts_of(row, kind)
+    def to_record(self, row: Sequence[str]) -> Record:
+        room, talker, kind, text, time, forwarded, key = row
+        system = kind in SYSTEM
+        parts, mentions, quote = self.parts_of(kind, text, talker)
+        if system or forwarded.lower() in ("1", "true"):
+            parts = [("tip" if system else "forward", None)]
         return Record(
-            "" if LOST_ID.fullmatch(key) or key == "0" else key,
+            "" if key == "0" or (not key.isdigit() and LOST_ID.fullmatch(key)) else key,
             room,
-            self.to_time(row["CreateTime"], room),
+            self.to_time(time, room),
             None,
             "" if talker in NOBODY else talker,
             self.people.get(talker) or talker,
-            [("tip", None)] if system else [("forward", None)] if forwarded else parts,
+            parts,
             mentions,
             quote,
             "system" if system else None,
         )
 
-    def parts_of(self, row: dict[str, str], kind: str) -> tuple[Parts, list[str], Quote | None]:
-        text, quote = row["msg"], None
+    def parts_of(self, kind: str, text: str, talker: str) -> tuple[Parts, list[str], Quote | None]:
+        quote = None
         if kind == REPLY:
             text, head, quoted = text.rpartition("\n\n[引用](") if "\n\n[引用](" in text else (text, "", "")
             found = QUOTED.fullmatch(head.strip() + quoted)
             quote = Quote(time=self.source.local(found[1]), words=found[2]) if found else Quote()
-        elif "room_name" not in row and (found := SUFFIX.fullmatch(text)):
+        elif not self.with_rooms and (found := SUFFIX.fullmatch(text)):
             if found[2] in self.talkers and (found[3] in self.words or found[3].startswith("[")):
                 text, quote = found[1], Quote(words=found[3])
         elif kind not in TEXTS:
             return [(KINDS.get(kind, f"unknown:{kind}"), None)], [], None
-        if "room_name" not in row:
+        if not self.with_rooms:
             self.words.add(text)
-            self.talkers.add(row["talker"])
+            self.talkers.add(talker)
         parts, mentions = with_mentions(text)
         return [("reply", None), *parts] if quote else parts, mentions, quote
 
     def to_time(self, text: str, room: str) -> int | None:
-        found = TIME.fullmatch(text.strip())
+        text = text.strip()
+        found = TIME.fullmatch(text)
         if not found:
             try:  # with a zone
-                time = datetime.fromisoformat(text.strip())
+                time = datetime.fromisoformat(text)
                 return int(time.timestamp()) if time.tzinfo else None
             except (ValueError, OverflowError):
                 return None
-        year, month, day, hour, minute, second = found.groups()
-        if second is None:
+        date, clock, seconds = found.groups()
+        if seconds is None:
             self.source.minutes[room] += 1
-        return self.source.local(f"{year}-{month:0>2}-{day:0>2}T{hour:0>2}:{minute}:{second or '00'}")
+        return self.source.local(iso(date, clock + (seconds or ":00")))
