@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huiyin.sources.record import (
     BAD_LINE,
     HIDDEN,
+    Mentions,
     Parts,
     Quote,
     Record,
@@ -105,7 +106,7 @@ def to_record(message: dict[str, Any], room: str, private: bool, by_weq: bool) -
     )
 
 
-def parts_of(kind: int | None, text: str, by_weq: bool) -> tuple[Parts, list[str]]:
+def parts_of(kind: int | None, text: str, by_weq: bool) -> tuple[Parts, Mentions]:
     if kind not in TEXTS:
-        return [(KINDS.get(kind or -1, f"unknown:{kind}"), None)], []
-    return (labelled(text, LABELS, LABEL), []) if by_weq else with_mentions(text)
+        return [(KINDS.get(kind or -1, f"unknown:{kind}"), None)], ()
+    return (labelled(text, LABELS, LABEL), ()) if by_weq else with_mentions(text)

@@ -137,7 +137,7 @@ def csv_record(record: list[str]) -> Record:
         raise ValueError("the second column is no time")
     seconds = int(datetime.fromisoformat(time).timestamp())
     parts: Parts = [("text", text) for text in read_fragments(fragments)]
-    return Record("", group_id, seconds, None, user_id, nickname or user_id or "unknown", parts, [], None, None)
+    return Record("", group_id, seconds, None, user_id, nickname or user_id or "unknown", parts, (), None, None)
 
 
 @lru_cache(100_000)  # a few people write everything

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from huiyin.common.tables import EVERYBODY
-from huiyin.sources.record import Parts, Quote, Record, first_text, to_dict, to_list, to_text
+from huiyin.sources.record import Mentions, Parts, Quote, Record, first_text, to_dict, to_list, to_text
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -68,22 +68,26 @@ def to_time(text: str) -> int | None:
         return None
 
 
-def parts_of(message: dict[str, Any], reference: dict[str, Any]) -> tuple[Parts, list[str]]:
+def parts_of(message: dict[str, Any], reference: dict[str, Any]) -> tuple[Parts, Mentions]:
     if reference.get("type") == "Forward":
-        return [("forward", None)], []
-    files = [to_text(to_dict(file).get("fileName")) for file in to_list(message.get("attachments"))]
-    parts: Parts = [(KINDS.get(name.rpartition(".")[2].lower(), "file"), None) for name in files]
-    parts += [("market_face", None) for _ in to_list(message.get("stickers"))]
+        return [("forward", None)], ()
+    parts: Parts = []
+    for file in to_list(message.get("attachments")):
+        name = to_text(to_dict(file).get("fileName"))
+        parts.append((KINDS.get(name.rpartition(".")[2].lower(), "file"), None))
+    parts += [("market_face", None)] * len(to_list(message.get("stickers")))
     words, mentions = typed(to_text(message.get("content")), to_list(message.get("mentions")))
     parts += words
-    return parts or [("ark", None) for _ in to_list(message.get("embeds"))[:1]], mentions
+    if not parts and to_list(message.get("embeds")):
+        parts.append(("ark", None))
+    return parts, mentions
 
 
-def typed(text: str, mentioned: list[Any]) -> tuple[Parts, list[str]]:
+def typed(text: str, mentioned: list[Any]) -> tuple[Parts, Mentions]:
     """Return parts and mentions of a text. `mentioned`: people whose name may stand in it, and the author of a quoted
     message."""
     if "@" not in text:
-        return ([("text", text)] if text else []), []
+        return ([("text", text)] if text else []), ()
     ids: dict[str, str] = {}
     for user in map(to_dict, mentioned):
         ids |= {f"@{name}": to_text(user.get("id")) for key in ("name", "nickname") if (name := to_text(user.get(key)))}

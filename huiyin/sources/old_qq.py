@@ -67,9 +67,9 @@ def to_record(source: "Source", room: str, header: re.Match[str], text: str) -> 
     name = alone or (TITLE.sub("", name, count=1) if "【" in name else name).strip()
     time = source.local(iso(date, of_day(clock, half) if half else clock))
     if number in SYSTEM:
-        return Record("", room, time, None, number, name, [("tip", None)], [], None, "system")
+        return Record("", room, time, None, number, name, [("tip", None)], (), None, "system")
     parts, reason = labelled(text, KINDS, LABEL), "not_a_group" if alone else None
-    return Record("", room, time, None, number or mail or alone, name, parts, [], None, reason)
+    return Record("", room, time, None, number or mail or alone, name, parts, (), None, reason)
 
 
 def of_day(clock: str, half: str) -> str:

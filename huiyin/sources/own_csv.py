@@ -165,7 +165,7 @@ class Table:
         room, name = to_id("group id", room), name.strip()
         sender = to_id("user id", sender) or name
         parts: Parts = [("text", part) for part in (read_fragments(text) if self.lists else [text]) if part]
-        return Record("", room, self.to_time(sent.strip(), room), None, sender, name, parts, [], None, None)
+        return Record("", room, self.to_time(sent.strip(), room), None, sender, name, parts, (), None, None)
 
     def to_time(self, text: str, room: str) -> int | None:
         if not text:

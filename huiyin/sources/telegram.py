@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from huiyin.sources.record import Parts, Quote, Record, first_text, to_dict, to_list, to_seconds, to_text
+from huiyin.sources.record import Mentions, Parts, Quote, Record, first_text, to_dict, to_list, to_seconds, to_text
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -82,7 +82,7 @@ class Chat:
         if time is None and (date := to_text(message.get("date"))):
             time = self.source.local(date)
         sender = first_text(message, "from_id", "actor_id")
-        parts, mentions = parts_of(message) if kind == "message" else ([("tip", None)], [])
+        parts, mentions = parts_of(message) if kind == "message" else ([("tip", None)], ())
         target, quote = to_text(message.get("reply_to_message_id")), None
         if target and target not in self.topics and kind == "message":
             quote = Quote("" if message.get("reply_to_peer_id") else target)
@@ -101,22 +101,26 @@ class Chat:
         )
 
 
-def parts_of(message: dict[str, Any]) -> tuple[Parts, list[str]]:
+def parts_of(message: dict[str, Any]) -> tuple[Parts, Mentions]:
     if "forwarded_from" in message:
-        return [("forward", None)], []
+        return [("forward", None)], ()
     if message.get("via_bot"):
-        return [("ark", None)], []
-    parts: Parts = [(kind, None) for key, kind in OF_KEY.items() if key in message]
+        return [("ark", None)], ()
+    parts: Parts = []
+    if not OF_KEY.keys().isdisjoint(message):
+        parts += [(kind, None) for key, kind in OF_KEY.items() if key in message]
     if "file" in message or "media_type" in message:
         parts.append((MEDIA.get(to_text(message.get("media_type")), "file"), None))
     text = message.get("text")
     if isinstance(text, str):
-        return [*parts, ("text", text)] if text else parts, []
+        if text:
+            parts.append(("text", text))
+        return parts, ()
     words, mentions = typed(to_list(text))
     return parts + words, mentions
 
 
-def typed(pieces: list[Any]) -> tuple[Parts, list[str]]:
+def typed(pieces: list[Any]) -> tuple[Parts, Mentions]:
     """Return parts and mentions of a text: what is no mention is one fragment with its neighbours."""
     parts: Parts = []
     mentions = []

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from huiyin.common.errors import UserError
-from huiyin.sources.record import BAD_LINE, Parts, Quote, Record, iso, to_dict, to_text, with_mentions
+from huiyin.sources.record import BAD_LINE, Mentions, Parts, Quote, Record, iso, to_dict, to_text, with_mentions
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -147,7 +147,7 @@ class Page:
             "system" if system else None,
         )
 
-    def parts_of(self, kind: str, text: str, talker: str) -> tuple[Parts, list[str], Quote | None]:
+    def parts_of(self, kind: str, text: str, talker: str) -> tuple[Parts, Mentions, Quote | None]:
         quote = None
         if kind == REPLY:
             text, head, quoted = text.rpartition("\n\n[引用](") if "\n\n[引用](" in text else (text, "", "")
@@ -157,7 +157,7 @@ class Page:
             if found[2] in self.talkers and (found[3] in self.words or found[3].startswith("[")):
                 text, quote = found[1], Quote(words=found[3])
         elif kind not in TEXTS:
-            return [(KINDS.get(kind, f"unknown:{kind}"), None)], [], None
+            return [(KINDS.get(kind, f"unknown:{kind}"), None)], (), None
         if not self.with_rooms:
             self.words.add(text)
             self.talkers.add(talker)

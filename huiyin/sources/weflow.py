@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from huiyin.common.tables import EVERYBODY
 from huiyin.sources.record import (
+    Mentions,
     Parts,
     Quote,
     Record,
@@ -55,7 +56,7 @@ def records(source: "Source") -> Iterator[Record]:
 
 
 def to_record(message: dict[str, Any], room: str, private: bool, senders: dict[str, dict[str, Any]]) -> Record:
-    listed = senders.get(to_text(message.get("senderID")), {})
+    listed = senders.get(to_text(message.get("senderID")), {}) if senders else {}
     sender = to_text(message.get("senderUsername")) or to_text(listed.get("accountId"))
     kind = to_text(message.get("type")) or NUMBERS.get(to_number(message.get("localType")) or 0, "")
     system = kind == SYSTEM or sender in ("", room)
@@ -63,11 +64,11 @@ def to_record(message: dict[str, Any], room: str, private: bool, senders: dict[s
     words, quote = without_quote(message, content if isinstance(content, str) else "", kind)
     if system:
         parts: Parts = [("tip", None)]
-        mentions: list[str] = []
+        mentions: Mentions = ()
     elif kind in TEXTS:
         parts, mentions = with_mentions(words)
     else:
-        parts, mentions = [(KINDS.get(kind, f"unknown:{to_text(message.get('localType')) or kind}"), None)], []
+        parts, mentions = [(KINDS.get(kind, f"unknown:{to_text(message.get('localType')) or kind}"), None)], ()
     mentions = mentioned(to_text(message.get("source"))) or mentions
     return Record(
         to_text(message.get("platformMessageId")),
