@@ -36,6 +36,7 @@ SEPARATORS = ",;\t，；"
 YEAR_DAY = ("%Y/%d", "%Y-%d", "%Y.%d")  # nobody writes so
 SAMPLE = 1000  # rows by which dates and texts are judged
 SECONDS = {"%H:%M:%S": "", "%H:%M": ":00"}  # {form of a clock: what it lacks}
+YEAR_FIRST = re.compile(r"[12]\d{3}([-/.])\d\d?\1\d\d?( +|T)\d\d?:\d\d(:\d\d)?", re.ASCII)
 CLOCK = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
 DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}")
 
@@ -146,15 +147,10 @@ class Table:
 
     def form_of(self, times: list[str]) -> str:
         """Return the form of the dates, as strptime has it; "" for seconds or milliseconds since 1970."""
-        from pandas.tseries.api import guess_datetime_format  # takes a while to load, and only this reader needs it
-
         times = [plain(time) for time in times if time.strip()] or ["0" * 10]
         if all(time.isdigit() and len(time) in (10, 13) for time in times):
             return ""
-        with warnings.catch_warnings(action="ignore"):  # pandas warns of each date that cannot have the day first
-            guesses = [guess_datetime_format(times[0], dayfirst=first) for first in (False, True)]
-        forms = [form for form in dict.fromkeys(guesses) if form and all(to_datetime(time, form) for time in times)]
-        forms = [form for form in forms if not form.startswith(YEAR_DAY)]
+        forms = [form for form in guesses(times[0]) if all(to_datetime(time, form) for time in times)]
         if len(forms) == 1:
             return forms[0]
         problem = "may have the day or the month first" if forms else "and the times after it have not one form"
@@ -177,6 +173,18 @@ class Table:
         if "%S" not in self.form:
             self.source.minutes[room] += 1
         return int(moment.timestamp()) if moment.tzinfo else self.source.local(text, moment)
+
+
+def guesses(time: str) -> list[str]:
+    """Return the forms that a date may have; with the year first there is one."""
+    if found := YEAR_FIRST.fullmatch(time):
+        mark, between, seconds = found.groups()
+        return [f"%Y{mark}%m{mark}%d{between}%H:%M{':%S' if seconds else ''}"]
+    from pandas.tseries.api import guess_datetime_format  # takes as long to load as 100,000 rows to read
+
+    with warnings.catch_warnings(action="ignore"):  # pandas warns of each date that cannot have the day first
+        forms = [guess_datetime_format(time, dayfirst=first) for first in (False, True)]
+    return [form for form in dict.fromkeys(forms) if form and not form.startswith(YEAR_DAY)]
 
 
 def plain(text: str) -> str:
