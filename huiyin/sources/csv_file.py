@@ -92,7 +92,8 @@ def csv_records(path: Path, lines: Iterable[bytes], skip_bad_lines: bool, encodi
     """Yield the records of a CSV; for a bad line one that is dropped, or `UserError`. If a closing quote is missing,
     reading continues with the second line of the record."""
     csv.field_size_limit(sys.maxsize)
-    lines, again = iter(lines), iter(())
+    lines = iter(lines)
+    again: Iterator[bytes] = iter(())  # lines of a bad record
     before = 0  # lines, when the reader began
     while True:
         record: list[bytes] = []

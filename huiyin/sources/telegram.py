@@ -82,7 +82,10 @@ class Chat:
         if time is None and (date := to_text(message.get("date"))):
             time = self.source.local(date)
         sender = first_text(message, "from_id", "actor_id")
-        parts, mentions = parts_of(message) if kind == "message" else ([("tip", None)], ())
+        parts: Parts = [("tip", None)]
+        mentions: Mentions = ()
+        if kind == "message":
+            parts, mentions = parts_of(message)
         target, quote = to_text(message.get("reply_to_message_id")), None
         if target and target not in self.topics and kind == "message":
             quote = Quote("" if message.get("reply_to_peer_id") else target)

@@ -101,7 +101,6 @@ def rows_of(source: "Source", head: "Head") -> Iterator[Sequence[str]]:
     in_order = itemgetter(*(places.get(name, -1) for name in COLUMNS))
     reader = csv.reader(source.lines(head), delimiter=separator(head.text.partition("\n")[0]))
     next(reader)
-    problem = ""
     while True:
         try:
             for row in reader:
