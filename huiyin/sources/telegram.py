@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from huiyin.sources.record import Mentions, Parts, Quote, Record, first_text, to_dict, to_list, to_seconds, to_text
+from huiyin.sources.record import Mentions, Parts, Quote, Record, to_dict, to_list, to_seconds, to_text
 
 if TYPE_CHECKING:
     from huiyin.sources.detect import Head
@@ -36,6 +36,7 @@ OF_KEY = {  # {key of a message: the kind of what it holds}
     **{"game_title": "ark", "invoice_information": "ark", "todo_list": "unknown:todo_list"},
     "paid_stars_amount": "unknown:paid_media",
 }
+SHOWN = frozenset(OF_KEY)
 
 
 def recognizes(head: "Head") -> bool:
@@ -81,7 +82,7 @@ class Chat:
         time = to_seconds(message.get("date_unixtime"))
         if time is None and (date := to_text(message.get("date"))):
             time = self.source.local(date)
-        sender = first_text(message, "from_id", "actor_id")
+        sender = to_text(message.get("from_id")) or to_text(message.get("actor_id"))
         parts: Parts = [("tip", None)]
         mentions: Mentions = ()
         if kind == "message":
@@ -96,7 +97,7 @@ class Chat:
             time,
             None,
             "" if sender in self.itself else f"user{sender}" if sender.isdigit() else sender,
-            first_text(message, "from", "actor"),
+            to_text(message.get("from")) or to_text(message.get("actor")),
             parts if kind != "unsupported" else [],
             mentions,
             quote,
@@ -110,7 +111,7 @@ def parts_of(message: dict[str, Any]) -> tuple[Parts, Mentions]:
     if message.get("via_bot"):
         return [("ark", None)], ()
     parts: Parts = []
-    if not OF_KEY.keys().isdisjoint(message):
+    if not SHOWN.isdisjoint(message):
         parts += [(kind, None) for key, kind in OF_KEY.items() if key in message]
     if "file" in message or "media_type" in message:
         parts.append((MEDIA.get(to_text(message.get("media_type")), "file"), None))

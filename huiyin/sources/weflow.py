@@ -69,7 +69,8 @@ def to_record(message: dict[str, Any], room: str, private: bool, senders: dict[s
         parts, mentions = with_mentions(words)
     else:
         parts, mentions = [(KINDS.get(kind, f"unknown:{to_text(message.get('localType')) or kind}"), None)], ()
-    mentions = mentioned(to_text(message.get("source"))) or mentions
+    if source := to_text(message.get("source")):
+        mentions = mentioned(source) or mentions
     return Record(
         to_text(message.get("platformMessageId")),
         room,
@@ -95,6 +96,6 @@ def without_quote(message: dict[str, Any], text: str, kind: str) -> tuple[str, Q
 
 
 def mentioned(source: str) -> list[str]:
-    found = AT.search(source) if source else None
+    found = AT.search(source)
     ids = [each.strip() for each in found[1].split(",")] if found else []
     return [EVERYBODY if each in AT_ALL else each for each in ids if each]
