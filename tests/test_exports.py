@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,24 @@ def test_local_times_need_a_zone_and_that_zone_counts(tmp_path):
     )
     assert parse(source, tmp_path / "out", "zone: Europe/Berlin").returncode == 0
     assert (tmp_path / "out/messages.csv").read_text(encoding="utf-8").startswith("7,2020-07-01T10:00:01Z,")
+
+
+def test_clocks_that_are_changed_count_from_their_hour(tmp_path):
+    source = tmp_path / "own.csv"
+    local = ["29 23:59:59", "30 1:59:59", "30 02:30:00", "30 03:00:00", "31 00:00:00"]  # 2:30 comes twice
+    source.write_text("time,name,text\n" + "".join(f"2022-10-{time},Mila,wir rudern\n" for time in local))
+    rows, _ = read_export(Source(detect(source), zone="Europe/Berlin"), True, [])
+    utc = ["29 21:59:59", "29 23:59:59", "30 00:30:00", "30 02:00:00", "30 23:00:00"]
+    assert rows["time"].to_list() == [int(datetime.fromisoformat(f"2022-10-{time}Z").timestamp()) for time in utc]
+
+
+def test_a_clock_without_an_hour_is_none(tmp_path):
+    source = tmp_path / "own.csv"
+    source.write_text("time,name,text\n2022-10-29 09:05:07,Mila,wir\n2022-10-29 :05:07,Mila,rudern\n")
+    assert refused(source, "zone: Europe/Berlin") == (
+        "own.csv: 2022-10-29 09:05:07 and the times after it have not one form; write them all such as "
+        "2024-05-31 18:05:09"
+    )
 
 
 def test_a_file_with_another_name_is_another_group(tmp_path):

@@ -37,7 +37,7 @@ YEAR_DAY = ("%Y/%d", "%Y-%d", "%Y.%d")  # nobody writes so
 SAMPLE = 1000  # rows by which dates and texts are judged
 SECONDS = {"%H:%M:%S": "", "%H:%M": ":00"}  # {form of a clock: what it lacks}
 YEAR_FIRST = re.compile(r"[12]\d{3}([-/.])\d\d?\1\d\d?( +|T)\d\d?:\d\d(:\d\d)?", re.ASCII)
-CLOCK = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
+CLOCK = re.compile("(?:[01]?[0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
 DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}")
 
 
@@ -199,9 +199,9 @@ def to_datetime(text: str, form: str) -> datetime | None:
     day_form, _, clock_form = form.rpartition(" ")
     if clock_form in SECONDS:
         written, _, clock = text.rpartition(" ")
-        clock = (clock + SECONDS[clock_form]).zfill(8)
+        clock += SECONDS[clock_form]
         if CLOCK.fullmatch(clock) and (day := on_day(written, day_form)):
-            return datetime.combine(day, time.fromisoformat(clock))
+            return datetime.combine(day, time.fromisoformat(clock.zfill(8)))
     return in_form(text, form)
 
 
