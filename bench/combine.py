@@ -137,7 +137,7 @@ def core(path):
 
     started, ledger = time.monotonic(), Ledger()
     turns = combine.combine(path, combine.Settings(), ledger)
-    combine.write_turns(turns, path.with_suffix(".turns"))
+    combine.write_turns(turns, path.with_suffix(".turns"), {})
     seconds = time.monotonic() - started
     ledger.check()
     alone = (turns["message_ids"].list.len() == 1).sum() / turns["message_ids"].list.len().sum()
