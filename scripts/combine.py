@@ -343,14 +343,14 @@ def resolve_quotes(turns):
         .group_by("turn_id")
         .agg(reply_to_turn=pl.col("quoted_turn").first(), quotes_outside=pl.col("quoted_turn").is_null().any())
     )
-    return (
-        turns.join(quotes, on="turn_id", how="left", maintain_order="left")
-        .with_columns(
+    # joined to the ids alone: a join copies all columns that it is given, lists of texts among them
+    found = turns.select("turn_id").join(quotes, on="turn_id", how="left", maintain_order="left")
+    return turns.with_columns(
+        found.select(
             reply_to_turn=pl.when(pl.col("reply_to_turn") != pl.col("turn_id")).then("reply_to_turn"),
             quotes_outside=pl.col("quotes_outside").fill_null(False),
         )
-        .select(*TURNS)
-    )
+    ).select(*TURNS)
 
 
 # ---- files
