@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import ClassVar, Literal
 from urllib.parse import quote
 
@@ -85,7 +86,7 @@ def combine(path, settings, ledger):
             ledger.written += turns[-1].height
             ledger.merged += with_words.height - turns[-1].height
             progress.add(messages.height)
-    return resolve_quotes(numbered(pl.concat(turns)))
+    return with_numbers(turns)
 
 
 # ---- the messages, in order and in parts
@@ -326,14 +327,20 @@ def turns_of(messages, settings):
     )
 
 
-def numbered(turns):
-    """Add `turn_id` and `seconds_since_previous` to turns that are in order."""
+def with_numbers(parts):
+    """Return one frame of `parts`, frames of turns in order, with the columns that depend on turns of other parts."""
+    turns = pl.concat(part.select("group_id", "time", "message_ids", "quoted") for part in parts)
     since = pl.when(pl.col("group_id") == pl.col("group_id").shift()).then(pl.col("time").diff().dt.total_seconds())
-    return turns.with_columns(turn_id=pl.int_range(pl.len()), seconds_since_previous=since.fill_null(0))
+    turns = turns.with_columns(turn_id=pl.int_range(pl.len()), seconds_since_previous=since.fill_null(0))
+    new = turns.select("turn_id", "seconds_since_previous").hstack(resolve_quotes(turns))
+    # the parts stay pieces of the frame: polars takes ten times as long to write lists of texts that are one piece
+    starts = accumulate((part.height for part in parts), initial=0)
+    pieces = (part.hstack(new.slice(start, part.height)) for part, start in zip(parts, starts, strict=False))
+    return pl.concat(pieces).select(*TURNS)
 
 
 def resolve_quotes(turns):
-    """Add `reply_to_turn` and `quotes_outside`: from the messages quoted to the turns which hold them."""
+    """Return `reply_to_turn` and `quotes_outside` of each turn: from the messages quoted to the turns which hold them."""
     turn_of = turns.select("message_ids", quoted_turn="turn_id").explode("message_ids")
     quotes = (
         turns.select("turn_id", "quoted")
@@ -343,14 +350,14 @@ def resolve_quotes(turns):
         .group_by("turn_id")
         .agg(reply_to_turn=pl.col("quoted_turn").first(), quotes_outside=pl.col("quoted_turn").is_null().any())
     )
-    # joined to the ids alone: a join copies all columns that it is given, lists of texts among them
-    found = turns.select("turn_id").join(quotes, on="turn_id", how="left", maintain_order="left")
-    return turns.with_columns(
-        found.select(
+    return (
+        turns.select("turn_id")
+        .join(quotes, on="turn_id", how="left", maintain_order="left")
+        .select(
             reply_to_turn=pl.when(pl.col("reply_to_turn") != pl.col("turn_id")).then("reply_to_turn"),
             quotes_outside=pl.col("quotes_outside").fill_null(False),
         )
-    ).select(*TURNS)
+    )
 
 
 # ---- files
