@@ -100,6 +100,13 @@ def test_the_probe_is_one_question_with_our_options_and_only_where_there_are_oth
     assert len(probes) == 1
 
 
+def test_a_model_that_keeps_to_the_form_only_at_a_temperature_may_be_asked(folder):
+    """Gemma 3 270M writes blanks without end at 0."""
+    broken_off = exactly(whole("{   ", done_reason="length"))
+    folder.ollama.before_probe = lambda body: None if body["options"]["temperature"] else broken_off
+    succeeded(folder.pair())
+
+
 def test_a_model_that_thinks_and_keeps_to_the_form_is_a_warning(folder):
     folder.ollama.before_probe = lambda body: f'{THOUGHT}{{"answers": "x7q"}}'
     assert succeeded(folder.pair()).stderr == (

@@ -12,6 +12,7 @@ from huiyin.llm.backend import THINKS, ChatRequest, Unavailable, Unusable
 from huiyin.llm.pool import Pool
 
 TRIES = 3  # of which one is enough, unless the connection fails
+TEMPERATURE = 0.8  # of the second and third: at 0 they would be the first again
 WORDS = ["x7q", "k2v"]  # with which nobody answers a greeting
 PROBE = ChatRequest(
     messages=[{"role": "user", "content": "你好，今天过得怎么样？"}],
@@ -32,7 +33,8 @@ def check_form(pool: Pool, model: str, logprobs: bool) -> None:
     why = ""
     for attempt in range(TRIES):
         try:
-            answer = pool.chat(PROBE._replace(seed=attempt, logprobs=logprobs))
+            temperature = TEMPERATURE if attempt else 0.0
+            answer = pool.chat(PROBE._replace(seed=attempt, temperature=temperature, logprobs=logprobs))
             if json.loads(answer.text)["answers"] in WORDS:
                 if answer.thought:
                     print(
