@@ -340,7 +340,7 @@ def with_numbers(parts):
 
 
 def resolve_quotes(turns):
-    """Return `reply_to_turn` and `quotes_outside` of each turn: from the messages quoted to the turns which hold them."""
+    """Return `reply_to_turn` and `quotes_outside` of each turn: from messages quoted to the turns which hold them."""
     turn_of = turns.select("message_ids", quoted_turn="turn_id").explode("message_ids")
     quotes = (
         turns.select("turn_id", "quoted")
