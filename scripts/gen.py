@@ -34,7 +34,7 @@ from huiyin.questions.filling import missing_halves, repeated
 from huiyin.questions.messages import Separator, joiner, with_messages
 from huiyin.questions.prompts import Prompt, name_in_quotes, read_prompt
 
-RESULTS = 3  # to be raised when the same input gives another result
+RESULTS = 4  # to be raised when the same input gives another result
 MADE_BY, TURNS_BY = "`make pair` makes it", "`make combine` makes it"
 ROUNDS = 3  # in which a prompt is asked for, from the second on alone
 RUBBISH_FROM = 20  # prompts, from which the share of the refused ones says something about the model

@@ -266,6 +266,8 @@ def test_the_missing_half_is_written(folder):
         ("？？？", "no_letters"),
         ("😂😂", "no_letters"),
         ("二十三", "no_letters"),
+        ("2023-11-19T08:24", "no_letters"),
+        ("名2！", "name"),
         ("1:你好 2:晚安", "counting"),
         ("明天走起吗", "copied"),
         ("那明天走起吗？", "copied"),
@@ -344,7 +346,7 @@ def test_a_model_that_writes_nothing_else_is_named_as_too_small(folder):
     folder.settings("gen", "context_turns: 0\nbatch_size: 1\n")
     assert complaint(folder.gen()) == (
         "gen.py: the language model failed 2 times in a row, the last time: nothing in the answer is good enough: it "
-        "has no letters; take a larger model in llm.yaml; what is answered is kept, start again to go on"
+        "has hardly any letters; take a larger model in llm.yaml; what is answered is kept, start again to go on"
     )
 
 

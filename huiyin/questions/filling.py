@@ -26,7 +26,8 @@ GAP, NOTHING_BEFORE = "（这里缺一句话）", "（没有更早的发言）"
 REFUSED = {  # why a written prompt is not used, as the receipt has it and in words
     "empty": "it is empty",
     "too_long": "it is too long",
-    "no_letters": "it has no letters",
+    "no_letters": "it has hardly any letters",
+    "name": "it is a name",
     "counting": "it counts",
     "copied": "it repeats the reply or a turn before it",
     "instructions": "it repeats the instructions",
@@ -38,6 +39,7 @@ RUN_FROM = 4  # letters in a row that two texts share by more than chance
 # half of the words of an earlier one.
 SHARE_OF_REPLY, SHARE_OF_INSTRUCTIONS, SHARE_OF_TURN, SHARE_OF_TEXT = 0.5, 0.5, 0.6, 0.8
 FOREIGN_FROM, RARE_SHARE, OWN_SHARE = 3, 0.05, 0.2  # see `foreign`
+MOST_DIGITS = 2  # for each letter: dates and numbers of versions have more
 SAME_UP_TO, SAME_SHARE = 2, 2 / 15  # of the prompts may be equal: turns like "yes" follow many a question
 LABEL = re.compile(r"(?<!\S)(\d+)\s*[:：.、)）]")
 
@@ -73,13 +75,17 @@ def missing_halves(
         return prompt.fill(items="\n".join(shown), name=name(items[-1][1]))
 
     instructions = letters_of_instructions(prompt.system + prompt.user.template)
+    names = {letters_of(name_of(each)) for _, turn, context in items for each in (turn, *context)}
 
     def accept(answer):
         texts = {index: " ".join(answer[str(index + 1)].split()) for index in range(len(items))}
         problems = dict.fromkeys(repeated(texts, nearly=True), "same")
         for index, (line, _, context) in enumerate(items):
             turns = [other["text"] for other in context]
-            if problem := problem_with(texts[index], line["reply"], turns, instructions, settings.max_characters):
+            problem = problem_with(texts[index], line["reply"], turns, instructions, settings.max_characters)
+            if not problem and letters_of(texts[index]) in names:
+                problem = "name"
+            if problem:
                 problems[index] = problem
         for index, (line, _, _) in enumerate(items):
             refused.pop(line["turn_id"], None)  # of an answer in the cache that the rules of today refuse
@@ -108,7 +114,7 @@ def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str,
     rules = {
         "empty": not text,
         "too_long": len(text) > max_characters,
-        "no_letters": not letters,
+        "no_letters": sum(map(str.isdigit, text)) > MOST_DIGITS * len(letters) or not letters,
         "counting": LABEL.findall(text)[:2] == ["1", "2"],
         "copied": copied or any(shares(letters, letters_of(said), SHARE_OF_TURN) for said in (reply, *turns)),
         "instructions": shares(letters, instructions, SHARE_OF_INSTRUCTIONS),
