@@ -267,6 +267,7 @@ def test_the_missing_half_is_written(folder):
         ("😂😂", "no_letters"),
         ("二十三", "no_letters"),
         ("2023-11-19T08:24", "no_letters"),
+        ("b.", "no_letters"),
         ("名2！", "name"),
         ("1:你好 2:晚安", "counting"),
         ("明天走起吗", "copied"),

@@ -114,7 +114,7 @@ def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str,
     rules = {
         "empty": not text,
         "too_long": len(text) > max_characters,
-        "no_letters": sum(map(str.isdigit, text)) > MOST_DIGITS * len(letters) or not letters,
+        "no_letters": len(letters) <= letters.isascii() or sum(map(str.isdigit, text)) > MOST_DIGITS * len(letters),
         "counting": LABEL.findall(text)[:2] == ["1", "2"],
         "copied": copied or any(shares(letters, letters_of(said), SHARE_OF_TURN) for said in (reply, *turns)),
         "instructions": shares(letters, instructions, SHARE_OF_INSTRUCTIONS),
