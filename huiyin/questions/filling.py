@@ -82,10 +82,8 @@ def missing_halves(
         problems = dict.fromkeys(repeated(texts, nearly=True), "same")
         for index, (line, _, context) in enumerate(items):
             turns = [other["text"] for other in context]
-            problem = problem_with(texts[index], line["reply"], turns, instructions, settings.max_characters)
-            if not problem and letters_of(texts[index]) in names:
-                problem = "name"
-            if problem:
+            given = line["reply"], turns, names, instructions, settings.max_characters
+            if problem := problem_with(texts[index], *given):
                 problems[index] = problem
         for index, (line, _, _) in enumerate(items):
             refused.pop(line["turn_id"], None)  # of an answer in the cache that the rules of today refuse
@@ -103,18 +101,22 @@ def missing_halves(
     return replace(question, may_be_split=True, unnamed=unnamed)
 
 
-def problem_with(text: str, reply: str, turns: Iterable[str], instructions: str, max_characters: int) -> str:
+def problem_with(
+    text: str, reply: str, turns: Iterable[str], names: set[str], instructions: str, max_characters: int
+) -> str:
     """Return why `text` cannot be what `reply` answers, a key of REFUSED, or "".
 
-    turns: those shown before the reply. instructions: the letters of the prompt, which small models repeat. Whether a
-    text is the `same` as others is for `repeated` to say.
+    turns: those shown before the reply. names: the letters of the names of all who were shown. instructions: the
+    letters of the prompt, which small models repeat. Whether a text is the `same` as others is for `repeated` to say.
     """
     letters, of_reply = letters_of(text), letters_of(reply)
     copied = letters == of_reply or shares(of_reply, letters, SHARE_OF_REPLY)
+    digits = sum(map(str.isdigit, text))
     rules = {
         "empty": not text,
         "too_long": len(text) > max_characters,
-        "no_letters": len(letters) <= letters.isascii() or sum(map(str.isdigit, text)) > MOST_DIGITS * len(letters),
+        "no_letters": digits > MOST_DIGITS * len(letters) or not letters or (len(letters) == 1 and letters.isascii()),
+        "name": letters in names,
         "counting": LABEL.findall(text)[:2] == ["1", "2"],
         "copied": copied or any(shares(letters, letters_of(said), SHARE_OF_TURN) for said in (reply, *turns)),
         "instructions": shares(letters, instructions, SHARE_OF_INSTRUCTIONS),
